@@ -1,0 +1,127 @@
+"""Saving and finding checkpoints: written beside and renamed, never half there."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lossmix_det.errors import UserError
+
+log = logging.getLogger(__name__)
+
+NAME = re.compile(r"step_(\d+)\.pt")
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader sees the old one or the whole new one, whatever happens."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(draft, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+
+
+def save_tensors(content: Any, path: Path) -> None:
+    """`torch.save`, atomically and on the disk before it returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(draft, "wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+
+
+class Checkpoints:
+    """The checkpoints of one run: the last ``keep_last``, and the best.
+
+    Args:
+        folder: where they lie; need not exist.
+        keep_last: how many of the latest to keep.
+    """
+
+    def __init__(self, folder: Path, keep_last: int) -> None:
+        self.folder, self.keep_last = folder, keep_last
+
+    @property
+    def best(self) -> Path:
+        return self.folder / "best.pt"
+
+    def paths(self) -> list[Path]:
+        """The numbered checkpoints, latest last."""
+        found = [(NAME.fullmatch(path.name), path) for path in self.folder.glob("step_*.pt")]
+        return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
+
+    def save(self, content: dict[str, Any], is_best: bool = False) -> Path:
+        """Write ``step_<step>.pt``, and the same as ``best.pt``; then delete what is over."""
+        path = self.folder / f"step_{content['step']:07d}.pt"
+        if is_best:
+            save_tensors(content, self.best)
+        save_tensors(content, path)
+        for old in self.paths()[: -self.keep_last]:
+            old.unlink()
+        return path
+
+    def load_latest(self) -> dict[str, Any] | None:
+        """The latest checkpoint that can be read; one that cannot is named and passed over. None if there is none.
+
+        Raises:
+            UserError: there are checkpoints, but none can be read.
+        """
+        paths = self.paths()
+        for path in reversed(paths):
+            try:
+                return read_checkpoint(path)
+            except UserError as error:
+                log.warning("%s; falling back to the one before", error)
+        if paths:
+            raise UserError(f"{self.folder}: none of its {len(paths)} checkpoints can be read; start with a new output_dir")
+        return None
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of ours without unpickling code.
+
+    Raises:
+        UserError: the file is missing, damaged, or no checkpoint.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such checkpoint") from None
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path}: damaged checkpoint ({str(error).splitlines()[0]})") from None
+    if not isinstance(content, dict) or "student" not in content or "step" not in content:
+        raise UserError(f"{path}: not a checkpoint of lossmix_det")
+    return content
+
+
+def random_state() -> dict[str, Any]:
+    """Every global generator's state, as numbers and tensors."""
+    kind, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
+        torch.cuda.set_rng_state_all(state["cuda"])

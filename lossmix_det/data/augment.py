@@ -1,0 +1,100 @@
+"""Weak and strong views of one image, in one geometry (Adaptive Teacher's recipe, Li et al., CVPR 2022).
+
+weak = crop, flip, resize; strong = weak + colour jitter, greyscale, blur, erasing. Randomness comes from a seed per
+image alone, so it does not depend on workers, order or resumption.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no look-up over the network on import
+
+import albumentations as A
+import cv2
+import numpy as np
+
+from lossmix_det.config import AugmentConfig
+
+# (scale, ratio) of Adaptive Teacher's three erasings
+ERASINGS = (((0.05, 0.2), (0.3, 3.3)), ((0.02, 0.2), (0.1, 6.0)), ((0.02, 0.2), (0.05, 8.0)))
+
+
+@dataclass(frozen=True)
+class AugmentedViews:
+    """(H, W, 3) uint8 views (absent where not asked for), the boxes in them, and which boxes of the image they are."""
+
+    weak: np.ndarray | None
+    strong: np.ndarray | None
+    boxes: np.ndarray
+    kept: np.ndarray
+
+
+class Augment:
+    """Turns an image and its boxes into the views asked for.
+
+    Args:
+        config: probabilities and sizes.
+        views: ``weak``, ``strong`` or both.
+    """
+
+    def __init__(self, config: AugmentConfig, views: list[str]) -> None:
+        self.config, self.views = config, views
+        box_params = A.BboxParams(
+            "pascal_voc", label_fields=["indices"], min_visibility=config.min_visibility, clip=True
+        )
+        self.geometry = A.Compose(_geometry(config), bbox_params=box_params)
+        self.appearance = A.Compose(_appearance(config))
+
+    def __call__(self, image: np.ndarray, boxes: np.ndarray, seed: int) -> AugmentedViews:
+        """Draw the views of one image.
+
+        Args:
+            image: (H, W, 3) uint8.
+            boxes: (N, 4) ``xyxy`` pixels inside the image.
+            seed: fixes everything that is drawn.
+        """
+        rng = np.random.default_rng(seed)
+        short_side = int(rng.choice(self.config.min_sizes))
+        self.geometry.set_random_seed(int(rng.integers(2**31)))
+        moved = self.geometry(image=image, bboxes=boxes, indices=np.arange(len(boxes)))
+        kept = np.asarray(moved["indices"], dtype=np.int64)
+        boxes = np.asarray(moved["bboxes"], dtype=np.float32).reshape(-1, 4)
+        weak, boxes = resize(moved["image"], boxes, short_side, self.config.max_size)
+        strong = None
+        if "strong" in self.views:
+            self.appearance.set_random_seed(int(rng.integers(2**31)))
+            strong = self.appearance(image=weak)["image"]
+        return AugmentedViews(weak if "weak" in self.views else None, strong, boxes, kept)
+
+
+def resize(image: np.ndarray, boxes: np.ndarray, short_side: int, max_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scale to a short side, the long side being at most ``max_size``; boxes along with it."""
+    height, width = image.shape[:2]
+    scale = min(short_side / min(height, width), max_size / max(height, width))
+    new_height, new_width = max(1, round(height * scale)), max(1, round(width * scale))
+    if (new_height, new_width) == (height, width):
+        return image, boxes
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    resized = cv2.resize(image, (new_width, new_height), interpolation=interpolation)
+    return resized, boxes * np.array([new_width / width, new_height / height] * 2, dtype=np.float32)
+
+
+def _geometry(config: AugmentConfig) -> list[A.BasicTransform]:
+    steps: list[A.BasicTransform] = []
+    if config.crop:
+        steps.append(A.RandomCropFromBorders(0.25, 0.25, 0.25, 0.25, p=config.crop))
+    steps.append(A.HorizontalFlip(p=config.flip))
+    return steps
+
+
+def _appearance(config: AugmentConfig) -> list[A.BasicTransform]:
+    steps: list[A.BasicTransform] = [
+        A.ColorJitter((0.6, 1.4), (0.6, 1.4), (0.6, 1.4), (-config.hue, config.hue), p=config.jitter),
+        A.ToGray(p=config.grayscale),
+        A.GaussianBlur(blur_limit=0, sigma_limit=(0.1, 2.0), p=config.blur),
+    ]
+    for probability, (scale, ratio) in zip(config.erasing, ERASINGS, strict=False):
+        steps.append(A.Erasing(scale=scale, ratio=ratio, fill="random", p=probability))
+    return steps

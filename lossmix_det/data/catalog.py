@@ -1,0 +1,151 @@
+"""Data sets by name: those declared in the YAML, those known by heart, and the generated benchmark."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from lossmix_det.config import Config, DatasetConfig
+from lossmix_det.data import shapes
+from lossmix_det.data.coco import read_coco
+from lossmix_det.data.folder import read_folder
+from lossmix_det.data.records import ImageSet, Problems, RawImage, build, found_classes
+from lossmix_det.data.voc import read_voc
+from lossmix_det.errors import UserError, nearest
+
+VOC_CLASSES = (
+    "aeroplane bicycle bird boat bottle bus car cat chair cow "
+    "diningtable dog horse motorbike person pottedplant sheep sofa train tvmonitor"
+).split()
+PAINTED_CLASSES = "bicycle bird car cat dog person".split()  # Watercolor2k and Comic2k
+CITYSCAPES_CLASSES = ["person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"]
+
+
+def datasets_root() -> Path:
+    """$LOSSMIX_DATASETS, else $DETECTRON2_DATASETS, else ``datasets``."""
+    return Path(os.environ.get("LOSSMIX_DATASETS") or os.environ.get("DETECTRON2_DATASETS") or "datasets")
+
+
+def builtin_datasets() -> dict[str, DatasetConfig]:
+    """The data sets known by name, relative to `datasets_root`; datasets/README.md shows their layout."""
+    table = {}
+    for year in (2007, 2012):
+        for split in ("train", "val", "trainval", "test"):
+            table[f"voc_{year}_{split}"] = DatasetConfig(root=f"VOC{year}", split=split, classes=VOC_CLASSES)
+    for name, folder, classes in (
+        ("clipart1k", "clipart", VOC_CLASSES),
+        ("watercolor2k", "watercolor", PAINTED_CLASSES),
+        ("comic2k", "comic", PAINTED_CLASSES),
+    ):
+        for split in ("train", "test"):
+            table[f"{name}_{split}"] = DatasetConfig(root=folder, split=split, classes=classes)
+        table[f"{name}_all"] = DatasetConfig(root=folder, classes=classes)
+    for split in ("train", "val"):
+        for name, folder in (("cityscapes", "leftImg8bit"), ("foggy_cityscapes", "leftImg8bit_foggy")):
+            table[f"{name}_{split}"] = DatasetConfig(
+                format="coco",
+                root="cityscapes",
+                annotations=f"annotations/{name}_{split}.json",
+                images=f"{folder}/{split}",
+                classes=CITYSCAPES_CLASSES,
+            )
+    return table
+
+
+def find(name: str, config: Config) -> DatasetConfig:
+    """The declaration of a data set, its root made absolute; the benchmark is generated when first asked for.
+
+    Raises:
+        UserError: nobody knows the name, or its folder does not exist.
+    """
+    if name in config.datasets:
+        entry = config.datasets[name]
+        if not entry.root:
+            raise UserError(f"datasets.{name}.root is empty; give the folder of the data set")
+        entry = replace(entry, root=str(Path(entry.root).expanduser()))
+    elif name in shapes.NAMES:
+        domain, split = name.split("_")[1:]
+        root = shapes.generate(config.shapes, datasets_root()) / domain
+        entry = DatasetConfig(root=str(root), split=split, classes=list(shapes.CLASSES))
+    else:
+        table = builtin_datasets()
+        if name not in table:
+            known = [*config.datasets, *shapes.NAMES, *table]
+            raise UserError(f"unknown data set {name!r}{nearest(name, known)}; declare it in the YAML under datasets")
+        entry = replace(table[name], root=str(_builtin_root(table[name].root)))
+    if not Path(entry.root).is_dir():
+        raise UserError(f"data set {name!r}: folder {entry.root} does not exist; see datasets/README.md")
+    return entry
+
+
+def _builtin_root(folder: str) -> Path:
+    """The folder itself, or the one below VOCdevkit, as the official archives unpack."""
+    root = datasets_root()
+    below = root / "VOCdevkit" / folder
+    return below if below.is_dir() and not (root / folder).is_dir() else root / folder
+
+
+def load(name: str, config: Config, classes: list[str] | None = None) -> ImageSet:
+    """Read and check one data set.
+
+    Args:
+        name: of the data set.
+        config: its ``datasets``, ``shapes`` and ``data`` say where and how.
+        classes: the names that the detector learns; absent takes those of this data set.
+
+    Raises:
+        UserError: something is missing or wrong and ``data.on_error`` is ``raise``.
+    """
+    entry, problems = find(name, config), Problems(skip=config.data.on_error == "skip")
+    images, numbers = _read(entry, problems)
+    known = entry.classes or (list(numbers) if numbers else None)
+    classes = classes or config.data.classes or known or found_classes(images)
+    labelled = entry.format != "folder"
+    _check_names(name, classes, known if labelled else None)
+    result = build(name, images, classes, known, problems, ignore=entry.ignore_classes, labelled=labelled)
+    unused = max(numbers.values(), default=0)
+    result.category_ids = [numbers.get(label, unused + 1 + index) for index, label in enumerate(classes)]
+    return result
+
+
+def _read(entry: DatasetConfig, problems: Problems) -> tuple[list[RawImage], dict[str, int]]:
+    """The images of a declared data set, and the category numbers that its file gives."""
+    root = Path(entry.root)
+    if entry.format == "coco":
+        if not entry.annotations:
+            raise UserError(f"{root}: format coco needs annotations, the path of its JSON file below root")
+        return read_coco(root / entry.annotations, root / entry.images, problems)
+    if entry.format == "folder":
+        return read_folder(root / entry.images), {}
+    folders = {"images": entry.images, "annotations": entry.annotations}
+    return read_voc(root, entry.split, problems, **folders, pixel_origin=entry.pixel_origin), {}
+
+
+def _check_names(name: str, classes: list[str], known: list[str] | None) -> None:
+    """Refuse a class list that shares no name with the data set: a misspelling would train on nothing."""
+    if not classes:
+        raise UserError(f"data set {name!r} names no class; list them in data.classes")
+    if known and not set(classes) & set(known):
+        raise UserError(
+            f"data set {name!r} has none of the classes {', '.join(classes)}{nearest(classes[0], known)}; "
+            f"its own are {', '.join(known)}"
+        )
+
+
+def load_sets(config: Config) -> tuple[list[ImageSet], list[ImageSet]]:
+    """The training and test sets of a configuration, all with the classes of the first training set.
+
+    Raises:
+        UserError: something is missing or wrong, or a class of ``data.classes`` is in no training set.
+    """
+    if not config.data.train:
+        raise UserError("data.train is empty; name at least one data set")
+    train = [load(config.data.train[0], config)]
+    classes = train[0].classes
+    train += [load(name, config, classes) for name in config.data.train[1:]]
+    present = {int(label) for image_set in train for record in image_set.records for label in record.classes}
+    absent = [label for index, label in enumerate(classes) if index not in present]
+    if absent and all(image_set.labelled for image_set in train):
+        raise UserError(f"no box in {', '.join(config.data.train)} is of class {absent[0]!r}; remove it from the classes")
+    return train, [load(name, config, classes) for name in config.data.test]

@@ -1,0 +1,113 @@
+"""COCO instance annotations (Lin et al., ECCV 2014): one JSON file and a folder of images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lossmix_det.data.records import Problems, RawImage, RawObject, contained
+from lossmix_det.errors import UserError
+
+
+def read_coco(annotations: Path, images: Path, problems: Problems) -> tuple[list[RawImage], dict[str, int]]:
+    """Read every image that the file lists, also those without a box.
+
+    Args:
+        annotations: the JSON file.
+        images: folder that its ``file_name``s are relative to.
+        problems: raises or collects what is wrong with single images and annotations.
+
+    Returns:
+        The images in the order of the file, and the category number of each class name in the order of the numbers.
+
+    Raises:
+        UserError: the file is missing, not JSON, or not of the COCO layout.
+    """
+    content = _load(annotations)
+    names = _categories(content["categories"], annotations)
+    entries, objects = _images(content["images"], annotations, problems)
+    for index, entry in enumerate(content["annotations"]):
+        where = f"{annotations}: annotations[{index}]"
+        try:
+            image_id, item = _read_object(entry, names, where)
+            if image_id not in objects:
+                raise ValueError(f"belongs to image_id {image_id}, which is not among the images")
+        except (ValueError, TypeError, KeyError) as error:
+            problems.fail(f"{where} {_reason(error)}")
+            continue
+        objects[image_id].append(item)
+    result = []
+    for image_id, (where, entry) in entries.items():
+        try:
+            path = contained(images, entry["file_name"], where)
+        except UserError as error:
+            problems.fail(str(error))
+            continue
+        size = (entry["width"], entry["height"]) if "width" in entry and "height" in entry else None
+        result.append(RawImage(where, path, objects[image_id], size, image_id))
+    return result, {name: number for number, name in sorted(names.items())}
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such annotation file") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: malformed JSON ({error.msg}); was the file copied whole?") from None
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise UserError(f"{path}: no list named {key!r}; a COCO file has images, annotations and categories")
+    return content
+
+
+def _categories(entries: list[Any], path: Path) -> dict[int, str]:
+    names: dict[int, str] = {}
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, dict) or type(entry.get("id")) is not int or not isinstance(entry.get("name"), str):
+            raise UserError(f"{path}: categories[{index}] needs a whole number as id and a name, got {entry!r}")
+        if entry["id"] in names or entry["name"] in names.values():
+            raise UserError(f"{path}: categories[{index}] repeats id {entry['id']} or name {entry['name']!r}")
+        names[entry["id"]] = entry["name"]
+    return names
+
+
+def _images(entries: list[Any], path: Path, problems: Problems):
+    """Entries and empty object lists by image id."""
+    found: dict[int, tuple[str, dict[str, Any]]] = {}
+    for index, entry in enumerate(entries):
+        where = f"{path}: images[{index}]"
+        if not isinstance(entry, dict) or type(entry.get("id")) is not int or not isinstance(entry.get("file_name"), str):
+            problems.fail(f"{where} needs a whole number as id and a file_name")
+        elif entry["id"] in found:
+            problems.fail(f"{where} repeats the id {entry['id']}")
+        else:
+            found[entry["id"]] = (f"{where} ({entry['file_name']})", entry)
+    return found, {image_id: [] for image_id in found}
+
+
+def _read_object(entry: dict[str, Any], names: dict[int, str], where: str) -> tuple[int, RawObject]:
+    if entry["category_id"] not in names:
+        raise ValueError(f"has category_id {entry['category_id']}, which is not among the categories")
+    bbox = entry["bbox"]
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(type(value) in (int, float) for value in bbox):
+        raise ValueError(f"has bbox {bbox!r}, not four numbers [x, y, width, height]")
+    x, y, width, height = bbox
+    item = RawObject(
+        where=where,
+        name=names[entry["category_id"]],
+        box=(x, y, x + width, y + height),
+        difficult=bool(entry.get("ignore", 0)),
+        crowd=bool(entry.get("iscrowd", 0)),
+        area=float(entry["area"]) if "area" in entry else None,
+    )
+    return entry["image_id"], item
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"has no {error.args[0]}"
+    return str(error) if isinstance(error, ValueError) else "is not of the COCO layout"

@@ -1,0 +1,233 @@
+"""From image sets to batches: endless, resumable, sharded for training; in order, once, for evaluation.
+
+The batch of a step is a function of the seed and the step alone. Resuming is therefore starting to count at another
+step, and the processes of a distributed run each take their slice of the same joint batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from lossmix_det.config import DataConfig
+from lossmix_det.data.augment import Augment, resize
+from lossmix_det.data.images import read
+from lossmix_det.data.records import ImageRecord, ImageSet
+from lossmix_det.structures import ImageBatch, Instances, Views
+
+STRIDE = 32  # canvases are multiples of the coarsest backbone stride
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One image asked of the data set: its index and the seed of everything random about it."""
+
+    index: int
+    key: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One loaded image: its views as (3, H, W) uint8; ``problems`` names the files that could not be read instead."""
+
+    weak: torch.Tensor | None
+    strong: torch.Tensor | None
+    truth: Instances
+    key: int
+    index: int
+    problems: tuple[str, ...] = ()
+
+
+class TrainingImages(Dataset):
+    """Views of the images of one or more sets, by `Draw`."""
+
+    def __init__(self, sets: list[ImageSet], config: DataConfig) -> None:
+        self.records = [record for image_set in sets for record in image_set.records]
+        if config.drop_empty and any(image_set.labelled for image_set in sets):
+            self.records = [record for record in self.records if teaches(record, config.keep_difficult).any()]
+        self.config = config
+        self.augment = Augment(config.augment, config.views)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, draw: Draw) -> Sample:
+        """The image drawn, or the next one that can be read."""
+        problems: list[str] = []
+        for step in range(len(self.records)):
+            record = self.records[(draw.index + step) % len(self.records)]
+            try:
+                image = read(record.path, self.config.high_bit_depth)
+            except OSError as error:
+                problems.append(f"{record.path}: image cannot be read ({error})")
+                continue
+            return self._sample(record, image, draw, tuple(problems))
+        raise RuntimeError("no training image can be read")
+
+    def _sample(self, record: ImageRecord, image: np.ndarray, draw: Draw, problems: tuple[str, ...]) -> Sample:
+        taught = teaches(record, self.config.keep_difficult)
+        views = self.augment(image, record.boxes[taught], draw.key)
+        classes = torch.from_numpy(record.classes[taught][views.kept])
+        truth = Instances(torch.from_numpy(views.boxes), classes)
+        weak, strong = (None if view is None else _channels_first(view) for view in (views.weak, views.strong))
+        return Sample(weak, strong, truth, draw.key, draw.index, problems)
+
+
+class EvaluationImages(Dataset):
+    """Images in order, resized as for testing, without anything random."""
+
+    def __init__(self, image_set: ImageSet, config: DataConfig) -> None:
+        self.records, self.config = image_set.records, config
+        self.short_side = config.augment.test_size or config.augment.min_sizes[-1]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Sample:
+        record = self.records[index]
+        problems: tuple[str, ...] = ()
+        try:
+            image = read(record.path, self.config.high_bit_depth)
+        except OSError as error:
+            problems = (f"{record.path}: image cannot be read ({error})",)
+            image = np.zeros((*record.size, 3), dtype=np.uint8)
+        image, _ = resize(image, record.boxes, self.short_side, self.config.augment.max_size)
+        return Sample(_channels_first(image), None, Instances.empty(), 0, index, problems)
+
+
+class StreamSampler(Sampler):
+    """Endless batches of `Draw`s, shuffled anew each time through the data.
+
+    Args:
+        sizes: (height, width) of every image, for grouping.
+        batch_size: images per batch over all processes.
+        seed: of the order and of every image's randomness; another ``stream`` of the same seed differs.
+        start: number of batches that were taken before.
+        rank, world: which slice of the joint batch this process takes.
+        group_by_shape: keep wide images apart from the others.
+    """
+
+    def __init__(
+        self,
+        sizes: list[tuple[int, int]],
+        batch_size: int,
+        *,
+        seed: int,
+        stream: int = 0,
+        start: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        group_by_shape: bool = True,
+    ) -> None:
+        if batch_size % world:
+            raise ValueError(f"batch_size {batch_size} cannot be shared evenly by {world} processes")
+        self.wide = [group_by_shape and width > height for height, width in sizes]
+        self.batch_size, self.seed, self.stream, self.start = batch_size, seed, stream, start
+        share = batch_size // world
+        self.slice = slice(rank * share, (rank + 1) * share)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        groups: dict[bool, list[tuple[int, int]]] = {False: [], True: []}
+        batches = 0
+        for position, index in enumerate(self._order()):
+            group = groups[self.wide[index]]
+            group.append((position, index))
+            if len(group) < self.batch_size:
+                continue
+            batches += 1
+            if batches > self.start:
+                yield [Draw(image, self._key(place)) for place, image in group[self.slice]]
+            group.clear()
+
+    def _order(self) -> Iterator[int]:
+        epoch = 0
+        while True:
+            yield from np.random.default_rng([self.seed, self.stream, epoch]).permutation(len(self.wide)).tolist()
+            epoch += 1
+
+    def _key(self, position: int) -> int:
+        sequence = np.random.SeedSequence([self.seed, self.stream, 1 << 20, position])
+        return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(2))
+
+
+def training_loader(
+    sets: list[ImageSet], config: DataConfig, *, seed: int, start: int = 0, rank: int = 0, world: int = 1
+) -> DataLoader:
+    """Batches of (`Views`, problems) without end, from step ``start`` on."""
+    images = TrainingImages(sets, config)
+    sampler = StreamSampler(
+        [record.size for record in images.records],
+        config.batch_size,
+        seed=seed,
+        start=start,
+        rank=rank,
+        world=world,
+        group_by_shape=config.group_by_shape,
+    )
+    return DataLoader(images, batch_sampler=sampler, collate_fn=collate_views, **_loading(config.workers))
+
+
+def evaluation_loader(image_set: ImageSet, config: DataConfig, *, rank: int = 0, world: int = 1) -> DataLoader:
+    """Every image once, in batches of (`ImageBatch`, indices, problems); processes take every ``world``-th image."""
+    indices = range(rank, len(image_set), world)
+    return DataLoader(
+        EvaluationImages(image_set, config),
+        batch_size=config.test_batch_size,
+        sampler=indices,
+        collate_fn=collate_images,
+        **_loading(config.workers),
+    )
+
+
+def collate_views(samples: list[Sample]) -> tuple[Views, list[str]]:
+    keys = tuple(sample.key for sample in samples)
+    weak, strong = (
+        None if views[0] is None else to_batch(views, keys)
+        for views in ([sample.weak for sample in samples], [sample.strong for sample in samples])
+    )
+    problems = [problem for sample in samples for problem in sample.problems]
+    return Views(weak, strong, tuple(sample.truth for sample in samples)), problems
+
+
+def collate_images(samples: list[Sample]) -> tuple[ImageBatch, list[int], list[str]]:
+    problems = [problem for sample in samples for problem in sample.problems]
+    return to_batch([sample.weak for sample in samples]), [sample.index for sample in samples], problems
+
+
+def to_batch(images: list[torch.Tensor], keys: tuple[int, ...] | None = None) -> ImageBatch:
+    """Lay (3, h, w) images on the smallest common canvas whose sides are multiples of 32."""
+    height, width = (-(-max(image.shape[side] for image in images) // STRIDE) * STRIDE for side in (1, 2))
+    pixels = images[0].new_zeros((len(images), 3, height, width))
+    for image, place in zip(images, pixels, strict=True):
+        place[:, : image.shape[1], : image.shape[2]] = image
+    return ImageBatch(pixels, tuple((image.shape[1], image.shape[2]) for image in images), keys)
+
+
+def teaches(record: ImageRecord, keep_difficult: bool) -> np.ndarray:
+    """Which boxes are trained on: no crowds, and difficult ones only if wanted."""
+    return ~record.crowd if keep_difficult else ~(record.crowd | record.difficult)
+
+
+
+def _channels_first(image: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+def _loading(workers: int) -> dict:
+    """Loader settings; the generator keeps the loader away from torch's global random numbers."""
+    cv2.setNumThreads(0)  # OpenCV's threads fight with the workers and the training threads
+    settings = {"num_workers": workers, "generator": torch.Generator(), "pin_memory": torch.cuda.is_available()}
+    if workers:
+        settings |= {"prefetch_factor": 4, "worker_init_fn": _quiet_worker}
+    return settings
+
+
+def _quiet_worker(_: int) -> None:
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)

@@ -1,0 +1,239 @@
+"""What a data set says about its images, whatever its format, and how its faults are reported.
+
+Readers produce `RawImage`s in the words of the file; `build` turns them into a checked `ImageSet`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from lossmix_det.data.images import probe
+from lossmix_det.errors import UserError, nearest
+
+log = logging.getLogger(__name__)
+
+# An overshoot of up to this many pixels is rounding of the annotation tool, not worth a word.
+ROUNDING = 2.0
+
+
+@dataclass(frozen=True)
+class RawObject:
+    """One annotated object, in the words of its file: float ``xyxy`` pixels with the origin at 0."""
+
+    where: str
+    name: str
+    box: tuple[float, float, float, float]
+    difficult: bool = False
+    crowd: bool = False
+    area: float | None = None
+
+
+@dataclass(frozen=True)
+class RawImage:
+    """One image and its objects; ``size`` is (width, height) as the annotation declares it, if it does."""
+
+    where: str
+    path: Path
+    objects: list[RawObject]
+    size: tuple[int, int] | None = None
+    image_id: int | None = None
+
+
+@dataclass
+class ImageRecord:
+    """One checked image: (height, width) after EXIF rotation, boxes (N, 4) inside it, and per-box flags."""
+
+    path: Path
+    image_id: int
+    size: tuple[int, int]
+    boxes: np.ndarray
+    classes: np.ndarray
+    difficult: np.ndarray
+    crowd: np.ndarray
+    areas: np.ndarray
+
+
+@dataclass
+class ImageSet:
+    """A loaded data set. ``category_ids[k]`` is class k's number in the COCO file (or k + 1)."""
+
+    name: str
+    classes: list[str]
+    records: list[ImageRecord]
+    labelled: bool
+    category_ids: list[int]
+    fingerprint: str
+    problems: Problems
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+
+@dataclass
+class Problems:
+    """Faults found in the data: raised at once, or counted and listed when they are to be skipped."""
+
+    skip: bool
+    skipped: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def fail(self, message: str) -> None:
+        """Raise, or list the image or box as left out.
+
+        Raises:
+            UserError: faults are not to be skipped.
+        """
+        if not self.skip:
+            raise UserError(f"{message}; correct it, or set data.on_error=skip to leave it out")
+        self.skipped.append(message)
+
+    def note(self, message: str) -> None:
+        """Something worth knowing that leaves nothing out."""
+        self.notes.append(message)
+
+
+def contained(root: Path, relative: str, where: str) -> Path:
+    """Join a path that a file names to its root.
+
+    Raises:
+        UserError: the path is absolute or climbs out of the root.
+    """
+    parts = PurePosixPath(relative.replace("\\", "/"))
+    normal = os.path.normpath(str(parts))
+    if parts.is_absolute() or Path(relative).is_absolute() or normal.split(os.sep)[0] == "..":
+        raise UserError(f"{where}: path {relative!r} leads out of {root}; use a path inside that folder")
+    return root / normal
+
+
+def found_classes(images: list[RawImage]) -> list[str]:
+    """The class names that the objects carry, sorted."""
+    return sorted({item.name for image in images for item in image.objects})
+
+
+def build(
+    name: str,
+    images: list[RawImage],
+    classes: list[str],
+    known: list[str] | None,
+    problems: Problems,
+    *,
+    ignore: list[str] | None = None,
+    labelled: bool = True,
+) -> ImageSet:
+    """Check every image and object, and match classes by name.
+
+    Args:
+        name: of the data set, for messages.
+        images: as read from its files.
+        classes: the names that the detector learns, in order.
+        known: the names that the data set may use; those outside ``classes`` are left out and counted. None: ``classes``.
+        problems: raises or collects what is wrong.
+        ignore: further names to leave out.
+        labelled: false for a bare folder of images.
+    """
+    known_names = set(known or classes)
+    left_out: Counter[str] = Counter()
+    records = []
+    for image in images:
+        size = _checked_size(image, problems)
+        if size is None:
+            continue
+        kept = [_checked_object(item, size, known_names, set(ignore or ()), problems) for item in image.objects]
+        objects = [item for item in kept if item is not None]
+        left_out.update(item.name for item in objects if item.name not in classes)
+        objects = [item for item in objects if item.name in classes]
+        records.append(_record(image, size, objects, classes, len(records) + 1))
+    if left_out:
+        counts = ", ".join(f"{count} {label}" for label, count in sorted(left_out.items()))
+        problems.note(f"{name}: boxes left out because their class is not in data.classes: {counts}")
+    if not records:
+        raise UserError(f"data set {name!r} has no usable image; check its root, split and format")
+    return ImageSet(name, classes, records, labelled, [], _fingerprint(records, classes), problems)
+
+
+def _checked_size(image: RawImage, problems: Problems) -> tuple[int, int] | None:
+    """(height, width) of the file after EXIF rotation, or None if the image is left out."""
+    try:
+        width, height = probe(image.path)
+    except FileNotFoundError:
+        problems.fail(f"{image.where}: image {image.path} is missing")
+        return None
+    except OSError as error:
+        problems.fail(f"{image.where}: image {image.path} cannot be read ({error})")
+        return None
+    if image.size is not None and image.size != (width, height):
+        declared = f"{image.size[0]}×{image.size[1]}"
+        problems.fail(f"{image.where}: says {declared} pixels, but {image.path.name} has {width}×{height}")
+        return None
+    return height, width
+
+
+def _checked_object(
+    item: RawObject, size: tuple[int, int], known: set[str], ignore: set[str], problems: Problems
+) -> RawObject | None:
+    if item.name in ignore:
+        return None
+    if item.name not in known:
+        hint = nearest(item.name, sorted(known))
+        problems.fail(f"{item.where}: unknown class {item.name!r}{hint}; declare it in classes or in ignore_classes")
+        return None
+    box = _checked_box(item, size, problems)
+    return None if box is None else RawObject(item.where, item.name, box, item.difficult, item.crowd, item.area)
+
+
+def _checked_box(
+    item: RawObject, size: tuple[int, int], problems: Problems
+) -> tuple[float, float, float, float] | None:
+    """The box clipped to the image, or None where nothing is left of it."""
+    height, width = size
+    x1, y1, x2, y2 = item.box
+    text = f"({x1:g}, {y1:g}, {x2:g}, {y2:g})"
+    if not all(math.isfinite(value) for value in item.box):
+        problems.fail(f"{item.where}: box {text} is not finite")
+        return None
+    if x2 <= x1 or y2 <= y1:
+        problems.fail(f"{item.where}: box {text} has no area")
+        return None
+    clipped = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
+    if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
+        problems.fail(f"{item.where}: box {text} lies outside of the {width}×{height} image")
+        return None
+    if max(abs(a - b) for a, b in zip(clipped, item.box, strict=True)) > ROUNDING:
+        problems.note(f"{item.where}: box {text} reaches out of the {width}×{height} image and was clipped")
+    return clipped
+
+
+def _record(
+    image: RawImage, size: tuple[int, int], objects: list[RawObject], classes: list[str], number: int
+) -> ImageRecord:
+    boxes = np.array([item.box for item in objects], dtype=np.float32).reshape(-1, 4)
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    given = [area if item.area is None else item.area for item, area in zip(objects, areas, strict=True)]
+    return ImageRecord(
+        path=image.path,
+        image_id=number if image.image_id is None else image.image_id,
+        size=size,
+        boxes=boxes,
+        classes=np.array([classes.index(item.name) for item in objects], dtype=np.int64),
+        difficult=np.array([item.difficult for item in objects], dtype=bool),
+        crowd=np.array([item.crowd for item in objects], dtype=bool),
+        areas=np.array(given, dtype=np.float64),
+    )
+
+
+def _fingerprint(records: list[ImageRecord], classes: list[str]) -> str:
+    """SHA-256 over names, byte counts, sizes and annotations: the same data gives the same 16 digits anywhere."""
+    digest = hashlib.sha256("\n".join(classes).encode())
+    for record in records:
+        digest.update(f"{record.path.name} {record.path.stat().st_size} {record.size}".encode())
+        for values in (record.boxes, record.classes, record.difficult, record.crowd):
+            digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,284 @@
+"""`shapes`: a generated two-domain detection benchmark, so that a laptop and CI have a real adaptation task.
+
+Both domains show the same six outlines. Photos are textured, shaded, noisy and cluttered, and every class tends to one
+hue and one texture, as real things do; clip-art has flat, hatched or empty fills in any colour, drawn outlines and
+plain paper. A detector that learns hue and texture on photos therefore scores well there and loses on clip-art, however
+long it trains. The data sets are written as VOC folders and depend on nothing but their settings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+import cv2
+import numpy as np
+from rich.progress import track
+
+from lossmix_det.config import ShapesConfig, as_dict
+
+CLASSES = ("circle", "square", "triangle", "star", "cross", "crescent")
+DOMAINS = ("photo", "clipart")
+SPLITS = ("train", "test")
+NAMES = tuple(f"shapes_{domain}_{split}" for domain in DOMAINS for split in SPLITS)
+
+VERSION = 1  # part of the folder's name; raised whenever the pictures change
+FINE = 2  # drawn this many times larger, then reduced, for smooth edges
+ASPECTS = ((1.0, 1.0), (1.0, 4 / 3), (4 / 3, 1.0))  # height and width, in shorter sides
+HABIT = 0.5  # share of photographed objects that have the hue and texture of their class
+
+
+def generate(config: ShapesConfig, root: Path) -> Path:
+    """Write the benchmark below ``root`` unless it is there, and return its folder (``photo`` and ``clipart`` in it).
+
+    The same settings give the same files, byte for byte, with the same versions of NumPy and OpenCV.
+    """
+    text = repr(sorted(as_dict(config).items())) + str(VERSION)
+    folder = root / f"shapes_{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+    if folder.is_dir():
+        return folder
+    root.mkdir(parents=True, exist_ok=True)
+    # Written beside and renamed, so that an interrupted run or a second process never leaves half a data set.
+    draft = Path(tempfile.mkdtemp(prefix=".shapes_", dir=root))
+    try:
+        for domain in DOMAINS:
+            for split in SPLITS:
+                _write_split(draft / domain, domain, split, config)
+        os.chmod(draft, 0o755)
+        draft.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+def _write_split(root: Path, domain: str, split: str, config: ShapesConfig) -> None:
+    for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    count = config.train_images if split == "train" else config.test_images
+    names = [f"{split}_{index:05d}" for index in range(count)]
+    stream = (DOMAINS.index(domain), SPLITS.index(split))
+    for index, name in enumerate(track(names, f"drawing shapes {domain} {split}", transient=True)):
+        rng = np.random.default_rng([config.seed, *stream, index])
+        image, objects = draw_scene(rng, domain, config.size, config.gap)
+        cv2.imwrite(str(root / "JPEGImages" / f"{name}.jpg"), image, [cv2.IMWRITE_JPEG_QUALITY, 92])
+        (root / "Annotations" / f"{name}.xml").write_text(_annotation(f"{name}.jpg", image.shape, objects))
+    (root / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names) + "\n")
+
+
+def draw_scene(
+    rng: np.random.Generator, domain: str, size: int, gap: float
+) -> tuple[np.ndarray, list[tuple[str, tuple[int, int, int, int]]]]:
+    """One picture and its objects.
+
+    Args:
+        rng: the only source of chance.
+        domain: ``photo`` or ``clipart``.
+        size: the shorter side in pixels.
+        gap: probability with which each trait of a clip-art picture differs from a photo.
+
+    Returns:
+        (H, W, 3) uint8 BGR, and (class name, inclusive 0-based pixel box) per object.
+    """
+    height, width = (round(size * side) for side in ASPECTS[rng.integers(len(ASPECTS))])
+    drawn = domain == "clipart" and rng.random() < gap
+    shape = (height * FINE, width * FINE)
+    canvas = _paper(rng, shape) if drawn else _ground(rng, shape)
+    if not drawn:
+        _clutter(rng, canvas)
+    objects = []
+    taken = np.zeros(shape, dtype=bool)
+    for _ in range(rng.integers(1, 6)):
+        placed = _place(rng, shape, taken)
+        if placed is None:
+            continue
+        label, mask = placed
+        if drawn:
+            _draw(rng, canvas, mask)
+        else:
+            habit = HABIT if domain == "photo" else HABIT * (1 - gap)
+            _paint(rng, canvas, mask, CLASSES.index(label) if rng.random() < habit else rng.integers(len(CLASSES)))
+        ys, xs = np.nonzero(mask)
+        corners = (xs.min(), ys.min(), xs.max(), ys.max())
+        objects.append((label, tuple(int(value) // FINE for value in corners)))
+    image = cv2.resize(np.clip(canvas, 0, 255), (width, height), interpolation=cv2.INTER_AREA)
+    if not drawn:
+        image = _expose(rng, image)
+    return np.clip(image, 0, 255).astype(np.uint8), objects
+
+
+# ------------------------------------------------------------------------------------------------ outlines
+
+
+def _place(rng: np.random.Generator, shape: tuple[int, int], taken: np.ndarray) -> tuple[str, np.ndarray] | None:
+    """A class and the mask of its outline where nothing stands yet; None if no room was found."""
+    label = CLASSES[rng.integers(len(CLASSES))]
+    for _ in range(8):
+        radius = rng.uniform(0.11, 0.26) * min(shape)
+        margin = radius * 0.9
+        centre = rng.uniform((margin, margin), (shape[1] - margin, shape[0] - margin))
+        mask = np.zeros(shape, dtype=np.uint8)
+        squeeze = rng.uniform(0.7, 1.0)
+        angle = rng.uniform(0, 2 * np.pi)
+        for polygon, value in OUTLINES[label]():
+            points = polygon * radius * (1.0, squeeze)
+            turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+            cv2.fillPoly(mask, [np.round(points @ turn.T + centre).astype(np.int32)], value)
+        mask = mask.astype(bool)
+        grown = cv2.dilate(mask.astype(np.uint8), np.ones((4 * FINE, 4 * FINE), np.uint8)).astype(bool)
+        if mask.any() and not (grown & taken).any():
+            taken |= mask
+            return label, mask
+    return None
+
+
+def _ring(count: int, radii: tuple[float, ...] = (1.0,)) -> np.ndarray:
+    angles = np.arange(count) * 2 * np.pi / count
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.resize(radii, count)[:, None]
+
+
+def _cross() -> list[tuple[np.ndarray, int]]:
+    arm = np.array([[-1, -0.32], [1, -0.32], [1, 0.32], [-1, 0.32]])
+    return [(arm, 1), (arm[:, ::-1], 1)]
+
+
+def _crescent() -> list[tuple[np.ndarray, int]]:
+    return [(_ring(48), 1), (_ring(48) * 0.85 + (0.5, 0.0), 0)]
+
+
+OUTLINES: dict[str, Callable[[], list[tuple[np.ndarray, int]]]] = {
+    "circle": lambda: [(_ring(48), 1)],
+    "square": lambda: [(_ring(4), 1)],
+    "triangle": lambda: [(_ring(3), 1)],
+    "star": lambda: [(_ring(10, (1.0, 0.42)), 1)],
+    "cross": _cross,
+    "crescent": _crescent,
+}
+
+
+# ------------------------------------------------------------------------------------------------ photos
+
+
+def _noise(rng: np.random.Generator, shape: tuple[int, int], cells: int) -> np.ndarray:
+    """Smooth noise of about ``cells`` bumps a side, roughly in -1…1."""
+    coarse = rng.standard_normal((cells + 1, cells + 1)).astype(np.float32)
+    return cv2.resize(coarse, shape[::-1], interpolation=cv2.INTER_CUBIC)
+
+
+def _colour(hue: float, saturation: float, value: float) -> np.ndarray:
+    pixel = np.array([[[hue % 180, saturation, value]]], dtype=np.uint8)
+    return cv2.cvtColor(pixel, cv2.COLOR_HSV2BGR)[0, 0].astype(np.float32)
+
+
+def _ground(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    a, b = (_colour(rng.uniform(0, 180), rng.uniform(20, 130), rng.uniform(60, 200)) for _ in range(2))
+    share = 1 / (1 + np.exp(-2 * _noise(rng, shape, rng.integers(2, 6))))[..., None]
+    grain = _noise(rng, shape, 24) * rng.uniform(5, 18) + _noise(rng, shape, 60) * rng.uniform(4, 14)
+    return (share * a + (1 - share) * b + grain[..., None]).astype(np.float32)
+
+
+def _clutter(rng: np.random.Generator, canvas: np.ndarray) -> None:
+    """Bars, arcs and blotches that are no class."""
+    height, width = canvas.shape[:2]
+    for _ in range(rng.integers(6, 16)):
+        colour = _colour(rng.uniform(0, 180), rng.uniform(20, 200), rng.uniform(30, 230)).tolist()
+        a, b = (tuple(int(value) for value in rng.uniform((0, 0), (width, height))) for _ in range(2))
+        thickness = int(rng.integers(1, 4 * FINE))
+        if rng.random() < 0.5:
+            cv2.line(canvas, a, b, colour, thickness)
+        else:
+            axes = tuple(int(value) for value in rng.uniform(0.05, 0.5, 2) * min(height, width))
+            start = rng.uniform(0, 360)
+            cv2.ellipse(canvas, a, axes, rng.uniform(0, 360), start, start + rng.uniform(30, 150), colour, thickness)
+
+
+def _paint(rng: np.random.Generator, canvas: np.ndarray, mask: np.ndarray, habit: int) -> None:
+    """Fill with the hue and texture of a class, shade from one side, and cast a shadow."""
+    shape = mask.shape
+    rows, columns = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
+    colour = _colour(habit * 30 + rng.normal(0, 7), rng.uniform(110, 220), rng.uniform(110, 230))
+    pattern = _texture(rng, habit, rows, columns)
+    angle = rng.uniform(0, 2 * np.pi)
+    slope = np.cos(angle) * columns + np.sin(angle) * rows
+    inside = slope[mask]
+    slope = (slope - inside.mean()) / (np.ptp(inside) + 1)
+    light = 1 + 0.7 * slope + 0.22 * pattern + 0.08 * _noise(rng, shape, 20)
+    shift = np.float32([[1, 0, 2 * FINE], [0, 1, 2 * FINE]])
+    shadow = cv2.GaussianBlur(cv2.warpAffine(mask.astype(np.float32), shift, shape[::-1]), (0, 0), 1.5 * FINE)
+    canvas *= 1 - 0.5 * shadow[..., None]
+    canvas[mask] = (colour * light[..., None])[mask]
+
+
+def _texture(rng: np.random.Generator, habit: int, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """One of six patterns in -1…1, with random direction and width."""
+    period = rng.uniform(2.5, 4.5) * FINE
+    angle = rng.uniform(0, np.pi)
+    along = (np.cos(angle) * columns + np.sin(angle) * rows) * 2 * np.pi / period
+    across = (np.cos(angle) * rows - np.sin(angle) * columns) * 2 * np.pi / period
+    if habit == 0:
+        return np.sin(along)
+    if habit == 1:
+        return np.sin(along) * np.sin(across)
+    if habit == 2:
+        return _noise(rng, rows.shape, 45)
+    if habit == 3:
+        return np.sign(np.sin(along / 2))
+    if habit == 4:
+        return np.sign(np.sin(along / 2) * np.sin(across / 2))
+    return np.zeros_like(rows)
+
+
+def _expose(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """Exposure, a little blur, and sensor noise."""
+    if rng.random() < 0.5:
+        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 0.9))
+    return image * rng.uniform(0.6, 1.2) + rng.normal(0, rng.uniform(3, 12), image.shape)
+
+
+# ------------------------------------------------------------------------------------------------ clip-art
+
+
+def _paper(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    colour = _colour(rng.uniform(0, 180), rng.uniform(0, 70), rng.uniform(205, 255))
+    return np.full((*shape, 3), colour, dtype=np.float32)
+
+
+def _draw(rng: np.random.Generator, canvas: np.ndarray, mask: np.ndarray) -> None:
+    """A flat, hatched or empty fill inside a drawn outline."""
+    fill = rng.random()
+    colour = _colour(rng.uniform(0, 180), rng.uniform(60, 255), rng.uniform(120, 255))
+    ink = _colour(rng.uniform(0, 180), rng.uniform(0, 255), rng.uniform(0, 90))
+    if fill < 0.55:
+        canvas[mask] = colour
+    elif fill < 0.8:
+        rows, columns = np.mgrid[: mask.shape[0], : mask.shape[1]]
+        angle, period = rng.uniform(0, np.pi), rng.uniform(3, 6) * FINE
+        stripes = np.sin((np.cos(angle) * columns + np.sin(angle) * rows) * 2 * np.pi / period) > 0.4
+        canvas[mask & stripes] = ink
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    thickness = int(rng.uniform(0.8, 2.2) * FINE)
+    cv2.drawContours(canvas, contours, -1, ink.tolist(), thickness)
+
+
+# ------------------------------------------------------------------------------------------------ VOC XML
+
+
+def _annotation(name: str, shape: tuple[int, ...], objects: list[tuple[str, tuple[int, int, int, int]]]) -> str:
+    """VOC counts pixels from 1 and includes the last."""
+    lines = ["<annotation>", "  <folder>JPEGImages</folder>", f"  <filename>{escape(name)}</filename>"]
+    height, width = shape[:2]
+    lines.append(f"  <size><width>{width}</width><height>{height}</height><depth>3</depth></size>")
+    for label, box in objects:
+        edges = "".join(
+            f"<{edge}>{value + 1}</{edge}>" for edge, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
+        )
+        lines += [f"  <object>\n    <name>{label}</name>", "    <difficult>0</difficult>"]
+        lines += [f"    <bndbox>{edges}</bndbox>", "  </object>"]
+    return "\n".join([*lines, "</annotation>"]) + "\n"

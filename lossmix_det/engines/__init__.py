@@ -1,0 +1,22 @@
+"""Detectors behind one contract: `Detector`."""
+
+from lossmix_det.config import ModelConfig
+from lossmix_det.engines.base import LOSSES, Detector, Encoding
+
+__all__ = ["LOSSES", "Detector", "Encoding", "build_detector"]
+
+
+def build_detector(config: ModelConfig, num_classes: int) -> Detector:
+    """The detector that the configuration names, with its weights loaded.
+
+    Args:
+        config: the ``model`` branch.
+        num_classes: K, without background.
+
+    Raises:
+        UserError: the weights cannot be found or read.
+    """
+    # Imported here, so that `import lossmix_det` and --help stay fast and need no engine.
+    from lossmix_det.engines.torchvision_rcnn import TorchvisionRCNN
+
+    return TorchvisionRCNN(config, num_classes)

@@ -1,0 +1,91 @@
+"""The detector contract: encode images once, score the encoding against any truth, detect."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lossmix_det.structures import ImageBatch, Instances, Supervision
+
+# Canonical names, whatever the engine calls them.
+LOSSES = ("rpn_class", "rpn_box", "roi_class", "roi_box")
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What one forward pass computed before any truth was known. R proposals and A anchors differ per image.
+
+    Args:
+        features: pyramid levels (B, C, h, w) by name.
+        anchors: (A, 4) per image.
+        objectness: (B, A) logits.
+        deltas: (B, A, 4) predicted offsets of the anchors.
+        proposals: (R, 4) per image, detached.
+        images: the normalised input as the engine holds it.
+        batch: the images encoded.
+        scored: the engine's own store of what it has computed per proposal, so that several truths share it.
+    """
+
+    features: dict[str, Tensor]
+    anchors: list[Tensor]
+    objectness: Tensor
+    deltas: Tensor
+    proposals: list[Tensor]
+    images: Any
+    batch: ImageBatch
+    scored: Any = None
+
+
+class Detector(nn.Module, ABC):
+    """Three verbs that every engine provides; the loop above them knows no engine."""
+
+    num_classes: int
+
+    @abstractmethod
+    def encode(self, images: ImageBatch) -> Encoding:
+        """Run the network up to the proposals, once, with gradients.
+
+        Args:
+            images: float RGB in [0, 1].
+        """
+
+    @abstractmethod
+    def losses(self, encoding: Encoding, supervision: Supervision) -> dict[str, Tensor]:
+        """Score an encoding against one truth per image, each image with its own weight.
+
+        With every weight 1 the four losses equal the engine's stock losses on the same samples. An image of weight 0
+        counts as an image of the batch but contributes nothing, and its truth is not looked at.
+
+        Returns:
+            Scalars under the names in `LOSSES`.
+        """
+
+    @abstractmethod
+    def detect(self, images: ImageBatch) -> list[Instances]:
+        """Detections of each image in its own pixels, best first; in inference mode, whatever the module's mode."""
+
+    @abstractmethod
+    def exported(self) -> dict[str, Tensor]:
+        """The state dict that the engine's own library loads without any code of ours."""
+
+
+class inference_mode_of:  # noqa: N801 - used like a function
+    """Within the block a module is in evaluation mode and records no gradient; afterwards each part is as it was."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.gradient = torch.no_grad()
+
+    def __enter__(self) -> None:
+        self.modes = [(part, part.training) for part in self.module.modules()]
+        self.module.eval()
+        self.gradient.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        self.gradient.__exit__(*error)
+        for part, mode in self.modes:
+            part.training = mode

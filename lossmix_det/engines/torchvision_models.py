@@ -1,0 +1,200 @@
+"""Building torchvision detectors by name, and loading weights into them."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import get_weight, list_models, resnet
+from torchvision.models import detection as zoo
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import BackboneWithFPN, resnet_fpn_backbone
+from torchvision.models.detection.faster_rcnn import FasterRCNN, FastRCNNPredictor, TwoMLPHead
+from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
+
+from lossmix_det.config import ModelConfig
+from lossmix_det.errors import UserError
+
+log = logging.getLogger(__name__)
+
+SLIM_CHANNELS, SLIM_HIDDEN = 64, 256
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """32 groups (Wu & He, ECCV 2018), whose statistics do not depend on the other images of the batch."""
+    return nn.GroupNorm(min(32, channels), channels)
+
+
+NORMS = {"frozen": FrozenBatchNorm2d, "group": group_norm, "batch": nn.BatchNorm2d}
+
+
+def build_model(config: ModelConfig, num_classes: int) -> FasterRCNN:
+    """A plain torchvision detector, its weights loaded.
+
+    Args:
+        config: the ``model`` branch.
+        num_classes: K, without background.
+
+    Raises:
+        UserError: the combination is impossible, or the weights cannot be found or read.
+    """
+    state = read_weights(config.weights) if config.weights else None
+    norm = config.norm if config.norm != "auto" else _norm_of(state)
+    stages = config.trainable_layers
+    if stages is None:
+        stages = 5 if state is None else 3
+    settings = {
+        "box_score_thresh": config.score_threshold,
+        "box_nms_thresh": config.nms_threshold,
+        "box_detections_per_img": config.detections_per_image,
+        "_skip_resize": True,  # images arrive in the size wanted
+    }
+    if config.rpn_samples:
+        settings["rpn_batch_size_per_image"] = config.rpn_samples
+    if config.roi_samples:
+        settings["box_batch_size_per_image"] = config.roi_samples
+    model = _construct(config.architecture, norm, stages, num_classes + 1, settings)
+    if state is not None:
+        load_weights(model, state, config.weights)
+    return model
+
+
+def _construct(architecture: str, norm: str, stages: int, outputs: int, settings: dict) -> FasterRCNN:
+    if architecture == "slim":
+        return _slim(NORMS[norm], stages, outputs, settings)
+    if architecture in list_models(zoo):
+        if norm == "group":
+            # These have their own norm, made for pre-trained weights; without such weights it must learn.
+            norm = "batch"
+        stages = min(stages, 6 if "mobilenet" in architecture else 5)
+        builder = partial(zoo.__dict__[architecture], weights=None, weights_backbone=None, num_classes=outputs)
+        model = builder(trainable_backbone_layers=stages, **settings)
+        if norm == "frozen":
+            freeze_norms(model.backbone)
+        return model
+    name = architecture.removesuffix("_fpn")
+    backbone = resnet_fpn_backbone(
+        backbone_name=name, weights=None, norm_layer=NORMS[norm], trainable_layers=min(stages, 5)
+    )
+    return FasterRCNN(backbone, outputs, **settings)
+
+
+def _slim(norm, stages: int, outputs: int, settings: dict) -> FasterRCNN:
+    """The first stages of ResNet-18 with a 64-channel pyramid and small heads, for images of about 100 pixels on a CPU."""
+    body = resnet.resnet18(weights=None, norm_layer=norm)
+    learning = ("layer3", "layer2", "layer1", "conv1")[: max(stages - 1, 0)] + (("bn1",) if stages >= 5 else ())
+    for name, parameter in body.named_parameters():
+        parameter.requires_grad_(name.startswith(learning))
+    # The last stage (stride 32) would see an image of 100 pixels as 3×3 cells, and holds three quarters of the weights.
+    layers = {f"layer{index}": str(index - 1) for index in range(1, 4)}
+    backbone = BackboneWithFPN(body, layers, [64, 128, 256], SLIM_CHANNELS)
+    defaults = {
+        "rpn_anchor_generator": AnchorGenerator(((14,), (24,), (40,), (64,)), ((0.5, 1.0, 2.0),) * 4),
+        "rpn_pre_nms_top_n_train": 500,
+        "rpn_pre_nms_top_n_test": 300,
+        "rpn_post_nms_top_n_train": 300,
+        "rpn_post_nms_top_n_test": 150,
+        "box_roi_pool": MultiScaleRoIAlign(["0", "1", "2"], output_size=7, sampling_ratio=1),
+        "box_head": TwoMLPHead(SLIM_CHANNELS * 49, SLIM_HIDDEN),
+        "box_predictor": FastRCNNPredictor(SLIM_HIDDEN, outputs),
+        "box_batch_size_per_image": 64,
+    }
+    return FasterRCNN(backbone, **(defaults | settings))
+
+
+def freeze_norms(module: nn.Module) -> None:
+    """Replace every BatchNorm below a module by a frozen one with the same parameters and statistics."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            frozen = FrozenBatchNorm2d(child.num_features, eps=child.eps)
+            frozen.load_state_dict(child.state_dict(), strict=False)
+            setattr(module, name, frozen)
+        else:
+            freeze_norms(child)
+
+
+# ------------------------------------------------------------------------------------------------- weights
+
+
+def read_weights(source: str) -> dict[str, Tensor]:
+    """A state dict from a file or from torchvision's store, without ever unpickling code.
+
+    Args:
+        source: path of a state dict, of an export, or of a checkpoint of ours (its EMA weights if it has any);
+            or a torchvision name such as ``ResNet50_Weights.IMAGENET1K_V2``.
+
+    Raises:
+        UserError: no such file or name, or the file holds no state dict.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        return _read_file(path)
+    try:
+        weights = get_weight(source)
+    except ValueError:
+        raise UserError(
+            f"model.weights={source!r} is neither a file nor a torchvision name such as ResNet50_Weights.IMAGENET1K_V2"
+        ) from None
+    try:
+        return dict(weights.get_state_dict(progress=True, check_hash=True))
+    except OSError as error:
+        raise UserError(
+            f"{source} could not be downloaded ({error}); fetch {weights.url} elsewhere and give model.weights its path"
+        ) from None
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path}: refused, because it holds more than tensors; save the bare state dict with torch.save"
+        ) from None
+    except (RuntimeError, OSError, EOFError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as weights ({str(error).splitlines()[0]})") from None
+    if isinstance(content, dict) and "student" in content:
+        content = content.get("ema") or content["student"]
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):
+        content = content["model"]
+    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise UserError(f"{path}: holds no state dict (a dictionary of tensors)")
+    return content
+
+
+def load_weights(model: FasterRCNN, state: dict[str, Tensor], source: str) -> None:
+    """Load what fits by name and shape, and report the rest: replaced heads, missing and unused names.
+
+    A bare classifier's ResNet or MobileNet goes into the backbone.
+
+    Raises:
+        UserError: nothing fits.
+    """
+    own = model.state_dict()
+    if not any(name in own for name in state):
+        state = {f"backbone.body.{name}": value for name, value in state.items()}
+    fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+    if not fitting:
+        raise UserError(f"model.weights={source}: no tensor fits this architecture; is it of another network?")
+    model.load_state_dict(fitting, strict=False)
+    replaced = sorted(name for name in state if name in own and name not in fitting)
+    missing = sorted(name for name in own if name not in state and not name.endswith("num_batches_tracked"))
+    unused = sorted(name for name in state if name not in own)
+    log.info("weights %s: %d of %d tensors loaded", source, len(fitting), len(own))
+    for title, names in (("of another shape, start afresh", replaced), ("not in the file", missing), ("unused", unused)):
+        if names:
+            log.info("  %s (%d): %s", title, len(names), _shorten(names))
+
+
+def _shorten(names: list[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+
+
+def _norm_of(state: dict[str, Tensor] | None) -> str:
+    """`frozen` for weights with batch statistics; else `group`, which also trains from scratch."""
+    if state is None:
+        return "group"
+    return "frozen" if any(name.endswith("running_mean") for name in state) else "group"

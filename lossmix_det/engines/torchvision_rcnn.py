@@ -1,0 +1,271 @@
+"""torchvision's Faster R-CNN (Ren et al., NeurIPS 2015) with losses weighted per image.
+
+Network, matching, sampling, box coding and inference are torchvision's own modules. What is ours is the last step of
+each loss: stock takes a mean over all samples of the batch; here each sample is first multiplied by the weight of its
+image (and, where the truth carries weights, of the box that it was matched to), and the same normaliser is kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.detection._utils import BoxCoder
+from torchvision.models.detection.faster_rcnn import FasterRCNN
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.rpn import concat_box_prediction_layers
+
+from lossmix_det.config import ModelConfig
+from lossmix_det.engines.base import LOSSES, Detector, Encoding, inference_mode_of
+from lossmix_det.engines.sampling import KeyedSampler
+from lossmix_det.engines.torchvision_models import build_model
+from lossmix_det.structures import ImageBatch, Instances, Supervision
+
+BETA = 1 / 9  # torchvision's smooth-L1 threshold, in both stages
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The anchors or proposals that one truth is scored on, of all images that it teaches, one after the other.
+
+    Args:
+        images: (S,) index of the image of each sample.
+        class_weights, box_weights: (S,) weight of each sample.
+        normalizers: (S,) what each sample's loss is divided by.
+        foreground: (S,) bool.
+    """
+
+    images: Tensor
+    class_weights: Tensor
+    box_weights: Tensor
+    normalizers: Tensor
+    foreground: Tensor
+
+
+class ScoredProposals:
+    """Head outputs by proposal, filled as truths ask for them.
+
+    Args:
+        counts: proposals per image.
+        share: false where the head must see each truth's samples as one batch (it normalises over the batch).
+    """
+
+    def __init__(self, counts: list[int], share: bool) -> None:
+        self.counts, self.share = counts, share
+        self.rows: dict[int, Tensor] = {}
+        self.size = 0
+        self.outputs: list[tuple[Tensor, Tensor]] = []
+
+    def place(self, image: int, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of the outputs for the boxes of an image, and which of the boxes are yet to be scored, in this order."""
+        count = self.counts[image]
+        known = self.rows.setdefault(image, index.new_full((count,), -1))
+        proposal = index < count
+        row = torch.where(proposal, known[index.clamp(max=count - 1)], -1) if count else torch.full_like(index, -1)
+        new = row < 0 if self.share else torch.ones_like(proposal)
+        added = int(new.sum())
+        row[new] = torch.arange(self.size, self.size + added, device=index.device)
+        known[index[new & proposal]] = row[new & proposal]
+        self.size += added
+        return row, new
+
+
+class TorchvisionRCNN(Detector):
+    """Any torchvision Faster R-CNN as a `Detector`; ``model`` is the plain torchvision module."""
+
+    def __init__(self, config: ModelConfig, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes, self.normalizer = num_classes, config.normalizer
+        self.model: FasterRCNN = build_model(config, num_classes)
+        for part in (self.model.rpn, self.model.roi_heads):
+            stock = part.fg_bg_sampler
+            part.fg_bg_sampler = KeyedSampler(stock.batch_size_per_image, stock.positive_fraction)
+        head = self.model.roi_heads.box_head
+        self.shares_scores = not any(isinstance(part, nn.BatchNorm2d) for part in head.modules())
+
+    def encode(self, images: ImageBatch) -> Encoding:
+        batch = self._normalised(images)
+        features = self.model.backbone(batch.tensors)
+        rpn, levels = self.model.rpn, list(features.values())
+        objectness, deltas = rpn.head(levels)
+        anchors = rpn.anchor_generator(batch, levels)
+        per_level = [level.shape[1] * level.shape[2] * level.shape[3] for level in objectness]
+        objectness, deltas = concat_box_prediction_layers(objectness, deltas)
+        count = len(images)
+        objectness, deltas = objectness.reshape(count, -1), deltas.reshape(count, -1, 4)
+        with torch.no_grad():
+            boxes = rpn.box_coder.decode(deltas.detach().reshape(-1, 4), anchors).reshape(count, -1, 4)
+            proposals, _ = rpn.filter_proposals(boxes, objectness, batch.image_sizes, per_level)
+        scored = ScoredProposals([len(found) for found in proposals], self.shares_scores)
+        return Encoding(features, anchors, objectness, deltas, proposals, batch, images, scored)
+
+    def losses(self, encoding: Encoding, supervision: Supervision) -> dict[str, Tensor]:
+        if len(supervision) != len(encoding.batch):
+            raise ValueError(f"supervision is of {len(supervision)} images, the encoding of {len(encoding.batch)}")
+        active = supervision.active
+        if not active:
+            return {name: encoding.objectness.new_zeros(()) for name in LOSSES}
+        truths = [{"boxes": truth.boxes, "labels": truth.classes + 1} for truth in supervision.truths]
+        self._set_keys(encoding.batch.keys, active)
+        losses = self._rpn_losses(encoding, supervision, truths, active)
+        return losses | self._roi_losses(encoding, supervision, truths, active)
+
+    def detect(self, images: ImageBatch) -> list[Instances]:
+        with inference_mode_of(self):
+            batch = self._normalised(images)
+            features = self.model.backbone(batch.tensors)
+            proposals, _ = self.model.rpn(batch, features)
+            detections, _ = self.model.roi_heads(features, proposals, batch.image_sizes)
+        return [Instances(found["boxes"].float(), found["labels"] - 1, found["scores"].float()) for found in detections]
+
+    def exported(self) -> dict[str, Tensor]:
+        return self.model.state_dict()
+
+    def _normalised(self, images: ImageBatch) -> ImageList:
+        """Normalise, and zero the padding afterwards, as torchvision pads after normalising."""
+        transform = self.model.transform
+        mean, std = (
+            torch.tensor(values, device=images.pixels.device).view(1, 3, 1, 1)
+            for values in (transform.image_mean, transform.image_std)
+        )
+        pixels = torch.where(images.valid(), (images.pixels - mean) / std, 0.0)
+        return ImageList(pixels, list(images.sizes))
+
+    def _set_keys(self, keys: tuple[int, ...] | None, active: list[int]) -> None:
+        chosen = None if keys is None else [keys[image] for image in active]
+        self.model.rpn.fg_bg_sampler.keys = self.model.roi_heads.fg_bg_sampler.keys = chosen
+
+    # ------------------------------------------------------------------------------------------- first stage
+
+    def _rpn_losses(
+        self, encoding: Encoding, supervision: Supervision, truths: list[dict[str, Tensor]], active: list[int]
+    ) -> dict[str, Tensor]:
+        """Objectness and anchor offsets. Equals `RegionProposalNetwork.compute_loss` at weight 1."""
+        rpn = self.model.rpn
+        matches = [self._match_anchors(encoding.anchors[image], truths[image]["boxes"]) for image in active]
+        labels = [torch.where(match >= 0, 1.0, torch.where(match == -1, 0.0, -1.0)) for match in matches]
+        positive, negative = rpn.fg_bg_sampler(labels)
+        chosen = [torch.where(pos | neg)[0] for pos, neg in zip(positive, negative, strict=True)]
+        matched = [match[index] for match, index in zip(matches, chosen, strict=True)]
+        foreground = torch.cat([match >= 0 for match in matched])
+        samples = self._samples(supervision, active, matched, foreground)
+        index = torch.cat(chosen)
+        logits = encoding.objectness[samples.images, index].float()
+        class_loss = F.binary_cross_entropy_with_logits(logits, foreground.float(), reduction="none")
+
+        anchors = [encoding.anchors[image][where] for image, where in zip(active, chosen, strict=True)]
+        boxes = [truths[image]["boxes"] for image in active]
+        predicted = encoding.deltas[samples.images[foreground], index[foreground]]
+        return {
+            "rpn_class": _weighted_sum(class_loss, samples.class_weights, samples.normalizers),
+            "rpn_box": _box_loss(predicted, self._offsets(rpn.box_coder, boxes, matched, anchors), samples),
+        }
+
+    def _match_anchors(self, anchors: Tensor, boxes: Tensor) -> Tensor:
+        """(A,) index of the matched box, -1 for background, -2 for neither."""
+        if not len(boxes):
+            return torch.full((len(anchors),), -1, dtype=torch.int64, device=anchors.device)
+        return self.model.rpn.proposal_matcher(self.model.rpn.box_similarity(boxes, anchors))
+
+    # ------------------------------------------------------------------------------------------ second stage
+
+    def _roi_losses(
+        self, encoding: Encoding, supervision: Supervision, truths: list[dict[str, Tensor]], active: list[int]
+    ) -> dict[str, Tensor]:
+        """Class and box of sampled proposals. Equals `fastrcnn_loss` at weight 1."""
+        heads = self.model.roi_heads
+        boxes = [truths[image]["boxes"] for image in active]
+        candidates = heads.add_gt_proposals([encoding.proposals[image] for image in active], boxes)
+        matched, labels = heads.assign_targets_to_proposals(
+            candidates, boxes, [truths[image]["labels"] for image in active]
+        )
+        chosen = heads.subsample(labels)
+        label = torch.cat([found[index] for found, index in zip(labels, chosen, strict=True)])
+        matched = [
+            torch.where(found[index] > 0, match[index], -1)
+            for found, match, index in zip(labels, matched, chosen, strict=True)
+        ]
+        samples = self._samples(supervision, active, matched, label > 0)
+        candidates = [found[index] for found, index in zip(candidates, chosen, strict=True)]
+        logits, deltas = self._scores(encoding, dict(zip(active, zip(chosen, candidates, strict=True), strict=True)))
+        class_loss = F.cross_entropy(logits.float(), label, reduction="none")
+        predicted = deltas.reshape(len(label), -1, 4)[samples.foreground, label[samples.foreground]]
+        wanted = self._offsets(heads.box_coder, boxes, matched, candidates)
+        return {
+            "roi_class": _weighted_sum(class_loss, samples.class_weights, samples.normalizers),
+            "roi_box": _box_loss(predicted, wanted, samples),
+        }
+
+    def _scores(self, encoding: Encoding, chosen: dict[int, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Logits and offsets of the chosen boxes, image after image; a proposal is scored once for all truths.
+
+        Args:
+            encoding: keeps what was scored.
+            chosen: per image the indices of the boxes among its proposals (beyond them: boxes of the truth) and the boxes.
+        """
+        scored, heads = encoding.scored, self.model.roi_heads
+        rows, fresh = [], [encoding.deltas.new_zeros((0, 4)) for _ in encoding.proposals]
+        for image, (index, boxes) in chosen.items():
+            row, new = scored.place(image, index)
+            rows.append(row)
+            fresh[image] = boxes[new]
+        pooled = heads.box_roi_pool(encoding.features, fresh, encoding.images.image_sizes)
+        scored.outputs.append(heads.box_predictor(heads.box_head(pooled)))
+        row = torch.cat(rows)
+        logits, deltas = (torch.cat(parts)[row] for parts in zip(*scored.outputs, strict=True))
+        return logits, deltas
+
+    # ----------------------------------------------------------------------------------------------- weights
+
+    @staticmethod
+    def _offsets(coder: BoxCoder, truths: list[Tensor], matched: list[Tensor], boxes: list[Tensor]) -> Tensor:
+        """(F, 4) offsets from the foreground anchors or proposals to the boxes that they were matched to."""
+        taught = [truth[match[match >= 0]] for truth, match in zip(truths, matched, strict=True)]
+        return torch.cat(coder.encode(taught, [box[match >= 0] for box, match in zip(boxes, matched, strict=True)]))
+
+    def _samples(
+        self, supervision: Supervision, active: list[int], matched: list[Tensor], foreground: Tensor
+    ) -> Samples:
+        """Weights and normalisers of sampled anchors or proposals, given the box that each was matched to (-1: none)."""
+        device = foreground.device
+        counts = torch.tensor([len(match) for match in matched])
+        # Images that teach nothing count as images with as many samples as the others have on average.
+        total = counts.sum() * len(supervision) / len(active)
+        normalizer = total.expand(len(counts)) if self.normalizer == "samples" else counts * len(supervision)
+        shares = [
+            _instance_weights(supervision.truths[image], match, supervision.background_weight)
+            for image, match in zip(active, matched, strict=True)
+        ]
+        share = torch.cat(shares)
+
+        def per_sample(values: Tensor) -> Tensor:
+            return values.repeat_interleave(counts).to(device)
+
+        return Samples(
+            images=per_sample(torch.tensor(active)),
+            class_weights=per_sample(supervision.class_weights[active]) * share,
+            box_weights=per_sample(supervision.box_weights[active]) * share,
+            normalizers=per_sample(normalizer.float()),
+            foreground=foreground,
+        )
+
+
+def _instance_weights(truth: Instances, matched: Tensor, background_weight: float) -> Tensor:
+    """(S,) weight of the matched box of each sample; all 1 if the truth carries no weights."""
+    if truth.weights is None:
+        return torch.ones(len(matched), device=matched.device)
+    if not len(truth):
+        return torch.full((len(matched),), background_weight, device=matched.device)
+    return torch.where(matched >= 0, truth.weights[matched.clamp(min=0)], background_weight)
+
+
+def _weighted_sum(losses: Tensor, weights: Tensor, normalizers: Tensor) -> Tensor:
+    return (losses * weights / normalizers).sum()
+
+
+def _box_loss(predicted: Tensor, wanted: Tensor, samples: Samples) -> Tensor:
+    """Smooth L1 of the foreground samples, divided by the number of all samples, as both stock stages do."""
+    loss = F.smooth_l1_loss(predicted.float(), wanted.float(), beta=BETA, reduction="none").sum(dim=1)
+    return _weighted_sum(loss, samples.box_weights[samples.foreground], samples.normalizers[samples.foreground])

@@ -1,0 +1,16 @@
+"""The one error that a person is meant to read."""
+
+from difflib import get_close_matches
+
+
+class UserError(ValueError):
+    """Input that only its owner can mend: one sentence saying what, where and how to mend it.
+
+    The command-line tools print it without a traceback and exit with status 2.
+    """
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """Return ``" (did you mean 'x'?)"`` for the known word closest to ``word``, or an empty string."""
+    close = get_close_matches(word, known, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,99 @@
+"""COCO average precision (Lin et al., ECCV 2014) by pycocotools."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from typing import Any
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from lossmix_det.data.records import ImageSet
+
+SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
+
+class _IgnoringDifficult(COCOeval):
+    """COCOeval that leaves VOC's difficult boxes uncounted; the stock class overwrites their ``ignore`` flag."""
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        for boxes in self._gts.values():
+            for box in boxes:
+                box["ignore"] = int(box["ignore"] or box["difficult"])
+
+
+def coco_metrics(image_set: ImageSet, detections: list[dict[str, Any]]) -> dict[str, Any]:
+    """AP over IoU 0.5…0.95, at 0.5 and 0.75, by size, and AP and AP50 of each class, in percent.
+
+    Args:
+        image_set: with its truths.
+        detections: COCO results (`coco_results`) of these images.
+
+    Returns:
+        The names in `SUMMARY`, and ``classes``: name to its AP and AP50; nan where no box counts.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = _truth(image_set)
+        truth.createIndex()
+        found = truth.loadRes(detections) if detections else _nothing(image_set)
+        evaluation = _IgnoringDifficult(truth, found, "bbox")
+        evaluation.params.catIds = image_set.category_ids
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    metrics: dict[str, Any] = dict(zip(SUMMARY, (_percent(value) for value in evaluation.stats), strict=False))
+    precision = evaluation.eval["precision"]  # (IoU, recall, class, area, detections)
+    metrics["classes"] = {
+        name: {"AP": _mean(precision[:, :, index, 0, -1]), "AP50": _mean(precision[0, :, index, 0, -1])}
+        for index, name in enumerate(image_set.classes)
+    }
+    return metrics
+
+
+def _truth(image_set: ImageSet) -> dict[str, Any]:
+    annotations = []
+    for record in image_set.records:
+        for index, (x1, y1, x2, y2) in enumerate(record.boxes.tolist()):
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": record.image_id,
+                    "category_id": image_set.category_ids[record.classes[index]],
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": float(record.areas[index]),
+                    "iscrowd": int(record.crowd[index]),
+                    "difficult": int(record.difficult[index]),
+                }
+            )
+    categories = [
+        {"id": number, "name": name} for number, name in zip(image_set.category_ids, image_set.classes, strict=True)
+    ]
+    return {"images": _images(image_set), "annotations": annotations, "categories": categories, "info": {}}
+
+
+def _images(image_set: ImageSet) -> list[dict[str, Any]]:
+    return [
+        {"id": record.image_id, "file_name": record.path.name, "height": record.size[0], "width": record.size[1]}
+        for record in image_set.records
+    ]
+
+
+def _nothing(image_set: ImageSet) -> COCO:
+    """An empty result, which `loadRes` refuses to make."""
+    empty = COCO()
+    empty.dataset = {"images": _images(image_set), "annotations": [], "categories": []}
+    empty.createIndex()
+    return empty
+
+
+def _mean(values: np.ndarray) -> float:
+    values = values[values > -1]
+    return float(values.mean() * 100) if values.size else float("nan")
+
+
+def _percent(value: float) -> float:
+    return float(value * 100) if value >= 0 else float("nan")

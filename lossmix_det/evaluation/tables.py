@@ -1,0 +1,79 @@
+"""Scores as labelled tables, JSON and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from lossmix_det.checkpoint import write_atomically
+
+SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "VOC_AP50", "VOC07_AP50")
+
+# Scores by model ("student", "ema"), then by test set.
+Results = dict[str, dict[str, dict[str, Any]]]
+
+
+def print_tables(results: Results, console: Console) -> None:
+    """Every score of every model on every test set, labelled, and AP50 per class."""
+    if not any(results.values()):
+        return
+    for table in (_summary(results), _per_class(results)):
+        # Laid out at its full width, so that a log file or a narrow window never cuts a name or a number.
+        width = console.measure(table, options=console.options.update(width=1000)).maximum
+        console.print(table, width=width, crop=False, soft_wrap=True)
+
+
+def write_results(results: Results, folder: Path) -> None:
+    """``results.json`` (nan as null) and ``results.csv``, a row per model, test set and class."""
+    write_atomically(folder / "results.json", json.dumps(_null_nan(results), indent=2) + "\n")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["model", "test_set", "class", *SUMMARY])
+    for model, sets in results.items():
+        for name, metrics in sets.items():
+            rows = {"all": metrics, **metrics["classes"]}
+            for label, row in rows.items():
+                writer.writerow([model, name, label, *(_cell(row.get(key), digits=3) for key in SUMMARY)])
+    write_atomically(folder / "results.csv", text.getvalue())
+
+
+def _summary(results: Results) -> Table:
+    table = Table(title="Average precision in percent: COCO's, and PASCAL VOC's at IoU 0.5", title_justify="left", box=box.SIMPLE_HEAD)
+    for title in ("model", "test set"):
+        table.add_column(title)
+    titles = ("AP", "AP50", "AP75", "small", "medium", "large", "VOC area", "VOC 11-pt")
+    for title in titles:
+        table.add_column(title, justify="right")
+    for model, sets in results.items():
+        for name, metrics in sets.items():
+            table.add_row(model, name, *(_cell(metrics[key]) for key in SUMMARY))
+    return table
+
+
+def _per_class(results: Results) -> Table:
+    table = Table(title="COCO AP50 per class", title_justify="left", box=box.SIMPLE_HEAD)
+    columns = [(model, name, sets[name]["classes"]) for model, sets in results.items() for name in sets]
+    table.add_column("class")
+    for model, name, _ in columns:
+        table.add_column(f"{model}\n{name}", justify="right")
+    for label in dict.fromkeys(label for _, _, classes in columns for label in classes):
+        table.add_row(label, *(_cell(classes.get(label, {}).get("AP50")) for _, _, classes in columns))
+    return table
+
+
+def _cell(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _null_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _null_nan(entry) for key, entry in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value

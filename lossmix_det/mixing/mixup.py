@@ -1,0 +1,91 @@
+"""Mixup on padded batches (Zhang et al., ICLR 2018; aligned top-left and zero-filled as by Zhang et al., arXiv 1902.04103).
+
+λ is the weight of the image itself, 1 - λ that of its partner; torchvision and timm count the same way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lossmix_det.config import MixingConfig
+from lossmix_det.mixing.pairing import draw_partners
+from lossmix_det.structures import ImageBatch
+
+
+@dataclass(frozen=True)
+class Mix:
+    """The random numbers of one mixed batch, drawn before they are applied.
+
+    Args:
+        partner: (B,) int64, index of the image that each image is mixed with.
+        lam: (B,) float in [0, 1], weight of the image itself; 1 leaves it as it is.
+    """
+
+    partner: Tensor
+    lam: Tensor
+
+    def __post_init__(self) -> None:
+        if self.partner.shape != self.lam.shape or self.lam.ndim != 1:
+            raise ValueError(
+                f"partner and lam must have one entry per image, got {tuple(self.partner.shape)} "
+                f"and {tuple(self.lam.shape)}"
+            )
+        if len(self.lam) and not (self.lam.min() >= 0 and self.lam.max() <= 1):
+            raise ValueError(f"lam must lie in [0, 1], got {self.lam.tolist()}")
+
+    @property
+    def mixed(self) -> Tensor:
+        """(B,) bool: which images another one is blended into."""
+        return self.lam < 1
+
+
+def unmixed(count: int) -> Mix:
+    return Mix(torch.arange(count), torch.ones(count))
+
+
+def draw_mix(count: int, config: MixingConfig, rng: np.random.Generator) -> Mix:
+    """Draw partners and λ ~ Beta(α, α) for a batch; every rule draws the same numbers from the same generator.
+
+    An image stays unmixed with probability 1 - ``probability``. Under the ``noise`` rule λ is moved into
+    [1 - ``noise_share``, 1], so that the other image only disturbs; a share of 1 leaves it where it is.
+    """
+    partner = draw_partners(count, rng)
+    lam = rng.beta(config.alpha, config.alpha, count)
+    chosen = rng.random(count) < config.probability
+    if config.rule == "noise":
+        lam = 1 - config.noise_share * (1 - lam)
+    lam = np.where(chosen & (partner != np.arange(count)), lam, 1.0)
+    return Mix(torch.from_numpy(partner), torch.from_numpy(lam).float())
+
+
+def mixup(images: ImageBatch, mix: Mix) -> ImageBatch:
+    """Blend each image with its partner: x~ = λ·x + (1 - λ)·x[partner].
+
+    Both are aligned at the top-left corner and zero-filled to the larger height and width, which become the size of
+    the mixed image. λ = 1 gives the image itself and λ = 0 the partner, at their own sizes.
+
+    Args:
+        images: float pixels.
+        mix: partners and weights.
+    """
+    lam = mix.lam.to(images.pixels).view(-1, 1, 1, 1)
+    partner = mix.partner.to(images.pixels.device)
+
+    pixels = torch.lerp(images.pixels[partner], images.pixels, lam)
+    sizes = tuple(
+        _mixed_size(size, images.sizes[other], weight)
+        for size, other, weight in zip(images.sizes, mix.partner.tolist(), mix.lam.tolist(), strict=True)
+    )
+    return replace(images, pixels=pixels, sizes=sizes)
+
+
+def _mixed_size(size: tuple[int, int], other: tuple[int, int], lam: float) -> tuple[int, int]:
+    if lam == 1:
+        return size
+    if lam == 0:
+        return other
+    return max(size[0], other[0]), max(size[1], other[1])

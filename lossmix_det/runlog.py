@@ -1,0 +1,213 @@
+"""What a run leaves behind to be read: numbers as CSV, JSON and TensorBoard, a progress bar, and where it all came from."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import platform
+import resource
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from lossmix_det.checkpoint import write_atomically
+from lossmix_det.config import Config, as_dict
+
+log = logging.getLogger(__name__)
+
+PACKAGES = (
+    "lossmix-det",
+    "torch",
+    "torchvision",
+    "lightning-fabric",
+    "albumentations",
+    "opencv-python-headless",
+    "numpy",
+    "pycocotools",
+    "omegaconf",
+)
+
+
+class MetricsFile:
+    """Rows of numbers by step, as CSV while the run goes on and as JSON at every checkpoint.
+
+    Only what a resumed run repeats exactly belongs here; timings go elsewhere.
+
+    Args:
+        path: of the CSV.
+        resume_at: rows after this step are dropped, because those steps will run again.
+    """
+
+    def __init__(self, path: Path, resume_at: int = 0) -> None:
+        self.path = path
+        self.rows = [row for row in _read_rows(path) if row["step"] <= resume_at] if resume_at else []
+        self.columns = list(self.rows[0]) if self.rows else []
+        write_atomically(path, self._text(self.rows, header=True) if self.rows else "")
+
+    def add(self, row: dict[str, float]) -> None:
+        """Append one row; a name that was not there before rewrites the file with another column."""
+        self.rows.append(row)
+        if set(row) <= set(self.columns):
+            with open(self.path, "a") as file:
+                file.write(self._text([row]))
+        else:
+            self.columns += [name for name in row if name not in self.columns]
+            write_atomically(self.path, self._text(self.rows, header=True))
+
+    def write_json(self) -> None:
+        write_atomically(self.path.with_suffix(".json"), json.dumps(self.rows, indent=1) + "\n")
+
+    def _text(self, rows: list[dict[str, float]], header: bool = False) -> str:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.columns, lineterminator="\n")
+        if header:
+            writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue()
+
+
+def _read_rows(path: Path) -> list[dict[str, float]]:
+    if not path.is_file():
+        return []
+    with open(path) as file:
+        # A line that a kill cut short has fewer cells, or a cell that is no number; its step will run again.
+        rows = [_numbers(row) for row in csv.DictReader(file)]
+    return [row for row in rows if row]
+
+
+def _numbers(row: dict[str, str | None]) -> dict[str, float]:
+    try:
+        cells = {name: float(cell) for name, cell in row.items() if cell}
+        return {**cells, "step": int(cells["step"])}
+    except (ValueError, KeyError):
+        return {}
+
+
+class RunLog:
+    """Metrics files, TensorBoard and progress of one run; silent on all processes but the first."""
+
+    def __init__(self, folder: Path, start: int, total: int, console: Console, active: bool) -> None:
+        self.active, self.total, self.console = active, total, console
+        self.seconds = self.waited = 0.0
+        self.images = 0
+        if not active:
+            return
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only needed here
+
+        self.metrics = MetricsFile(folder / "metrics.csv", start)
+        self.speed = MetricsFile(folder / "speed.csv", start)
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start or None)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.progress.add_task("train", total=total, completed=start, text="")
+        self.progress.start()
+
+    def count(self, images: int, seconds: float, waited: float) -> None:
+        """Add one step's share to the speed since the last row."""
+        self.images, self.seconds, self.waited = self.images + images, self.seconds + seconds, self.waited + waited
+
+    def step(self, step: int) -> None:
+        if self.active:
+            self.progress.update(self.task, completed=step)
+
+    def row(self, step: int, values: dict[str, float]) -> None:
+        """Record one row of losses, and the speed since the last."""
+        speed = {
+            "images_per_s": self.images / max(self.seconds, 1e-9),
+            "data_wait_share": self.waited / max(self.seconds, 1e-9),
+            "memory_gib": memory_gib(),
+        }
+        self.images, self.seconds, self.waited = 0, 0.0, 0.0
+        if not self.active:
+            return
+        self.metrics.add({"step": step, **values})
+        self.speed.add({"step": step, **{name: round(value, 4) for name, value in speed.items()}})
+        for name, value in {**values, **{f"speed/{name}": value for name, value in speed.items()}}.items():
+            self.board.add_scalar(name, value, step)
+        losses = " ".join(f"{name.split('/')[-1]} {value:.3f}" for name, value in values.items() if "/" in name)
+        text = (
+            f"loss {values['loss']:.3f} ({losses}) | {speed['images_per_s']:.1f} images/s, "
+            f"waiting for data {speed['data_wait_share']:.0%}, {speed['memory_gib']:.1f} GiB"
+        )
+        self.progress.update(self.task, text=text)
+        if not self.console.is_terminal:
+            log.info("step %d/%d  %s", step, self.total, text)
+
+    def scores(self, step: int, results: dict[str, Any]) -> None:
+        if not self.active:
+            return
+        for model, sets in results.items():
+            for name, metrics in sets.items():
+                for key, value in metrics.items():
+                    if isinstance(value, float):
+                        self.board.add_scalar(f"{model}/{name}/{key}", value, step)
+
+    def flush(self) -> None:
+        if self.active:
+            self.metrics.write_json()
+            self.board.flush()
+
+    def close(self) -> None:
+        if self.active:
+            self.flush()
+            self.progress.stop()
+            self.board.close()
+
+
+def memory_gib() -> float:
+    """Peak memory so far: of the GPU if there is one, else of this process."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated() / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+def provenance(config: Config, device: str, datasets: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Everything needed to tell where a number came from."""
+    return {
+        "command": sys.argv,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "seed": config.train.seed,
+        "device": device,
+        "cpu_threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "git_revision": git_revision(),
+        "datasets": datasets,
+        "config": as_dict(config),
+    }
+
+
+def git_revision() -> str | None:
+    """Commit of the source tree, with ``+changes`` if it differs; None outside of one."""
+    folder = Path(__file__).resolve().parent
+    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

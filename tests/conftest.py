@@ -1,0 +1,68 @@
+"""What several tests share: small detectors, random truths, and data sets written to disk."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def datasets_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for generated data, so that `shapes` is drawn once for all tests."""
+    return tmp_path_factory.mktemp("datasets")
+
+
+@pytest.fixture(autouse=True)
+def _use_datasets_root(datasets_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOSSMIX_DATASETS", str(datasets_root))
+    monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    folder = Path(os.environ.get("LOSSMIX_SHARED_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"real images are not at {folder} (set LOSSMIX_SHARED_DATA)")
+    return folder
+
+
+def write_image(path: Path, width: int = 60, height: int = 40, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def voc_object(name: str, xmin: object, ymin: object, xmax: object, ymax: object, difficult: int = 0) -> str:
+    box = f"<xmin>{xmin}</xmin><ymin>{ymin}</ymin><xmax>{xmax}</xmax><ymax>{ymax}</ymax>"
+    return f"<object>\n<name>{name}</name><difficult>{difficult}</difficult><bndbox>{box}</bndbox>\n</object>\n"
+
+
+def voc_xml(objects: str, width: int = 60, height: int = 40) -> str:
+    size = f"<size><width>{width}</width><height>{height}</height><depth>3</depth></size>"
+    return f"<annotation>\n{size}\n{objects}</annotation>\n"
+
+
+@pytest.fixture
+def voc_folder(tmp_path: Path) -> Path:
+    """Two images: `one` with a cat and a difficult dog, `two` without objects."""
+    root = tmp_path / "voc"
+    for seed, name in enumerate(("one", "two")):
+        write_image(root / "JPEGImages" / f"{name}.png", seed=seed)
+    (root / "Annotations").mkdir()
+    objects = voc_object("cat", 1, 1, 30, 20) + voc_object("dog", 11, 6, 60, 40, difficult=1)
+    (root / "Annotations" / "one.xml").write_text(voc_xml(objects))
+    (root / "Annotations" / "two.xml").write_text(voc_xml(""))
+    (root / "ImageSets" / "Main").mkdir(parents=True)
+    (root / "ImageSets" / "Main" / "train.txt").write_text("one\ntwo\n")
+    return root

@@ -1,0 +1,102 @@
+"""Every kind of file that people have, read as upright 8-bit RGB."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lossmix_det.data.images import probe, read
+
+RED = (200, 40, 60)
+
+
+def save(path, image: Image.Image, **options):
+    image.save(path, **options)
+    return path
+
+
+def test_rgb_pixels_come_back_unchanged(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    path = save(tmp_path / "a.png", Image.fromarray(pixels))
+    np.testing.assert_array_equal(read(path), pixels)
+    assert probe(path) == (7, 5)
+
+
+def test_greyscale_becomes_three_equal_channels(tmp_path):
+    path = save(tmp_path / "a.png", Image.new("L", (4, 3), 90))
+    np.testing.assert_array_equal(read(path), np.full((3, 4, 3), 90))
+
+
+@pytest.mark.parametrize("transparency", [None, 0])
+def test_palette_images_are_looked_up(tmp_path, transparency):
+    image = Image.new("RGB", (4, 3), RED).convert("P", palette=Image.Palette.ADAPTIVE)
+    options = {} if transparency is None else {"transparency": bytes([255] * 256)}
+    path = save(tmp_path / "a.png", image, **options)
+    np.testing.assert_array_equal(read(path)[0, 0], RED)
+
+
+def test_transparency_is_dropped(tmp_path):
+    path = save(tmp_path / "a.png", Image.new("RGBA", (4, 3), (*RED, 0)))
+    np.testing.assert_array_equal(read(path)[0, 0], RED)
+
+
+def test_cmyk_jpeg_is_converted(tmp_path):
+    path = save(tmp_path / "a.jpg", Image.new("RGB", (16, 16), RED).convert("CMYK"), quality=95)
+    np.testing.assert_allclose(read(path)[8, 8], RED, atol=6)
+
+
+def test_sixteen_bits_are_divided_by_257(tmp_path):
+    values = np.array([[0, 257, 65535], [2570, 25700, 32896]], dtype=np.uint16)
+    path = save(tmp_path / "a.png", Image.fromarray(values))
+    np.testing.assert_array_equal(read(path)[..., 0], [[0, 1, 255], [10, 100, 128]])
+
+
+def test_sixteen_bits_can_be_stretched_to_the_range_they_use(tmp_path):
+    values = np.linspace(20000, 21000, 10000).astype(np.uint16).reshape(100, 100)
+    path = save(tmp_path / "thermal.png", Image.fromarray(values))
+    full, stretched = read(path), read(path, "stretch")
+    assert full.max() - full.min() <= 5
+    assert stretched.min() == 0
+    assert stretched.max() == 255
+
+
+@pytest.mark.parametrize(("orientation", "corner"), [(1, (0, 0)), (3, (-1, -1)), (6, (0, -1)), (8, (-1, 0))])
+def test_exif_orientation_turns_pixels_and_size(tmp_path, orientation, corner):
+    pixels = np.zeros((16, 32, 3), dtype=np.uint8)
+    pixels[:8, :8] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(tmp_path / "a.jpg", Image.fromarray(pixels), exif=exif, quality=95)
+    upright = read(path)
+    assert upright.shape[:2] == ((32, 16) if orientation in (6, 8) else (16, 32))
+    assert probe(path) == (upright.shape[1], upright.shape[0])
+    assert upright[corner].mean() > 240
+
+
+def test_a_truncated_image_is_an_os_error(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    path = save(tmp_path / "a.jpg", Image.fromarray(pixels))
+    path.write_bytes(path.read_bytes()[:900])
+    with pytest.raises(OSError, match="truncated"):
+        read(path)
+
+
+def test_a_truncated_png_is_an_os_error(tmp_path):
+    path = save(tmp_path / "a.png", Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)))
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(OSError, match=r"\w"):
+        read(path)
+
+
+def test_a_text_file_is_an_os_error(tmp_path):
+    path = tmp_path / "a.jpg"
+    path.write_text("not an image")
+    for reader in (read, probe):
+        with pytest.raises(OSError, match="cannot identify"):
+            reader(path)
+
+
+def test_a_decompression_bomb_is_an_os_error(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.png", Image.new("L", (50, 50)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(OSError, match="decompression bomb"):
+        read(path)

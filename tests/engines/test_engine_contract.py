@@ -1,0 +1,362 @@
+"""What every engine must keep, held against the engine's own stock losses.
+
+Sampling is made deterministic on both sides; the stock model is given the same weights and pads its batches to the
+same canvas. Equality is to 1e-5 throughout.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
+from torchvision.models.detection.faster_rcnn import FasterRCNN
+
+from lossmix_det.config import MixingConfig, ModelConfig
+from lossmix_det.engines import LOSSES, build_detector
+from lossmix_det.mixing import Mix, mixup, supervise
+from lossmix_det.structures import ImageBatch, Instances, Supervision
+
+STOCK_NAMES = {
+    "rpn_class": "loss_objectness",
+    "rpn_box": "loss_rpn_box_reg",
+    "roi_class": "loss_classifier",
+    "roi_box": "loss_box_reg",
+}
+CANVAS = 128
+SIZES = ((96, 120), (128, 80), (100, 100))
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+CLASSES = 4
+
+
+class FirstOfEach(BalancedPositiveNegativeSampler):
+    """Takes the first candidates instead of random ones."""
+
+    def __call__(self, labels):
+        results = []
+        for label in labels:
+            masks = []
+            positives = min(int((label >= 1).sum()), int(self.batch_size_per_image * self.positive_fraction))
+            for candidates, count in ((label >= 1, positives), (label == 0, self.batch_size_per_image - positives)):
+                mask = torch.zeros_like(candidates)
+                mask[torch.where(candidates)[0][:count]] = True
+                masks.append(mask)
+            results.append(masks)
+        return [masks[0] for masks in results], [masks[1] for masks in results]
+
+
+def deterministic(model: FasterRCNN) -> FasterRCNN:
+    for part in (model.rpn, model.roi_heads):
+        part.fg_bg_sampler = FirstOfEach(part.fg_bg_sampler.batch_size_per_image, part.fg_bg_sampler.positive_fraction)
+    return model
+
+
+def make(architecture: str = "slim", **settings):
+    torch.manual_seed(0)
+    detector = build_detector(ModelConfig(architecture=architecture, **settings), CLASSES).train()
+    # From random weights every proposal would be one box; spread them so that both stages have work to do.
+    with torch.no_grad():
+        detector.model.rpn.head.bbox_pred.weight.mul_(3)
+    deterministic(detector.model)
+    detector.model.transform.size_divisible = CANVAS
+    return detector
+
+
+@pytest.fixture(scope="module", params=["slim", "resnet18_fpn"])
+def detector(request):
+    # 512 samples of an image this small cannot be had, so that images differ in their number of samples.
+    return make(request.param)
+
+
+@pytest.fixture(scope="module")
+def slim():
+    return make()
+
+
+def truth(*rows: tuple[float, float, float, float, int]) -> Instances:
+    values = torch.tensor(rows, dtype=torch.float32).reshape(-1, 5)
+    return Instances(values[:, :4], values[:, 4].long())
+
+
+TRUTHS_A = (
+    truth((10, 12, 50, 60, 0), (60, 20, 110, 80, 2)),
+    truth((5, 40, 70, 110, 1)),
+    truth((30, 30, 60, 70, 3), (10, 60, 40, 95, 3), (50, 5, 95, 40, 0)),
+)
+TRUTHS_B = (truth((20, 30, 90, 90, 3)), truth((10, 10, 40, 40, 0), (30, 60, 78, 120, 2)), truth((5, 5, 60, 50, 1)))
+
+
+def images(count: int = 3, seed: int = 1) -> ImageBatch:
+    pixels = torch.rand(count, 3, CANVAS, CANVAS, generator=torch.Generator().manual_seed(seed))
+    batch = ImageBatch(pixels, SIZES[:count])
+    return ImageBatch(torch.where(batch.valid(), pixels, 0.0), SIZES[:count])
+
+
+def stock_losses(detector, batch: ImageBatch, truths) -> dict[str, torch.Tensor]:
+    """torchvision's own forward pass on a list of unequal images."""
+    pictures = [pixels[:, :height, :width] for pixels, (height, width) in zip(batch.pixels, batch.sizes, strict=True)]
+    targets = [{"boxes": item.boxes, "labels": item.classes + 1} for item in truths]
+    found = detector.model(pictures, targets)
+    return {name: found[stock] for name, stock in STOCK_NAMES.items()}
+
+
+def losses(detector, batch: ImageBatch, *supervisions: Supervision) -> dict[str, torch.Tensor]:
+    encoding = detector.encode(batch)
+    parts = [detector.losses(encoding, supervision) for supervision in supervisions]
+    return {name: sum(part[name] for part in parts) for name in LOSSES}
+
+
+def gradients(detector, total: torch.Tensor) -> dict[str, torch.Tensor]:
+    detector.zero_grad()
+    total.backward()
+    return {
+        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
+        for name, parameter in detector.named_parameters()
+    }
+
+
+def weighted(truths, weights: list[float]) -> Supervision:
+    return Supervision(tuple(truths), torch.tensor(weights), torch.tensor(weights))
+
+
+def test_weight_one_gives_the_stock_losses(detector):
+    batch = images()
+    ours = losses(detector, batch, Supervision.full(TRUTHS_A))
+    stock = stock_losses(detector, batch, TRUTHS_A)
+    for name in LOSSES:
+        assert stock[name] > 0
+        assert_close(ours[name], stock[name], **CLOSE)
+
+
+def test_weight_one_gives_the_stock_losses_where_images_differ_in_their_number_of_samples(slim):
+    """More samples are asked for than the proposals can give, so that each image has another number of them."""
+    for size in (256, 512):
+        slim.model.roi_heads.fg_bg_sampler.batch_size_per_image = size
+        ours, stock = losses(slim, images(), Supervision.full(TRUTHS_A)), stock_losses(slim, images(), TRUTHS_A)
+        slim.model.roi_heads.fg_bg_sampler.batch_size_per_image = 64
+        for name in LOSSES:
+            assert_close(ours[name], stock[name], **CLOSE)
+
+
+@pytest.mark.parametrize("architecture", ["fasterrcnn_resnet50_fpn_v2", "fasterrcnn_mobilenet_v3_large_fpn"])
+def test_weight_one_gives_the_stock_losses_of_the_other_architectures(architecture):
+    detector = make(architecture, norm="frozen", roi_samples=64)
+    for part in detector.modules():
+        if isinstance(part, nn.BatchNorm2d):  # of the box head; its statistics move from call to call
+            part.eval()
+    batch = images(2)
+    ours = losses(detector, batch, Supervision.full(TRUTHS_A[:2]))
+    stock = stock_losses(detector, batch, TRUTHS_A[:2])
+    for name in LOSSES:
+        assert_close(ours[name], stock[name], **CLOSE)
+
+
+def test_stock_random_sampling_is_kept_when_images_have_no_keys():
+    """The same global seed gives the same samples as stock torchvision, in the same order."""
+    torch.manual_seed(0)
+    detector = build_detector(ModelConfig(), CLASSES).train()
+    detector.model.transform.size_divisible = CANVAS
+    batch = images()
+    torch.manual_seed(5)
+    ours = losses(detector, batch, Supervision.full(TRUTHS_A))
+    torch.manual_seed(5)
+    stock = stock_losses(detector, batch, TRUTHS_A)
+    for name in LOSSES:
+        assert_close(ours[name], stock[name], **CLOSE)
+
+
+@pytest.mark.parametrize("lam", [0.3, 0.85])
+def test_two_truths_give_the_interpolated_stock_losses_and_gradients(detector, lam):
+    batch = images()
+    total_stock = 0.0
+    stock: dict[str, torch.Tensor] = dict.fromkeys(LOSSES, 0.0)
+    for truths, weight in ((TRUTHS_A, lam), (TRUTHS_B, 1 - lam)):
+        for name, value in stock_losses(detector, batch, truths).items():
+            stock[name] = stock[name] + weight * value
+    total_stock = sum(stock.values())
+    stock_gradients = gradients(detector, total_stock)
+    ours = losses(detector, batch, weighted(TRUTHS_A, [lam] * 3), weighted(TRUTHS_B, [1 - lam] * 3))
+    for name in LOSSES:
+        assert_close(ours[name], stock[name], **CLOSE)
+    for name, gradient in gradients(detector, sum(ours.values())).items():
+        scale = stock_gradients[name].abs().max().clamp(min=1.0)
+        assert_close(gradient / scale, stock_gradients[name] / scale, **CLOSE)
+    assert any(gradient.abs().max() > 0 for gradient in stock_gradients.values())
+
+
+@pytest.mark.parametrize(("lam", "truths"), [(1.0, TRUTHS_A), (0.0, TRUTHS_B)])
+def test_lam_at_its_ends_is_one_of_the_two_images(slim, lam, truths):
+    """Through pixels, sizes and truths: λ = 1 is A and λ = 0 is B."""
+    batch = images()
+    partner = torch.tensor([1, 2, 0])
+    mix = Mix(partner, torch.full((3,), lam))
+    partners = tuple(TRUTHS_A[index] for index in partner)
+    mixed = losses(slim, mixup(batch, mix), *supervise(TRUTHS_A, mix, MixingConfig(rule="lossmix")))
+    if lam == 1.0:
+        alone = stock_losses(slim, batch, TRUTHS_A)
+    else:
+        turned = ImageBatch(batch.pixels[partner], tuple(batch.sizes[index] for index in partner))
+        alone = stock_losses(slim, turned, partners)
+    for name in LOSSES:
+        assert_close(mixed[name], alone[name], **CLOSE)
+
+
+def test_an_image_of_weight_zero_changes_nothing(detector):
+    """Neither its pixels nor its truth reach any loss or gradient."""
+    batch, other = images(seed=1), images(seed=2)
+    swapped = ImageBatch(torch.cat([batch.pixels[:2], other.pixels[2:]]), batch.sizes)
+    weights = [0.4, 1.0, 0.0]
+    first = losses(detector, batch, weighted(TRUTHS_A, weights))
+    first_gradients = gradients(detector, sum(first.values()))
+    second = losses(detector, swapped, weighted((*TRUTHS_A[:2], TRUTHS_B[2]), weights))
+    for name in LOSSES:
+        assert_close(first[name], second[name], **CLOSE)
+    for name, gradient in gradients(detector, sum(second.values())).items():
+        assert_close(gradient, first_gradients[name], **CLOSE)
+
+
+def test_a_supervision_without_any_weight_is_zero(slim):
+    found = losses(slim, images(), weighted(TRUTHS_A, [0.0, 0.0, 0.0]))
+    assert all(value == 0 for value in found.values())
+
+
+def test_no_boxes_at_all_is_legal_and_teaches_background(detector):
+    batch = images()
+    empty = (Instances.empty(),) * 3
+    ours, stock = losses(detector, batch, Supervision.full(empty)), stock_losses(detector, batch, empty)
+    assert ours["rpn_box"] == ours["roi_box"] == 0
+    for name in ("rpn_class", "roi_class"):
+        assert stock[name] > 0
+        assert_close(ours[name], stock[name], **CLOSE)
+
+
+def test_a_batch_of_unequal_images_equals_the_sum_over_its_images(slim):
+    """Each with its own λ and on the same canvas, one by one against stock torchvision, averaged over the images."""
+    batch = images()
+    lam = [0.2, 0.9, 0.55]
+    ours = losses(slim, batch, weighted(TRUTHS_A, lam), weighted(TRUTHS_B, [1 - value for value in lam]))
+    expected: dict[str, torch.Tensor] = dict.fromkeys(LOSSES, 0.0)
+    for index, value in enumerate(lam):
+        single = ImageBatch(batch.pixels[index : index + 1], batch.sizes[index : index + 1])
+        for truths, weight in ((TRUTHS_A, value), (TRUTHS_B, 1 - value)):
+            for name, loss in stock_losses(slim, single, truths[index : index + 1]).items():
+                expected[name] = expected[name] + weight * loss / len(lam)
+    for name in LOSSES:
+        assert_close(ours[name], expected[name], **CLOSE)
+
+
+def test_the_images_normalizer_holds_the_sum_over_images_when_their_samples_differ():
+    detector = make(roi_samples=512, normalizer="images")
+    batch = images()
+    ours = losses(detector, batch, Supervision.full(TRUTHS_A))
+    for name in LOSSES:
+        alone = [
+            stock_losses(detector, ImageBatch(batch.pixels[i : i + 1], batch.sizes[i : i + 1]), TRUTHS_A[i : i + 1])
+            for i in range(3)
+        ]
+        assert_close(ours[name], sum(found[name] for found in alone) / 3, **CLOSE)
+
+
+def test_class_and_box_weights_are_separate(slim):
+    batch = images()
+    supervision = Supervision(TRUTHS_A, torch.full((3,), 0.5), torch.zeros(3))
+    ours, stock = losses(slim, batch, supervision), stock_losses(slim, batch, TRUTHS_A)
+    assert ours["rpn_box"] == ours["roi_box"] == 0
+    assert_close(ours["roi_class"], 0.5 * stock["roi_class"], **CLOSE)
+    assert_close(ours["rpn_class"], 0.5 * stock["rpn_class"], **CLOSE)
+
+
+def test_instance_weights_of_one_are_the_union(slim):
+    batch = images()
+    union = tuple(Instances.union(a, b) for a, b in zip(TRUTHS_A, TRUTHS_B, strict=True))
+    weighted_union = tuple(Instances.union(a, b, 1.0, 1.0) for a, b in zip(TRUTHS_A, TRUTHS_B, strict=True))
+    ones = torch.ones(3)
+    ours = losses(slim, batch, Supervision(weighted_union, ones, ones, background_weight=1.0))
+    stock = stock_losses(slim, batch, union)
+    for name in LOSSES:
+        assert_close(ours[name], stock[name], **CLOSE)
+
+
+def test_positives_carry_the_weight_of_their_box_and_background_its_setting(slim):
+    """With the boxes of one image weighted 0, what is left is background and the other boxes."""
+    batch = images(1)
+    joined = Instances.union(TRUTHS_A[0], TRUTHS_B[0])
+    ones = torch.ones(1)
+
+    def loss(weight_a: float, weight_b: float, background: float) -> dict[str, torch.Tensor]:
+        a = Instances.union(TRUTHS_A[0], TRUTHS_B[0], weight_a, weight_b)
+        return losses(slim, batch, Supervision((a,), ones, ones, background))
+
+    only_a, only_b, only_background = loss(1, 0, 0), loss(0, 1, 0), loss(0, 0, 1)
+    whole = stock_losses(slim, batch, (joined,))
+    mixed = loss(0.3, 0.7, 0.5)
+    for name in LOSSES:
+        assert_close(only_a[name] + only_b[name] + only_background[name], whole[name], **CLOSE)
+        assert_close(mixed[name], 0.3 * only_a[name] + 0.7 * only_b[name] + 0.5 * only_background[name], **CLOSE)
+    assert only_background["rpn_box"] == only_background["roi_box"] == 0
+    assert only_a["roi_class"] > 0
+    assert only_b["roi_box"] > 0
+
+
+def test_background_weight_holds_for_an_image_without_boxes(slim):
+    bare = Instances.union(Instances.empty(), Instances.empty(), 0.5, 0.5)
+    ones = torch.ones(1)
+    half = losses(slim, images(1), Supervision((bare,), ones, ones, 0.5))
+    full = stock_losses(slim, images(1), (Instances.empty(),))
+    assert_close(half["roi_class"], 0.5 * full["roi_class"], **CLOSE)
+
+
+def test_swapping_the_images_and_lam_changes_nothing(slim):
+    """Image and loss are symmetric under A ↔ B, λ ↔ 1 - λ, also with random samples by key."""
+    detector = build_detector(ModelConfig(), CLASSES).train()
+    detector.load_state_dict(slim.state_dict())
+    batch = ImageBatch(images(2).pixels, ((128, 128),) * 2)
+    results = []
+    for order, lam in (([0, 1], 0.3), ([1, 0], 0.7)):
+        pixels = torch.lerp(batch.pixels[order[1]], batch.pixels[order[0]], lam)[None]
+        mixed = ImageBatch(pixels, ((128, 128),), (77,))
+        pair = [(TRUTHS_A[0],), (TRUTHS_B[1],)]
+        supervisions = [weighted(pair[place], [weight]) for place, weight in zip(order, (lam, 1 - lam), strict=True)]
+        results.append(losses(detector, mixed, *supervisions))
+    for name in LOSSES:
+        assert_close(results[0][name], results[1][name], **CLOSE)
+
+
+def test_keys_give_an_image_the_same_samples_in_any_batch():
+    torch.manual_seed(0)
+    detector = build_detector(ModelConfig(), CLASSES).train()
+    batch = ImageBatch(images().pixels, SIZES, (11, 12, 13))
+    whole = losses(detector, batch, Supervision.full(TRUTHS_A))
+    torch.rand(7)  # the global generator must not matter
+    parts = [
+        losses(detector, single, Supervision.full(TRUTHS_A[index : index + 1]))
+        for index, single in enumerate(batch.split(3))
+    ]
+    for name in LOSSES:
+        assert_close(whole[name], sum(part[name] for part in parts) / 3, **CLOSE)
+
+
+def test_a_supervision_of_another_batch_is_refused(slim):
+    with pytest.raises(ValueError, match="supervision is of 2 images, the encoding of 3"):
+        slim.losses(slim.encode(images()), Supervision.full(TRUTHS_A[:2]))
+
+
+def test_detections_are_those_of_plain_torchvision(detector, monkeypatch):
+    """Same weights, same unequal images, through torchvision's own list interface in evaluation mode."""
+    monkeypatch.setattr(detector.model.transform, "resize", lambda image, target: (image, target))
+    detector.model.roi_heads.score_thresh, before = 0.0, detector.model.roi_heads.score_thresh
+    batch = images()
+    ours = detector.detect(batch)
+    assert detector.training
+    detector.eval()
+    pictures = [pixels[:, :height, :width] for pixels, (height, width) in zip(batch.pixels, batch.sizes, strict=True)]
+    with torch.no_grad():
+        stock = detector.model(pictures)
+    detector.train()
+    detector.model.roi_heads.score_thresh = before
+    for mine, theirs in zip(ours, stock, strict=True):
+        assert len(mine) > 0
+        assert_close(mine.boxes, theirs["boxes"], rtol=1e-4, atol=1e-3)
+        assert_close(mine.scores, theirs["scores"], **CLOSE)
+        assert_close(mine.classes + 1, theirs["labels"])

@@ -1,0 +1,105 @@
+import pytest
+import torch
+from torch.testing import assert_close
+
+from lossmix_det.structures import ImageBatch, Instances, Supervision, split_evenly
+
+
+def instances(count: int) -> Instances:
+    return Instances(torch.rand(count, 4), torch.arange(count))
+
+
+@pytest.mark.parametrize(
+    ("boxes", "classes", "message"),
+    [
+        (torch.rand(2, 5), torch.zeros(2, dtype=torch.int64), r"boxes must be float of shape \(N, 4\)"),
+        (torch.zeros(2, 4, dtype=torch.int64), torch.zeros(2, dtype=torch.int64), "boxes must be float"),
+        (torch.rand(2, 4), torch.zeros(3, dtype=torch.int64), r"classes must have shape \(2,\)"),
+        (torch.rand(2, 4), torch.zeros(2), "classes must be int64"),
+    ],
+)
+def test_instances_refuse_shapes_that_disagree(boxes, classes, message):
+    with pytest.raises(ValueError, match=message):
+        Instances(boxes, classes)
+
+
+def test_instances_are_selected_by_mask_with_all_their_fields():
+    whole = Instances(torch.rand(3, 4), torch.arange(3), torch.rand(3), torch.rand(3))
+    kept = whole[torch.tensor([True, False, True])]
+    assert len(kept) == 2
+    assert_close(kept.classes, torch.tensor([0, 2]))
+    assert_close(kept.weights, whole.weights[[0, 2]])
+
+
+def test_union_keeps_the_order_and_gives_each_box_the_weight_of_its_image():
+    joined = Instances.union(instances(2), instances(1), 0.25, 0.75)
+    assert_close(joined.weights, torch.tensor([0.25, 0.25, 0.75]))
+    assert_close(joined.classes, torch.tensor([0, 1, 0]))
+    assert Instances.union(instances(2), instances(1)).weights is None
+
+
+def test_valid_pixels_are_those_inside_each_image():
+    batch = ImageBatch(torch.zeros(2, 3, 4, 6), ((2, 6), (4, 3)))
+    assert_close(batch.valid().sum(dim=(1, 2, 3)), torch.tensor([12, 12]))
+    assert batch.valid()[0, 0, 1, 5]
+    assert not batch.valid()[1, 0, 0, 3]
+
+
+@pytest.mark.parametrize(
+    ("shape", "sizes", "keys", "message"),
+    [
+        ((2, 1, 4, 4), ((4, 4), (4, 4)), None, "pixels must have shape"),
+        ((2, 3, 4, 4), ((4, 4),), None, "sizes must name 2 images"),
+        ((1, 3, 4, 4), ((5, 4),), None, "does not fit"),
+        ((1, 3, 4, 4), ((0, 4),), None, "does not fit"),
+        ((1, 3, 4, 4), ((4, 4),), (1, 2), "keys must name 1 images"),
+    ],
+)
+def test_image_batch_refuses_what_disagrees(shape, sizes, keys, message):
+    with pytest.raises(ValueError, match=message):
+        ImageBatch(torch.zeros(shape), sizes, keys)
+
+
+def test_batches_are_joined_on_the_larger_canvas():
+    small = ImageBatch(torch.ones(1, 3, 2, 2), ((2, 2),), (5,))
+    large = ImageBatch(torch.ones(2, 3, 4, 3), ((4, 3), (1, 1)), (6, 7))
+    joined = ImageBatch.cat([small, large])
+    assert joined.pixels.shape == (3, 3, 4, 3)
+    assert joined.sizes == ((2, 2), (4, 3), (1, 1))
+    assert joined.keys == (5, 6, 7)
+    assert joined.pixels[0].sum() == 12
+
+
+def test_a_batch_is_cut_into_equal_parts_with_its_keys():
+    parts = ImageBatch(torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 2, 2), ((2, 2),) * 4, (1, 2, 3, 4)).split(2)
+    assert [part.keys for part in parts] == [(1, 2), (3, 4)]
+    assert parts[1].pixels[0, 0, 0, 0] == 2
+    with pytest.raises(ValueError, match="3 images cannot be cut into 2"):
+        split_evenly([1, 2, 3], 2)
+
+
+def test_bytes_become_floats_between_zero_and_one():
+    batch = ImageBatch(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8), ((2, 2),)).to_float()
+    assert_close(batch.pixels, torch.ones(1, 3, 2, 2))
+    assert batch.to_float() is batch
+
+
+@pytest.mark.parametrize(
+    ("weights", "background", "message"),
+    [
+        (torch.ones(3), 1.0, r"class_weights must have shape \(2,\)"),
+        (torch.tensor([1.0, -0.1]), 1.0, "must not be negative"),
+        (torch.ones(2), -1.0, "background_weight must not be negative"),
+    ],
+)
+def test_supervision_refuses_wrong_weights(weights, background, message):
+    with pytest.raises(ValueError, match=message):
+        Supervision((instances(1), instances(0)), weights, weights, background)
+
+
+def test_only_images_with_a_weight_are_active():
+    supervision = Supervision(
+        (instances(1),) * 4, torch.tensor([0.0, 0.5, 0.0, 1.0]), torch.tensor([0.0, 0.5, 0.2, 0.0])
+    )
+    assert supervision.active == [1, 2, 3]
+    assert [part.active for part in supervision.split(2)] == [[1], [0, 1]]

@@ -1,0 +1,14 @@
+#!/usr/bin/env python
+"""Train, resume or evaluate a detector.
+
+    python tools/train_net.py                                        # the quick default: the generated `shapes` benchmark
+    python tools/train_net.py --config-file configs/my.yaml --num-gpus 8 train.steps=18000
+    python tools/train_net.py --config-file configs/my.yaml --eval-only model.weights=runs/my/checkpoints/best.pt
+"""
+
+import sys
+
+from lossmix_det.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
