@@ -85,7 +85,9 @@ class Checkpoints:
             except UserError as error:
                 log.warning("%s; falling back to the one before", error)
         if paths:
-            raise UserError(f"{self.folder}: none of its {len(paths)} checkpoints can be read; start with a new output_dir")
+            raise UserError(
+                f"{self.folder}: none of its {len(paths)} checkpoints can be read; start with a new output_dir"
+            )
         return None
 
 

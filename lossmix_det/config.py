@@ -91,8 +91,8 @@ class DataConfig:
     train: list[str] = items("shapes_photo_train")
     test: list[str] = items("shapes_photo_test", "shapes_clipart_test")
     classes: list[str] | None = None  # null: those of the first training set
-    views: list[str] = items("strong")  # views of each image in the batch: weak, strong or both
-    batch_size: int = number(8, 1)  # images per step over all processes, before views are multiplied
+    views: list[str] = items("weak")  # views of each image in the batch: weak, strong or both
+    batch_size: int = number(4, 1)  # images per step over all processes, before views are multiplied
     test_batch_size: int = number(8, 1)
     workers: int = number(1, 0)  # loading processes per training process
     group_by_shape: bool = True  # keep wide and tall images in separate batches, which saves padding
@@ -112,7 +112,9 @@ class ModelConfig:
     trainable_layers: int | None = number(None, 0, 6)  # backbone stages that learn; null: 3 with weights, else all
     rpn_samples: int | None = number(None, 1)  # anchors sampled per image; null: the architecture's own
     roi_samples: int | None = number(None, 1)  # proposals sampled per image; null: the architecture's own
-    normalizer: str = choice("samples", "images")  # a batch mean over samples (stock), or per image and then over images
+    normalizer: str = choice(
+        "samples", "images"
+    )  # a batch mean over samples (stock), or per image and then over images
     score_threshold: float = number(0.05, 0, 1)
     nms_threshold: float = number(0.5, 0, 1)
     detections_per_image: int = number(100, 1)
@@ -131,16 +133,16 @@ class MixingConfig:
 
 @dataclass
 class OptimizerConfig:
-    name: str = choice("sgd", "adamw")
-    lr: float = number(0.02, 0)
+    name: str = choice("adamw", "sgd")
+    lr: float = number(5e-4, 0)
     momentum: float = number(0.9, 0, 1)
-    weight_decay: float = number(1e-4, 0)
-    schedule: str = choice("multistep", "cosine", "constant")
+    weight_decay: float = number(0.02, 0)
+    schedule: str = choice("cosine", "multistep", "constant")
     milestones: list[float] = items(0.75, 0.92)  # multistep: where the rate drops, as shares of train.steps
     gamma: float = number(0.1, 0, 1)
     warmup_steps: int = number(50, 0)
     warmup_factor: float = number(0.001, 0, 1)
-    clip_norm: float = number(10.0, 0)  # largest norm of the gradient; 0 switches clipping off
+    clip_norm: float = number(1.0, 0)  # largest norm of the gradient; 0 switches clipping off
 
 
 @dataclass
@@ -151,7 +153,7 @@ class EmaConfig:
 
 @dataclass
 class TrainConfig:
-    steps: int = number(450, 1)
+    steps: int = number(700, 1)
     accumulate: int = number(1, 1)  # parts that a batch is cut into, one after the other, to save memory
     precision: str = choice("32", "bf16", "fp16")
     seed: int = number(0, 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -12,12 +11,14 @@ from lossmix_det.mixing import draw_mix, mixup, supervise, unmixed
 from lossmix_det.structures import ImageBatch, StepBatch, Supervision, Views
 
 
-@dataclass(frozen=True)
 class Lesson:
-    """One step's student images and everything that they are taught, by the name its losses are logged under."""
+    """One step's student images and everything that they are taught, by the name its losses are logged under.
 
-    images: ImageBatch
-    supervisions: dict[str, list[Supervision]]
+    A plain class: Fabric takes the dataclasses that it finds among a module's inputs apart, and cannot rebuild frozen ones.
+    """
+
+    def __init__(self, images: ImageBatch, supervisions: dict[str, list[Supervision]]) -> None:
+        self.images, self.supervisions = images, supervisions
 
     def split(self, count: int) -> list[Lesson]:
         """Cut into equal parts on the same canvas, for gradient accumulation."""

@@ -41,9 +41,7 @@ def score_models(
     with Progress(console=console, disable=not shown, transient=True) as progress:
         for name, model in models.items():
             for image_set in test_sets:
-                loader = evaluation_loader(
-                    image_set, config.data, rank=fabric.global_rank, world=fabric.world_size
-                )
+                loader = evaluation_loader(image_set, config.data, rank=fabric.global_rank, world=fabric.world_size)
                 task = progress.add_task(f"{name} on {image_set.name}", total=len(image_set))
                 found, unreadable = detect_all(
                     model, image_set, loader, fabric.device, lambda count, task=task: progress.advance(task, count)

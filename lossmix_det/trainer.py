@@ -8,6 +8,7 @@ import math
 import random
 import signal
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,6 @@ from lossmix_det.checkpoint import Checkpoints, random_state, restore_random_sta
 from lossmix_det.config import Config, as_dict, save_config
 from lossmix_det.data.catalog import load_sets
 from lossmix_det.data.loaders import training_loader
-from lossmix_det.data.records import ImageSet
 from lossmix_det.engines import Detector, build_detector
 from lossmix_det.errors import UserError
 from lossmix_det.evaluation import print_tables, write_results
@@ -31,7 +31,7 @@ from lossmix_det.optimization import build_optimizer, build_schedule
 from lossmix_det.phases import Lesson, phase_at
 from lossmix_det.runlog import RunLog, provenance
 from lossmix_det.scoring import report_problems, score_models
-from lossmix_det.structures import ImageBatch, StepBatch, Supervision
+from lossmix_det.structures import StepBatch
 from lossmix_det.teacher import averaged
 
 log = logging.getLogger(__name__)
@@ -44,11 +44,11 @@ class StudentStep(nn.Module):
         super().__init__()
         self.detector, self.loss_weights = detector, loss_weights
 
-    def forward(self, images: ImageBatch, supervisions: dict[str, list[Supervision]]) -> dict[str, Tensor]:
+    def forward(self, lesson: Lesson) -> dict[str, Tensor]:
         """Losses by ``<name>/<loss>``, summed over the supervisions of a name; terms of weight 0 are left out."""
-        encoding = self.detector.encode(images)
+        encoding = self.detector.encode(lesson.images)
         losses: dict[str, Tensor] = {}
-        for prefix, parts in supervisions.items():
+        for prefix, parts in lesson.supervisions.items():
             for supervision in parts:
                 for name, value in self.detector.losses(encoding, supervision).items():
                     key = f"{prefix}/{name}"
@@ -119,7 +119,11 @@ class Trainer:
                     self._record(losses, len(batch.source.truths or ()), time.perf_counter() - started + waited, waited)
                     if self._due(self.config.train.eval_every) or self.step == steps:
                         self.evaluate()
-                    if self._due(self.config.train.save_every) or self.step == steps or self._told_to_stop():
+                    if (
+                        self._due(self.config.train.save_every)
+                        or self._told_to_stop()
+                        or self.step in (steps, self._best_step)
+                    ):
                         self.save()
                     if self.stopping:
                         log.warning("stopped at step %d of %d; continue with --resume", self.step, steps)
@@ -137,7 +141,9 @@ class Trainer:
         losses = self._accumulate(lesson.split(self.config.train.accumulate))
         norm = self._descend() if losses is not None else math.nan
         self.optimizer.zero_grad(set_to_none=True)
-        self.schedule.step()
+        with warnings.catch_warnings():  # of a first step that was skipped
+            warnings.simplefilter("ignore", UserWarning)
+            self.schedule.step()
         self._guard(losses is not None and math.isfinite(norm))
         return {**(losses or {"loss": math.nan}), "grad_norm": norm}
 
@@ -147,7 +153,7 @@ class Trainer:
         for index, part in enumerate(parts):
             last = index == len(parts) - 1
             with self.fabric.no_backward_sync(self.student, enabled=not last):
-                losses = self.student(part.images, part.supervisions)
+                losses = self.student(part)
                 total = self.student.total(losses)
                 if not self._everywhere(bool(torch.isfinite(total))):
                     return None
@@ -193,8 +199,7 @@ class Trainer:
         self.log.scores(self.step, self.results)
         self.detections = detections
         value = self._best_value()
-        self.improved = not math.isnan(value) and (self.best is None or value > self.best["value"])
-        if self.improved:
+        if not math.isnan(value) and (self.best is None or value > self.best["value"]):
             self.best = {"metric": self.config.train.best_metric, "value": value, "step": self.step}
 
     def _best_value(self) -> float:
@@ -225,7 +230,9 @@ class Trainer:
         report_problems([*self.train_sets, *self.test_sets], self.unreadable, self.folder)
         print_tables(self.results, self.console)
         if self.skipped_steps:
-            log.warning("%d of %d steps were skipped because of a loss that was not finite", self.skipped_steps, self.step)
+            log.warning(
+                "%d of %d steps were skipped because of a loss that was not finite", self.skipped_steps, self.step
+            )
         self.console.print(f"results, detections, checkpoints and exports are in {self.folder}", soft_wrap=True)
 
     # ------------------------------------------------------------------------------------- saving, resuming
@@ -239,8 +246,7 @@ class Trainer:
             "student": self.detector.exported(),
             "ema": self.ema.module.exported() if self.ema is not None else {},
             "ema_updates": int(self.ema.n_averaged) if self.ema is not None else 0,
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
+            "optimizer": self.optimizer.state_dict()["state"],
             "scaler": self._scaler.state_dict() if self._scaler is not None else {},
             "random": random_state(),
             "best": self.best,
@@ -250,7 +256,7 @@ class Trainer:
             "config": as_dict(self.config),
         }
         if self.fabric.is_global_zero:
-            self.checkpoints.save(content, is_best=bool(self.best and self.best["step"] == self.step))
+            self.checkpoints.save(content, is_best=self._best_step == self.step)
         self.fabric.barrier()
 
     def _resume(self) -> None:
@@ -268,8 +274,7 @@ class Trainer:
         if self.ema is not None:
             self.ema.module.model.load_state_dict(content["ema"] or content["student"])
             self.ema.n_averaged.fill_(max(content["ema_updates"], 1))
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.schedule.load_state_dict(content["schedule"])
+        self._restore_optimizer(content["optimizer"], content["step"])
         if self._scaler is not None and content["scaler"]:
             self._scaler.load_state_dict(content["scaler"])
         restore_random_state(content["random"])
@@ -277,6 +282,15 @@ class Trainer:
         self.bad_steps, self.skipped_steps = content["bad_steps"]
         self.unreadable = set(content["unreadable"])
         log.info("resuming at step %d of %d", self.step, self.config.train.steps)
+
+    def _restore_optimizer(self, state: dict[int, Any], step: int) -> None:
+        """Bring back momenta, and the schedule by running it up to the step, so that changed settings count."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            for _ in range(step):
+                self.schedule.step()
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
     def _report_changes(self, content: dict[str, Any]) -> None:
         """Say what differs from the run that is continued; the new settings count."""
@@ -294,9 +308,7 @@ class Trainer:
         """Batches from the current step to the last, each with the seconds waited for it."""
         rank, world = self.fabric.global_rank, self.fabric.world_size
         seed = self.config.train.seed
-        loader = training_loader(
-            self.train_sets, self.config.data, seed=seed, start=self.step, rank=rank, world=world
-        )
+        loader = training_loader(self.train_sets, self.config.data, seed=seed, start=self.step, rank=rank, world=world)
         stream = iter(loader)
         for _ in range(self.step, self.config.train.steps):
             started = time.perf_counter()
@@ -333,6 +345,10 @@ class Trainer:
     def _told_to_stop(self) -> bool:
         self.stopping = not self._everywhere(not self.stopping)
         return self.stopping
+
+    @property
+    def _best_step(self) -> int | None:
+        return self.best["step"] if self.best else None
 
     @property
     def _scaler(self) -> Any:

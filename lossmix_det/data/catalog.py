@@ -14,11 +14,29 @@ from lossmix_det.data.records import ImageSet, Problems, RawImage, build, found_
 from lossmix_det.data.voc import read_voc
 from lossmix_det.errors import UserError, nearest
 
-VOC_CLASSES = (
-    "aeroplane bicycle bird boat bottle bus car cat chair cow "
-    "diningtable dog horse motorbike person pottedplant sheep sofa train tvmonitor"
-).split()
-PAINTED_CLASSES = "bicycle bird car cat dog person".split()  # Watercolor2k and Comic2k
+VOC_CLASSES = [
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+]
+PAINTED_CLASSES = ["bicycle", "bird", "car", "cat", "dog", "person"]  # Watercolor2k and Comic2k
 CITYSCAPES_CLASSES = ["person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"]
 
 
@@ -147,5 +165,7 @@ def load_sets(config: Config) -> tuple[list[ImageSet], list[ImageSet]]:
     present = {int(label) for image_set in train for record in image_set.records for label in record.classes}
     absent = [label for index, label in enumerate(classes) if index not in present]
     if absent and all(image_set.labelled for image_set in train):
-        raise UserError(f"no box in {', '.join(config.data.train)} is of class {absent[0]!r}; remove it from the classes")
+        raise UserError(
+            f"no box in {', '.join(config.data.train)} is of class {absent[0]!r}; remove it from the classes"
+        )
     return train, [load(name, config, classes) for name in config.data.test]

@@ -80,7 +80,11 @@ def _images(entries: list[Any], path: Path, problems: Problems):
     found: dict[int, tuple[str, dict[str, Any]]] = {}
     for index, entry in enumerate(entries):
         where = f"{path}: images[{index}]"
-        if not isinstance(entry, dict) or type(entry.get("id")) is not int or not isinstance(entry.get("file_name"), str):
+        if (
+            not isinstance(entry, dict)
+            or type(entry.get("id")) is not int
+            or not isinstance(entry.get("file_name"), str)
+        ):
             problems.fail(f"{where} needs a whole number as id and a file_name")
         elif entry["id"] in found:
             problems.fail(f"{where} repeats the id {entry['id']}")

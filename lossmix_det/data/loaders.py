@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -212,7 +211,6 @@ def to_batch(images: list[torch.Tensor], keys: tuple[int, ...] | None = None) ->
 def teaches(record: ImageRecord, keep_difficult: bool) -> np.ndarray:
     """Which boxes are trained on: no crowds, and difficult ones only if wanted."""
     return ~record.crowd if keep_difficult else ~(record.crowd | record.difficult)
-
 
 
 def _channels_first(image: np.ndarray) -> torch.Tensor:

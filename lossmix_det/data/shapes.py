@@ -27,7 +27,7 @@ DOMAINS = ("photo", "clipart")
 SPLITS = ("train", "test")
 NAMES = tuple(f"shapes_{domain}_{split}" for domain in DOMAINS for split in SPLITS)
 
-VERSION = 1  # part of the folder's name; raised whenever the pictures change
+VERSION = 3  # part of the folder's name; raised whenever the pictures change
 FINE = 2  # drawn this many times larger, then reduced, for smooth edges
 ASPECTS = ((1.0, 1.0), (1.0, 4 / 3), (4 / 3, 1.0))  # height and width, in shorter sides
 HABIT = 0.5  # share of photographed objects that have the hue and texture of their class
@@ -121,12 +121,12 @@ def _place(rng: np.random.Generator, shape: tuple[int, int], taken: np.ndarray) 
     """A class and the mask of its outline where nothing stands yet; None if no room was found."""
     label = CLASSES[rng.integers(len(CLASSES))]
     for _ in range(8):
-        radius = rng.uniform(0.11, 0.26) * min(shape)
+        radius = rng.uniform(0.12, 0.28) * min(shape)
         margin = radius * 0.9
         centre = rng.uniform((margin, margin), (shape[1] - margin, shape[0] - margin))
         mask = np.zeros(shape, dtype=np.uint8)
         squeeze = rng.uniform(0.7, 1.0)
-        angle = rng.uniform(0, 2 * np.pi)
+        angle = rng.uniform(-0.4, 0.4)
         for polygon, value in OUTLINES[label]():
             points = polygon * radius * (1.0, squeeze)
             turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -153,9 +153,11 @@ def _crescent() -> list[tuple[np.ndarray, int]]:
     return [(_ring(48), 1), (_ring(48) * 0.85 + (0.5, 0.0), 0)]
 
 
+EIGHTH_TURN = np.array([[1, -1], [1, 1]]) / np.sqrt(2)  # by 45 degrees, so that a square stands on a side
+
 OUTLINES: dict[str, Callable[[], list[tuple[np.ndarray, int]]]] = {
     "circle": lambda: [(_ring(48), 1)],
-    "square": lambda: [(_ring(4), 1)],
+    "square": lambda: [(_ring(4) @ EIGHTH_TURN, 1)],
     "triangle": lambda: [(_ring(3), 1)],
     "star": lambda: [(_ring(10, (1.0, 0.42)), 1)],
     "cross": _cross,
@@ -187,7 +189,7 @@ def _ground(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
 def _clutter(rng: np.random.Generator, canvas: np.ndarray) -> None:
     """Bars, arcs and blotches that are no class."""
     height, width = canvas.shape[:2]
-    for _ in range(rng.integers(6, 16)):
+    for _ in range(rng.integers(3, 9)):
         colour = _colour(rng.uniform(0, 180), rng.uniform(20, 200), rng.uniform(30, 230)).tolist()
         a, b = (tuple(int(value) for value in rng.uniform((0, 0), (width, height))) for _ in range(2))
         thickness = int(rng.integers(1, 4 * FINE))
@@ -239,7 +241,7 @@ def _expose(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     """Exposure, a little blur, and sensor noise."""
     if rng.random() < 0.5:
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 0.9))
-    return image * rng.uniform(0.6, 1.2) + rng.normal(0, rng.uniform(3, 12), image.shape)
+    return image * rng.uniform(0.7, 1.2) + rng.normal(0, rng.uniform(2, 8), image.shape)
 
 
 # ------------------------------------------------------------------------------------------------ clip-art

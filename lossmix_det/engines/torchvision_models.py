@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import get_weight, list_models, resnet
 from torchvision.models import detection as zoo
+from torchvision.models import get_weight, list_models, resnet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN, resnet_fpn_backbone
 from torchvision.models.detection.faster_rcnn import FasterRCNN, FastRCNNPredictor, TwoMLPHead
@@ -184,7 +184,11 @@ def load_weights(model: FasterRCNN, state: dict[str, Tensor], source: str) -> No
     missing = sorted(name for name in own if name not in state and not name.endswith("num_batches_tracked"))
     unused = sorted(name for name in state if name not in own)
     log.info("weights %s: %d of %d tensors loaded", source, len(fitting), len(own))
-    for title, names in (("of another shape, start afresh", replaced), ("not in the file", missing), ("unused", unused)):
+    for title, names in (
+        ("of another shape, start afresh", replaced),
+        ("not in the file", missing),
+        ("unused", unused),
+    ):
         if names:
             log.info("  %s (%d): %s", title, len(names), _shorten(names))
 

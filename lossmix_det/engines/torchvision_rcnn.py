@@ -87,7 +87,7 @@ class TorchvisionRCNN(Detector):
 
     def encode(self, images: ImageBatch) -> Encoding:
         batch = self._normalised(images)
-        features = self.model.backbone(batch.tensors)
+        features = self._features(batch)
         rpn, levels = self.model.rpn, list(features.values())
         objectness, deltas = rpn.head(levels)
         anchors = rpn.anchor_generator(batch, levels)
@@ -115,7 +115,7 @@ class TorchvisionRCNN(Detector):
     def detect(self, images: ImageBatch) -> list[Instances]:
         with inference_mode_of(self):
             batch = self._normalised(images)
-            features = self.model.backbone(batch.tensors)
+            features = self._features(batch)
             proposals, _ = self.model.rpn(batch, features)
             detections, _ = self.model.roi_heads(features, proposals, batch.image_sizes)
         return [Instances(found["boxes"].float(), found["labels"] - 1, found["scores"].float()) for found in detections]
@@ -132,6 +132,17 @@ class TorchvisionRCNN(Detector):
         )
         pixels = torch.where(images.valid(), (images.pixels - mean) / std, 0.0)
         return ImageList(pixels, list(images.sizes))
+
+    def _features(self, batch: ImageList) -> dict[str, Tensor]:
+        """Pyramid levels by name."""
+        features = self.model.backbone(batch.tensors)
+        pool = self.model.roi_heads.box_roi_pool
+        if pool.scales is None:
+            # On its first use the pooling takes the strides from the ratio of features to the largest image, for good.
+            # Where that image is much smaller than the canvas the ratio is wrong; so let it see the canvas.
+            canvas = [tuple(batch.tensors.shape[2:])] * len(batch.image_sizes)
+            pool(features, [batch.tensors.new_zeros((0, 4))] * len(canvas), canvas)
+        return features
 
     def _set_keys(self, keys: tuple[int, ...] | None, active: list[int]) -> None:
         chosen = None if keys is None else [keys[image] for image in active]

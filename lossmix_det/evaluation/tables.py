@@ -25,10 +25,10 @@ def print_tables(results: Results, console: Console) -> None:
     """Every score of every model on every test set, labelled, and AP50 per class."""
     if not any(results.values()):
         return
+    # Laid out at its full width, so that a log file or a narrow window never cuts a name or a number.
+    wide = Console(file=console.file, width=1000, force_terminal=console.is_terminal)
     for table in (_summary(results), _per_class(results)):
-        # Laid out at its full width, so that a log file or a narrow window never cuts a name or a number.
-        width = console.measure(table, options=console.options.update(width=1000)).maximum
-        console.print(table, width=width, crop=False, soft_wrap=True)
+        wide.print(table, width=wide.measure(table).maximum, crop=False, soft_wrap=True)
 
 
 def write_results(results: Results, folder: Path) -> None:
@@ -46,7 +46,11 @@ def write_results(results: Results, folder: Path) -> None:
 
 
 def _summary(results: Results) -> Table:
-    table = Table(title="Average precision in percent: COCO's, and PASCAL VOC's at IoU 0.5", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(
+        title="Average precision in percent: COCO's, and PASCAL VOC's at IoU 0.5",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
     for title in ("model", "test set"):
         table.add_column(title)
     titles = ("AP", "AP50", "AP75", "small", "medium", "large", "VOC area", "VOC 11-pt")

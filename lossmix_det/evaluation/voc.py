@@ -28,9 +28,7 @@ class ClassDetections:
     boxes: np.ndarray
 
 
-def voc_ap(
-    truths: list[ClassTruth], detections: ClassDetections, threshold: float = 0.5
-) -> tuple[float, float]:
+def voc_ap(truths: list[ClassTruth], detections: ClassDetections, threshold: float = 0.5) -> tuple[float, float]:
     """Average precision of one class.
 
     Detections are taken by falling score; each goes to the box that it overlaps most, if by more than the threshold.

@@ -67,7 +67,9 @@ def test_category_numbers_follow_names(content, load_coco):
 BAD_ENTRIES = [
     # where in the file, what it becomes, what the message says
     pytest.param("annotations", {"bbox": [10, 5, 0, 30]}, r"annotations\[0\]: box .* has no area", id="zero area"),
-    pytest.param("annotations", {"bbox": [100, 5, 5, 5]}, r"annotations\[0\]: box .* outside of the 60×40", id="outside"),
+    pytest.param(
+        "annotations", {"bbox": [100, 5, 5, 5]}, r"annotations\[0\]: box .* outside of the 60×40", id="outside"
+    ),
     pytest.param("annotations", {"bbox": [1, 2, 3]}, r"annotations\[0\] has bbox \[1, 2, 3\]", id="three numbers"),
     pytest.param("annotations", {"bbox": "1,2,3,4"}, "not four numbers", id="text"),
     pytest.param("annotations", {"category_id": 5}, r"annotations\[0\] has category_id 5", id="category"),

@@ -81,7 +81,9 @@ def test_a_truncated_image_is_an_os_error(tmp_path):
 
 
 def test_a_truncated_png_is_an_os_error(tmp_path):
-    path = save(tmp_path / "a.png", Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)))
+    path = save(
+        tmp_path / "a.png", Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8))
+    )
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(OSError, match=r"\w"):
         read(path)

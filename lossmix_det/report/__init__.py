@@ -1,0 +1,1 @@
+"""Tables and measurements over several runs."""

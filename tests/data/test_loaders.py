@@ -1,0 +1,141 @@
+from collections import Counter
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from lossmix_det.config import load_config
+from lossmix_det.data.catalog import load
+from lossmix_det.data.loaders import StreamSampler, evaluation_loader, to_batch, training_loader
+
+SQUARE = [(10, 10)] * 7
+MIXED = [(10, 20)] * 5 + [(20, 10)] * 6
+
+
+def batches(sampler: StreamSampler, count: int) -> list[list[tuple[int, int]]]:
+    return [[(draw.index, draw.key) for draw in batch] for batch in islice(sampler, count)]
+
+
+def test_every_image_comes_once_before_any_comes_twice():
+    drawn = [index for batch in batches(StreamSampler(SQUARE, 7, seed=0), 3) for index, _ in batch]
+    for start in (0, 7, 14):
+        assert sorted(drawn[start : start + 7]) == list(range(7))
+    assert drawn[:7] != drawn[7:14]
+
+
+@pytest.mark.parametrize("start", [1, 4, 9])
+def test_starting_later_gives_the_batches_that_would_have_come(start):
+    whole = batches(StreamSampler(MIXED, 4, seed=3), 12)
+    assert batches(StreamSampler(MIXED, 4, seed=3, start=start), 12 - start) == whole[start:]
+
+
+def test_processes_share_the_joint_batch():
+    joint = batches(StreamSampler(MIXED, 4, seed=3), 6)
+    shares = [batches(StreamSampler(MIXED, 4, seed=3, rank=rank, world=2), 6) for rank in (0, 1)]
+    assert [first + second for first, second in zip(*shares, strict=True)] == joint
+    with pytest.raises(ValueError, match="4 cannot be shared evenly by 3"):
+        StreamSampler(MIXED, 4, seed=3, world=3)
+
+
+def test_wide_and_tall_images_are_kept_apart():
+    for batch in batches(StreamSampler(MIXED, 4, seed=1), 20):
+        assert len({index < 5 for index, _ in batch}) == 1
+    together = batches(StreamSampler(MIXED, 4, seed=1, group_by_shape=False), 20)
+    assert any(len({index < 5 for index, _ in batch}) == 2 for batch in together)
+
+
+def test_grouping_still_shows_every_image_equally_often():
+    counts = Counter(index for batch in batches(StreamSampler(MIXED, 4, seed=1), 275) for index, _ in batch)
+    assert max(counts.values()) - min(counts.values()) <= 1
+
+
+def test_keys_differ_by_draw_seed_and_stream():
+    keys = [key for batch in batches(StreamSampler(SQUARE, 7, seed=0), 20) for _, key in batch]
+    assert len(set(keys)) == len(keys)
+    for other in (StreamSampler(SQUARE, 7, seed=1), StreamSampler(SQUARE, 7, seed=0, stream=1)):
+        assert not set(keys) & {key for batch in batches(other, 20) for _, key in batch}
+
+
+def test_images_are_laid_on_a_canvas_of_multiples_of_32():
+    batch = to_batch([torch.ones(3, 33, 10), torch.ones(3, 5, 64)], (1, 2))
+    assert batch.pixels.shape == (2, 3, 64, 64)
+    assert batch.sizes == ((33, 10), (5, 64))
+    assert batch.pixels.sum() == 3 * (330 + 320)
+
+
+def voc(root, *overrides):
+    base = [f"datasets.mine.root={root}", "datasets.mine.split=train", "data.augment.min_sizes=[40]"]
+    return load_config(None, [*base, "data.batch_size=2", "data.workers=0", *overrides])
+
+
+def first_batch(config, **settings):
+    return next(iter(training_loader([load("mine", config)], config.data, seed=0, **settings)))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_batches_do_not_depend_on_the_number_of_workers(voc_folder, workers):
+    alone = voc(voc_folder, "data.views=[weak,strong]", "data.drop_empty=false")
+    many = voc(voc_folder, "data.views=[weak,strong]", "data.drop_empty=false", f"data.workers={workers}")
+    streams = [training_loader([load("mine", config)], config.data, seed=0) for config in (alone, many)]
+    for (first, _), (second, _) in islice(zip(*streams, strict=False), 4):
+        assert torch.equal(first.strong.pixels, second.strong.pixels)
+        assert torch.equal(first.weak.pixels, second.weak.pixels)
+        assert torch.equal(first.truths[0].boxes, second.truths[0].boxes)
+        assert first.strong.keys == second.strong.keys
+
+
+def test_images_without_boxes_are_left_out_if_wanted(voc_folder):
+    views, _ = first_batch(voc(voc_folder))
+    assert [len(truth) for truth in views.truths] == [2, 2]
+    views, _ = first_batch(voc(voc_folder, "data.drop_empty=false"))
+    assert sorted(len(truth) for truth in views.truths) == [0, 2]
+
+
+def test_difficult_objects_are_trained_on_if_wanted(voc_folder):
+    views, _ = first_batch(voc(voc_folder, "data.keep_difficult=false"))
+    assert [truth.classes.tolist() for truth in views.truths] == [[0], [0]]
+
+
+def test_the_loader_leaves_the_global_generators_alone(voc_folder):
+    config = voc(voc_folder, "data.workers=1")
+    torch.manual_seed(3)
+    np.random.seed(3)
+    first_batch(config)
+    after = torch.rand(1), np.random.rand()
+    torch.manual_seed(3)
+    np.random.seed(3)
+    assert (torch.rand(1), np.random.rand()) == after
+
+
+def test_a_truncated_image_is_replaced_by_the_next_and_reported(voc_folder):
+    config = voc(voc_folder, "data.drop_empty=false", "data.views=[weak]")
+    image_set = load("mine", config)
+    path = voc_folder / "JPEGImages" / "one.png"
+    path.write_bytes(path.read_bytes()[:400])
+    views, problems = next(iter(training_loader([image_set], config.data, seed=0)))
+    assert torch.equal(
+        views.weak.pixels[0, :, :40, 20:40].sort().values, views.weak.pixels[1, :, :40, 20:40].sort().values
+    )
+    assert len(problems) == 1
+    assert "one.png: image cannot be read" in problems[0]
+
+
+def test_evaluation_goes_through_the_images_once_in_order(voc_folder):
+    config = voc(voc_folder, "data.test_batch_size=1", "data.augment.test_size=20")
+    image_set = load("mine", config)
+    found = list(evaluation_loader(image_set, config.data))
+    assert [indices for _, indices, _ in found] == [[0], [1]]
+    assert found[0][0].sizes == ((20, 30),)
+    shares = [
+        indices for rank in (0, 1) for _, indices, _ in evaluation_loader(image_set, config.data, rank=rank, world=2)
+    ]
+    assert sorted(sum(shares, [])) == [0, 1]
+
+
+def test_evaluation_reports_an_unreadable_image(voc_folder):
+    config = voc(voc_folder)
+    image_set = load("mine", config)
+    (voc_folder / "JPEGImages" / "two.png").write_bytes(b"")
+    _, _, problems = next(iter(evaluation_loader(image_set, config.data)))
+    assert "two.png: image cannot be read" in problems[0]

@@ -1,0 +1,190 @@
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from lossmix_det.config import MixingConfig
+from lossmix_det.mixing import Mix, draw_mix, mixup, supervise, unmixed
+from lossmix_det.mixing.pairing import draw_partners
+from lossmix_det.structures import ImageBatch, Instances
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def boxes(*labels: int) -> Instances:
+    return Instances(
+        torch.tensor([[label, 0.0, label + 5, 9] for label in labels]).reshape(-1, 4),
+        torch.tensor(labels, dtype=torch.int64),
+    )
+
+
+def mix(lam: list[float], partner: list[int]) -> Mix:
+    return Mix(torch.tensor(partner), torch.tensor(lam))
+
+
+# ---------------------------------------------------------------------------------------------- drawing
+
+
+@pytest.mark.parametrize("count", [2, 3, 16])
+def test_nobody_is_its_own_partner_and_everybody_is_somebodys(count):
+    for seed in range(20):
+        partner = draw_partners(count, rng(seed))
+        assert sorted(partner) == list(range(count))
+        assert not (partner == np.arange(count)).any()
+
+
+def test_one_image_alone_stays_unmixed():
+    assert draw_mix(1, MixingConfig(probability=1.0), rng()).mixed.tolist() == [False]
+
+
+def test_lam_is_drawn_per_image_from_a_symmetric_beta():
+    lam = draw_mix(20000, MixingConfig(alpha=2.0, probability=1.0), rng()).lam
+    assert len(lam.unique()) > 19000
+    assert lam.mean() == pytest.approx(0.5, abs=0.01)
+    assert lam.var() == pytest.approx(1 / (4 * (2 * 2.0 + 1)), rel=0.05)  # of Beta(a, a)
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
+def test_the_probability_is_the_share_of_mixed_images(probability):
+    mixed = draw_mix(10000, MixingConfig(probability=probability), rng()).mixed
+    assert mixed.float().mean() == pytest.approx(probability, abs=0.02)
+
+
+def test_every_rule_draws_the_same_numbers():
+    """Only then does a comparison of rules compare rules."""
+    drawn = {
+        rule: draw_mix(64, MixingConfig(rule=rule, noise_share=1.0), rng(4)) for rule in ("lossmix", "union", "noise")
+    }
+    for other in drawn.values():
+        assert_close(other.lam, drawn["lossmix"].lam)
+        assert_close(other.partner, drawn["lossmix"].partner)
+
+
+def test_noise_keeps_the_other_image_within_its_share():
+    lam = draw_mix(5000, MixingConfig(rule="noise", probability=1.0, noise_share=0.2), rng()).lam
+    assert lam.min() >= 0.8
+    assert lam.min() < 0.81
+    assert lam.mean() == pytest.approx(0.9, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("lam", "message"), [(torch.tensor([1.2]), r"lam must lie in \[0, 1\]"), (torch.ones(2), "one entry per image")]
+)
+def test_impossible_mixes_are_refused(lam, message):
+    with pytest.raises(ValueError, match=message):
+        Mix(torch.tensor([0]), lam)
+
+
+# ----------------------------------------------------------------------------------------------- pixels
+
+
+def pair() -> ImageBatch:
+    """A: 2×4 of value 1; B: 3×2 of value 0.5; on a 3×4 canvas."""
+    pixels = torch.zeros(2, 3, 3, 4)
+    pixels[0, :, :2, :4] = 1.0
+    pixels[1, :, :3, :2] = 0.5
+    return ImageBatch(pixels, ((2, 4), (3, 2)), (8, 9))
+
+
+def test_mixed_pixels_worked_by_hand():
+    mixed = mixup(pair(), mix([0.25, 1.0], [1, 0]))
+    expected = torch.tensor(
+        [
+            [0.25 + 0.375, 0.25 + 0.375, 0.25, 0.25],  # both, then A over black
+            [0.25 + 0.375, 0.25 + 0.375, 0.25, 0.25],
+            [0.375, 0.375, 0.0, 0.0],  # B over black
+        ]
+    )
+    assert_close(mixed.pixels[0, 1], expected)
+    assert mixed.sizes == ((3, 4), (3, 2))
+    assert mixed.keys == (8, 9)
+
+
+def test_lam_one_is_the_image_and_lam_zero_its_partner_exactly():
+    batch = ImageBatch(torch.rand(2, 3, 4, 4), ((4, 3), (2, 4)))
+    same, other = mixup(batch, mix([1.0, 1.0], [1, 0])), mixup(batch, mix([0.0, 0.0], [1, 0]))
+    assert torch.equal(same.pixels, batch.pixels)
+    assert same.sizes == batch.sizes
+    assert torch.equal(other.pixels, batch.pixels[[1, 0]])
+    assert other.sizes == batch.sizes[::-1]
+
+
+def test_mixing_leaves_its_input_alone():
+    batch = pair()
+    before = batch.pixels.clone()
+    mixup(batch, mix([0.3, 0.3], [1, 0]))
+    assert torch.equal(batch.pixels, before)
+
+
+def test_swapping_the_pair_and_lam_gives_the_same_pixels():
+    batch = ImageBatch(torch.rand(2, 3, 4, 4), ((4, 4), (4, 4)))
+    mixed = mixup(batch, mix([0.3, 0.7], [1, 0]))
+    assert_close(mixed.pixels[0], mixed.pixels[1])
+
+
+# ------------------------------------------------------------------------------------------------ truths
+
+TRUTHS = (boxes(0), boxes(1, 2), boxes())
+LAM, PARTNER = [0.3, 1.0, 0.6], [1, 2, 0]
+
+
+def taught(rule: str, **settings):
+    return supervise(TRUTHS, mix(LAM, PARTNER), MixingConfig(rule=rule, **settings))
+
+
+def test_lossmix_keeps_both_truths_each_with_its_share():
+    own, other = taught("lossmix")
+    assert [truth.classes.tolist() for truth in own.truths] == [[0], [1, 2], []]
+    assert [truth.classes.tolist() for truth in other.truths] == [[1, 2], [], [0]]
+    for weights, expected in ((own.class_weights, [0.3, 1.0, 0.6]), (other.class_weights, [0.7, 0.0, 0.4])):
+        assert_close(weights, torch.tensor(expected))
+    assert_close(own.box_weights, own.class_weights)
+    assert_close(other.box_weights, other.class_weights)
+
+
+def test_weights_of_a_mixed_image_add_up_to_the_setting_and_of_an_unmixed_one_to_one():
+    own, other = taught("lossmix", weight_sum=2.0)
+    assert_close(own.class_weights + other.class_weights, torch.tensor([2.0, 1.0, 2.0]))
+
+
+def test_union_teaches_all_boxes_fully_whatever_lam():
+    (only,) = taught("union")
+    assert [truth.classes.tolist() for truth in only.truths] == [[0, 1, 2], [1, 2], [0]]
+    assert_close(only.class_weights, torch.ones(3))
+    assert all(truth.weights is None for truth in only.truths)
+
+
+def test_union_at_the_weight_sum_of_lossmix_is_halved():
+    (only,) = taught("union", weight_sum=1.0)
+    assert_close(only.class_weights, torch.tensor([0.5, 1.0, 0.5]))
+
+
+def test_instance_weights_follow_the_image_of_each_box():
+    (only,) = taught("lossmix_instance", background_weight=0.4)
+    assert_close(only.truths[0].weights, torch.tensor([0.3, 0.7, 0.7]))
+    assert only.truths[1].weights is None
+    assert_close(only.truths[2].weights, torch.tensor([0.4]))
+    assert only.background_weight == 0.4
+    assert_close(only.class_weights, torch.ones(3))
+
+
+def test_noise_teaches_the_image_alone():
+    (only,) = taught("noise")
+    assert [truth.classes.tolist() for truth in only.truths] == [[0], [1, 2], []]
+    assert_close(only.class_weights, torch.ones(3))
+
+
+@pytest.mark.parametrize("rule", ["lossmix", "lossmix_instance", "union", "noise", "none"])
+def test_without_mixing_every_rule_is_ordinary_training(rule):
+    first, *rest = supervise(TRUTHS, unmixed(3), MixingConfig(rule=rule))
+    assert_close(first.class_weights, torch.ones(3))
+    assert all(truth.weights is None for truth in first.truths)
+    assert [truth.classes.tolist() for truth in first.truths] == [[0], [1, 2], []]
+    assert all(supervision.active == [] for supervision in rest)
+
+
+def test_counts_that_disagree_are_refused():
+    with pytest.raises(ValueError, match="2 truths for 3 mixed images"):
+        supervise(TRUTHS[:2], mix(LAM, PARTNER), MixingConfig())

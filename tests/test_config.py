@@ -1,0 +1,115 @@
+import pytest
+from omegaconf import OmegaConf
+
+from lossmix_det.config import Config, DatasetConfig, load_config, save_config
+from lossmix_det.errors import UserError
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+def test_the_defaults_are_complete_and_valid():
+    assert load_config() == Config()
+
+
+def test_a_file_overrides_the_defaults_and_key_value_the_file(tmp_path):
+    path = write(tmp_path / "a.yaml", "train: {steps: 7, seed: 3}\nmixing: {rule: union}\n")
+    config = load_config(path, ["train.steps=9", "data.train=[a,b]", "optimizer.lr=1e-3"])
+    assert (config.train.steps, config.train.seed, config.mixing.rule) == (9, 3, "union")
+    assert config.data.train == ["a", "b"]
+    assert config.optimizer.lr == 0.001
+
+
+def test_bases_are_read_first_and_found_beside_the_file(tmp_path):
+    (tmp_path / "sub").mkdir()
+    write(tmp_path / "root.yaml", "train: {steps: 1, seed: 1, log_every: 1}\n")
+    write(tmp_path / "sub" / "middle.yaml", "_BASE_: ../root.yaml\ntrain: {seed: 2, log_every: 2}\n")
+    path = write(tmp_path / "sub" / "leaf.yaml", "_BASE_: middle.yaml\ntrain: {log_every: 3}\n")
+    config = load_config(path)
+    assert (config.train.steps, config.train.seed, config.train.log_every) == (1, 2, 3)
+
+
+def test_data_sets_are_declared_in_the_file(tmp_path):
+    path = write(
+        tmp_path / "a.yaml", "datasets:\n  mine: {format: coco, root: /x, annotations: a.json, classes: [a]}\n"
+    )
+    entry = load_config(path).datasets["mine"]
+    assert entry == DatasetConfig(format="coco", root="/x", annotations="a.json", classes=["a"])
+
+
+def test_what_is_saved_is_read_back_the_same(tmp_path):
+    config = load_config(None, ["datasets.a.root=x", "data.classes=[a,b]", "ema.decay=0.9", "train.loss_weights.a=0.5"])
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.stepps=1", r"unknown key 'train.stepps' .did you mean 'train.steps'"),
+        ("trian.steps=1", "unknown key 'trian'.*did you mean 'train'"),
+        ("datasets.a.formt=voc", "unknown key 'datasets.a.formt' .did you mean 'datasets.a.format'"),
+        ("train.steps=many", "train.steps: Value 'many' of type 'str' could not be converted to Integer"),
+        ("train.steps=1.5", "train.steps: Value '1.5'"),
+        ("data.train=5", "data.train"),
+        ("model=3", "model"),
+        ("ema.warmup=perhaps", "ema.warmup"),
+        ("mixing.rule=lossmx", "not one of lossmix.*did you mean 'lossmix'"),
+        ("datasets.a.format=yolo", "datasets.a.format='yolo' is not one of voc, coco, folder"),
+        ("train.steps=0", "train.steps=0 lies outside of 1"),
+        ("mixing.alpha=0", "mixing.alpha=0.0 lies outside"),
+        ("mixing.alpha=.nan", "mixing.alpha=nan lies outside"),
+        ("optimizer.lr=-1", "optimizer.lr=-1.0 lies outside"),
+        ("data.views=[]", r"data.views=\[\] must be"),
+        ("data.views=[weak,weak]", "must be .weak., .strong. or"),
+        ("data.augment.min_sizes=[]", "needs sizes of at least 32"),
+        ("data.augment.erasing=[2]", "data.augment.erasing=.2.0. must lie within 0"),
+        ("optimizer.milestones=[1.5]", "optimizer.milestones=.1.5. must lie within"),
+        ("train.accumulate=3", "data.batch_size=. is no multiple of train.accumulate=3"),
+        ("train.loss_weights.x=-1", "train.loss_weights.x=-1.0 must be a number of at least 0"),
+        ("data.classes=[a,a]", "names a class twice"),
+        ("train.steps", "is not of the form KEY=VALUE"),
+        ("=3", "is not of the form KEY=VALUE"),
+        ("data.train=[a", "override 'data.train=.a'"),
+    ],
+)
+def test_a_wrong_override_is_one_clear_sentence(override, message):
+    with pytest.raises(UserError, match=message) as error:
+        load_config(None, [override])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: {stepps: 1}", "a.yaml: unknown key 'train.stepps'"),
+        ("train: {steps: many}", "a.yaml: train.steps: Value 'many'"),
+        ("train: [1, 2", "a.yaml: not valid YAML"),
+        ("- a\n- b\n", "a.yaml: expected 'key: value' lines"),
+        ("_BASE_: nowhere.yaml\n", "nowhere.yaml: no such configuration file"),
+        ("_BASE_: [a, b]\n", "_BASE_ must be the path of one YAML file"),
+        ("_BASE_: a.yaml\n", "_BASE_ leads back to the file itself"),
+        ("train: {steps: 1}\ntrain: {steps: 2}\n", "a.yaml: not valid YAML"),
+        ("train: {steps: '${nowhere}'}", "a.yaml"),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path, text, message):
+    with pytest.raises(UserError, match=message) as error:
+        load_config(write(tmp_path / "a.yaml", text))
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_or_binary_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"no.yaml: no such configuration file"):
+        load_config(tmp_path / "no.yaml")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_config(tmp_path)
+    (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(UserError, match="b.yaml"):
+        load_config(tmp_path / "b.yaml")
+
+
+def test_every_field_survives_omegaconf():
+    assert OmegaConf.to_object(OmegaConf.structured(Config)) == Config()

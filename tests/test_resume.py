@@ -1,0 +1,148 @@
+"""Stopping at any moment and going on ends where a run that never stopped ends, bit for bit."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from runs import assert_same_tensors, command, env, last_checkpoint, run, trainer
+
+LONG = ["train.steps=9", "train.save_every=2", "train.eval_every=4", "ema.decay=0.9", "mixing.probability=1.0"]
+ALIKE = ("metrics.csv", "metrics.json", "results.json", "results.csv", "detections_shapes_clipart_test.json")
+
+
+def assert_same_end(first: Path, second: Path) -> None:
+    a, b = last_checkpoint(first), last_checkpoint(second)
+    for part in ("config", "unreadable"):
+        a.pop(part), b.pop(part)
+    assert a["step"] == 9
+    assert_same_tensors(a, b)
+    for name in ALIKE:
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+    for name in ("student", "ema"):
+        assert (first / "export" / f"{name}.pth").is_file()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, datasets_root) -> Path:
+    """The run that never stops, in a process of its own like the others."""
+    import os
+
+    os.environ["LOSSMIX_DATASETS"] = str(datasets_root)
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    done = run(folder, *LONG, "data.workers=1")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 200
+    while not path.exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline, f"{path} never came"
+        time.sleep(0.01)
+
+
+def start(folder: Path) -> subprocess.Popen:
+    words = [*command(folder), *LONG, "data.workers=1"]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env())
+
+
+def test_a_run_killed_twice_and_resumed_ends_bit_identical(whole, tmp_path):
+    folder = tmp_path / "killed"
+    for checkpoint in ("step_0000002.pt", "step_0000006.pt"):
+        process = start(folder) if checkpoint.endswith("2.pt") else resumed(folder)
+        wait_for(folder / "checkpoints" / checkpoint, process)
+        time.sleep(0.15)  # somewhere in the steps that follow
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = run(folder, "--resume", *LONG, "data.workers=1")
+    assert done.returncode == 0, done.stderr
+    assert "resuming at step" in done.stderr
+    assert_same_end(whole, folder)
+
+
+def resumed(folder: Path) -> subprocess.Popen:
+    words = [*command(folder, "--resume"), *LONG, "data.workers=1"]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env())
+
+
+def test_sigterm_saves_and_exits_cleanly_and_the_resumed_run_ends_the_same(whole, tmp_path):
+    folder = tmp_path / "terminated"
+    process = start(folder)
+    wait_for(folder / "checkpoints" / "step_0000002.pt", process)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    assert "received SIGTERM; saving after this step" in errors
+    assert "continue with --resume" in errors
+    stopped_at = last_checkpoint(folder)["step"]
+    assert 2 <= stopped_at < 9
+    assert not (folder / "results.json").exists()
+    assert run(folder, "--resume", *LONG, "data.workers=1").returncode == 0
+    assert_same_end(whole, folder)
+
+
+def test_a_truncated_last_checkpoint_falls_back_to_the_one_before_and_says_so(whole, tmp_path):
+    folder = tmp_path / "truncated"
+    first = run(folder, *LONG, "data.workers=1")
+    assert first.returncode == 0
+    last = folder / "checkpoints" / "step_0000009.pt"
+    last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
+    again = run(folder, "--resume", *LONG, "data.workers=1")
+    assert again.returncode == 0, again.stderr
+    assert "step_0000009.pt: damaged checkpoint" in again.stderr
+    assert "falling back to the one before" in again.stderr
+    assert "resuming at step 8 of 9" in again.stderr
+    assert_same_end(whole, folder)
+
+
+def test_a_second_run_into_the_same_folder_is_refused_and_leaves_it_alone(tmp_path):
+    trainer(tmp_path, "train.steps=1").train()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    done = run(tmp_path, "train.steps=1")
+    assert done.returncode == 2
+    assert "already holds a run; continue it with --resume" in done.stderr
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_resuming_a_finished_run_prints_its_table_again(tmp_path):
+    trainer(tmp_path, "train.steps=2").train()
+    results = (tmp_path / "results.json").read_bytes()
+    again = trainer(tmp_path, "train.steps=2", resume=True)
+    assert again.train()
+    assert (tmp_path / "results.json").read_bytes() == results
+
+
+def test_resuming_where_nothing_is_starts_from_the_beginning(tmp_path):
+    assert trainer(tmp_path / "new", "train.steps=1", resume=True).step == 0
+
+
+def test_the_best_checkpoint_is_remembered_over_resumption(tmp_path):
+    first = trainer(tmp_path, "train.steps=2", "train.eval_every=1")
+    first.train()
+    first.best = {"metric": "AP50", "value": 99.0, "step": 1}
+    first.save()
+    kept = (tmp_path / "checkpoints" / "best.pt").read_bytes()
+    again = trainer(tmp_path, "train.steps=3", "train.eval_every=1", resume=True)
+    assert again.best["value"] == 99.0
+    again.train()
+    assert again.best == {"metric": "AP50", "value": 99.0, "step": 1}
+    assert (tmp_path / "checkpoints" / "best.pt").read_bytes() == kept
+
+
+def test_what_changed_since_is_said(tmp_path, caplog):
+    trainer(tmp_path, "train.steps=1").train()
+    trainer(tmp_path, "train.steps=2", "optimizer.lr=0.001", resume=True)
+    assert "other settings than before: optimizer.lr, train.steps" in caplog.text
+
+
+def test_other_classes_are_refused_on_resumption(tmp_path):
+    from lossmix_det.errors import UserError
+
+    trainer(tmp_path, "train.steps=1").train()
+    with pytest.raises(UserError, match="was trained on the classes circle, square"):
+        trainer(tmp_path, "train.steps=2", "data.classes=[circle,star]", resume=True)

@@ -1,0 +1,302 @@
+import csv
+import json
+import math
+import subprocess
+
+import pytest
+import torch
+from conftest import voc_object, voc_xml, write_image
+from runs import assert_same_tensors, command, env, last_checkpoint, run, trainer
+from torch.testing import assert_close
+
+from lossmix_det.data.loaders import training_loader
+from lossmix_det.errors import UserError
+from lossmix_det.phases import SourceOnly, phase_at
+from lossmix_det.structures import StepBatch
+
+
+def gradients_of_one_step(folder, monkeypatch, *overrides):
+    """The gradient that the optimizer would take, and the weights it is of."""
+    it = trainer(folder, "train.steps=1", "optimizer.clip_norm=0", *overrides)
+    caught = {}
+
+    def catch():
+        caught.update({name: p.grad.clone() for name, p in it.detector.named_parameters() if p.grad is not None})
+        return 1.0
+
+    monkeypatch.setattr(it, "_descend", catch)
+    loader = training_loader(it.train_sets, it.config.data, seed=0)
+    views, _ = next(iter(loader))
+    it.learn(StepBatch(source=views))
+    return caught
+
+
+@pytest.mark.parametrize("rule", ["none", "lossmix", "lossmix_instance"])
+def test_accumulation_gives_the_gradient_of_the_large_batch(tmp_path, monkeypatch, rule):
+    mixing = [f"mixing.rule={rule}", "mixing.probability=1.0", "data.views=[weak,strong]"]
+    whole = gradients_of_one_step(tmp_path / "a", monkeypatch, *mixing)
+    for parts in (2, 4):
+        cut = gradients_of_one_step(tmp_path / f"b{parts}", monkeypatch, *mixing, f"train.accumulate={parts}")
+        assert whole.keys() == cut.keys()
+        assert len(whole) > 50
+        for name, gradient in whole.items():
+            scale = gradient.abs().max().clamp(min=1e-3)
+            assert_close(cut[name] / scale, gradient / scale, rtol=1e-4, atol=1e-4)
+
+
+def test_a_short_run_lowers_the_loss_and_leaves_everything_behind(tmp_path):
+    it = trainer(
+        tmp_path, "train.steps=30", "optimizer.lr=0.01", "mixing.rule=none", "ema.decay=0.9", "train.eval_every=15"
+    )
+    assert it.train()
+    with open(tmp_path / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    losses = [float(row["loss"]) for row in rows]
+    assert len(losses) == 30
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+    assert json.loads((tmp_path / "metrics.json").read_text())[-1]["step"] == 30
+    content = json.loads((tmp_path / "run.json").read_text())
+    assert content["seed"] == 0
+    assert content["datasets"]["shapes_photo_train"]["fingerprint"]
+    assert (
+        content["versions"]["torch"] == torch.__version__.split("+")[0]
+        or content["versions"]["torch"] == torch.__version__
+    )
+    assert content["config"]["train"]["steps"] == 30
+    for name in (
+        "config.yaml",
+        "speed.csv",
+        "results.csv",
+        "export/student.pth",
+        "export/ema.pth",
+        "checkpoints/best.pt",
+    ):
+        assert (tmp_path / name).is_file(), name
+    assert list((tmp_path / "tensorboard").iterdir())
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept[0] == "best.pt"
+    assert kept[-1] == "step_0000030.pt"
+
+
+def test_the_logged_loss_is_the_weighted_sum_of_its_terms(tmp_path):
+    weights = ["train.loss_weights={source/rpn_box: 2.0, source/roi_box: 0.0}"]
+    trainer(tmp_path, "train.steps=2", *weights).train()
+    with open(tmp_path / "metrics.csv") as file:
+        row = next(csv.DictReader(file))
+    assert "source/roi_box" not in row
+    total = float(row["source/rpn_class"]) + 2 * float(row["source/rpn_box"]) + float(row["source/roi_class"])
+    assert float(row["loss"]) == pytest.approx(total, rel=1e-5)
+
+
+def test_the_average_follows_its_closed_form(tmp_path):
+    """ema_n = d^n·w_0 + (1 - d)·Σ d^(n-k)·w_k"""
+    it = trainer(tmp_path, "train.steps=4", "ema.decay=0.8", "ema.warmup=false")
+    name = "model.roi_heads.box_head.fc6.bias"
+    expected = it.detector.state_dict()[name].clone()
+    learn = it.learn
+    history = []
+
+    def remember(batch):
+        result = learn(batch)
+        history.append(it.detector.state_dict()[name].clone())
+        return result
+
+    it.learn = remember
+    it.train()
+    closed = 0.8**4 * expected + sum(0.2 * 0.8 ** (4 - k) * weights for k, weights in enumerate(history, start=1))
+    assert not torch.allclose(history[-1], expected)
+    assert_close(it.ema.module.state_dict()[name], closed)
+
+
+def test_the_warm_up_of_the_decay_starts_low(tmp_path):
+    """The first update keeps (1 + 1) / (10 + 1) of the average."""
+    it = trainer(tmp_path, "train.steps=1", "ema.decay=0.9999")
+    name = "model.roi_heads.box_head.fc6.bias"
+    start = it.detector.state_dict()[name].clone()
+    it.train()
+    assert_close(it.ema.module.state_dict()[name], 2 / 11 * start + 9 / 11 * it.detector.state_dict()[name])
+
+
+def test_the_average_gets_no_gradient(tmp_path):
+    it = trainer(tmp_path, "train.steps=1", "ema.decay=0.9")
+    it.train()
+    assert all(not p.requires_grad and p.grad is None for p in it.ema.parameters())
+    assert any(p.requires_grad for p in it.detector.parameters())
+
+
+def poison(it, steps: set[int]) -> None:
+    """Make the loss of some steps infinite."""
+    forward = it.detector.losses
+
+    def losses(encoding, supervision):
+        found = forward(encoding, supervision)
+        return {n: v * (math.inf if it.step in steps else 1) for n, v in found.items()}
+
+    it.detector.losses = losses
+
+
+def test_a_loss_that_is_not_finite_teaches_nothing_and_is_counted(tmp_path, caplog):
+    clean = trainer(tmp_path / "a", "train.steps=1", "mixing.rule=none")
+    clean.train()
+    it = trainer(tmp_path / "b", "train.steps=2", "mixing.rule=none", "optimizer.warmup_steps=0")
+    before = {name: value.clone() for name, value in it.detector.state_dict().items()}
+    poison(it, {0, 1})
+    it.train()
+    assert it.skipped_steps == 2
+    assert "the loss or its gradient is not finite; the step is skipped" in caplog.text
+    assert "2 of 2 steps were skipped" in caplog.text
+    assert_same_tensors(before, dict(it.detector.state_dict()))
+
+
+def test_training_stops_with_advice_when_no_loss_is_finite_any_more(tmp_path):
+    it = trainer(tmp_path, "train.steps=9", "train.max_bad_steps=3", "train.save_every=1")
+    poison(it, {2, 3, 4, 5, 6})
+    with pytest.raises(UserError, match="not finite for 3 steps in a row, up to step 5; lower optimizer.lr"):
+        it.train()
+    assert all(torch.isfinite(value).all() for value in last_checkpoint(tmp_path)["student"].values())
+
+
+def test_bad_steps_that_are_not_in_a_row_do_not_stop_it(tmp_path):
+    it = trainer(tmp_path, "train.steps=6", "train.max_bad_steps=2")
+    poison(it, {1, 3, 5})
+    assert it.train()
+    assert it.skipped_steps == 3
+
+
+def test_mixing_is_off_for_the_last_steps(tmp_path):
+    it = trainer(tmp_path, "train.steps=10", "mixing.off_last_steps=4")
+    rules = [phase_at(it.config, step).mixing.rule for step in range(10)]
+    assert rules == ["lossmix"] * 6 + ["none"] * 4
+
+
+@pytest.mark.parametrize("schedule", ["multistep", "cosine", "constant"])
+def test_the_learning_rate_follows_its_schedule(tmp_path, schedule):
+    overrides = [f"optimizer.schedule={schedule}", "optimizer.lr=0.01", "optimizer.warmup_steps=4", "train.steps=12"]
+    it = trainer(tmp_path, *overrides, "optimizer.milestones=[0.5,0.75]", "optimizer.warmup_factor=0.1")
+    rates = []
+    for _ in range(12):
+        rates.append(it.optimizer.param_groups[0]["lr"])
+        it.optimizer.step()
+        it.schedule.step()
+    warm = [0.01 * (0.1 + 0.9 * step / 4) for step in range(4)]
+    rest = {
+        "constant": [0.01] * 8,
+        "multistep": [0.01] * 2 + [0.001] * 3 + [0.0001] * 3,
+        "cosine": [0.005 * (1 + math.cos(math.pi * step / 8)) for step in range(8)],
+    }[schedule]
+    assert rates == pytest.approx(warm + rest)
+
+
+def test_bf16_trains_with_finite_losses_near_those_of_fp32(tmp_path):
+    values = []
+    for precision in ("32", "bf16"):
+        folder = tmp_path / precision
+        trainer(folder, "train.steps=3", f"train.precision={precision}", "mixing.rule=lossmix").train()
+        with open(folder / "metrics.csv") as file:
+            values.append([float(row["loss"]) for row in csv.DictReader(file)])
+    assert values[1] == pytest.approx(values[0], rel=0.15)
+    assert values[1] != values[0]
+
+
+def test_both_views_of_every_image_are_taught(tmp_path):
+    it = trainer(tmp_path, "data.views=[weak,strong]", "mixing.rule=union", "mixing.probability=1.0")
+    views, _ = next(iter(training_loader(it.train_sets, it.config.data, seed=0)))
+    import numpy as np
+
+    lesson = SourceOnly(it.config.mixing).compose(StepBatch(views), np.random.default_rng(0))
+    assert len(lesson.images) == 8
+    (supervision,) = lesson.supervisions["source"]
+    assert len(supervision) == 8
+    # Each view is mixed among its own images, so no box is united with itself.
+    assert sum(len(truth) for truth in supervision.truths[:4]) == 2 * sum(len(truth) for truth in views.truths)
+
+
+def test_a_folder_without_truths_is_detected_on_but_not_scored(tmp_path, voc_folder):
+    pictures = [f"datasets.bare.root={voc_folder / 'JPEGImages'}", "datasets.bare.format=folder"]
+    it = trainer(tmp_path / "run", "train.steps=1", *pictures, "data.test=[bare]", "model.score_threshold=0.0")
+    it.train()
+    found = json.loads((tmp_path / "run" / "detections_bare.json").read_text())
+    assert {row["file_name"] for row in found} == {"one.png", "two.png"}
+    assert json.loads((tmp_path / "run" / "results.json").read_text()) == {"student": {}}
+
+
+def test_an_unknown_best_metric_lists_those_there_are(tmp_path):
+    it = trainer(tmp_path, "train.steps=1", "train.best_metric=AP5")
+    with pytest.raises(
+        UserError, match="'AP5' is not among the scores; test sets: shapes_clipart_test; metrics: AP, AP50"
+    ):
+        it.train()
+
+
+def test_a_model_in_which_nothing_learns_is_refused(tmp_path):
+    from lossmix_det.config import OptimizerConfig
+    from lossmix_det.optimization import build_optimizer
+
+    frozen = torch.nn.Linear(2, 2).requires_grad_(False)
+    with pytest.raises(UserError, match="no parameter learns"):
+        build_optimizer(frozen, OptimizerConfig())
+
+
+def test_adamw_is_there_and_norms_are_not_decayed(tmp_path):
+    it = trainer(tmp_path, "optimizer.name=adamw", "optimizer.weight_decay=0.05")
+    decays = {group["weight_decay"]: {p.ndim for p in group["params"]} for group in it.optimizer.param_groups}
+    assert decays[0.0] == {1}
+    assert 1 not in decays[0.05]
+
+
+@pytest.fixture
+def squares(tmp_path):
+    """Images of one size, so that a process's share of a batch has the canvas of the whole."""
+    root = tmp_path / "squares"
+    (root / "Annotations").mkdir(parents=True)
+    for index in range(8):
+        write_image(root / "JPEGImages" / f"{index}.png", 64, 64, seed=index)
+        objects = voc_object("cat", 5 + index, 8, 40, 30) + voc_object("dog", 30, 35, 60 - index, 60)
+        (root / "Annotations" / f"{index}.xml").write_text(voc_xml(objects, 64, 64))
+    return [f"datasets.mine.root={root}", "data.train=[mine]", "data.test=[mine]"]
+
+
+def test_two_processes_end_with_the_weights_of_one(tmp_path, squares):
+    """Each takes half of the joint batch; averaged gradients make the same steps, and both evaluate a share."""
+    settings = [*squares, "train.steps=6", "mixing.rule=none", "optimizer.momentum=0.5"]
+    for folder, options in (("one", []), ("two", ["--num-gpus", "2"])):
+        line = [*command(tmp_path / folder, *options), *settings]
+        done = subprocess.run(line, capture_output=True, text=True, timeout=240, check=False, env=env())
+        assert done.returncode == 0, done.stderr
+    one, two = (last_checkpoint(tmp_path / folder) for folder in ("one", "two"))
+    for name, value in one["student"].items():
+        assert_close(two["student"][name], value, rtol=1e-4, atol=1e-5)
+    images = [
+        {row["image_id"] for row in json.loads((tmp_path / folder / "detections_mine.json").read_text())}
+        for folder in ("one", "two")
+    ]
+    assert images[0] == images[1]
+
+
+def test_skipping_lists_what_was_skipped(tmp_path, voc_folder):
+    path = voc_folder / "JPEGImages" / "two.png"
+    path.write_bytes(path.read_bytes()[:500])
+    overrides = [
+        f"datasets.mine.root={voc_folder}",
+        "data.train=[mine]",
+        "data.test=[mine]",
+        "data.drop_empty=false",
+        "data.on_error=skip",
+        "train.steps=2",
+    ]
+    trainer(tmp_path / "run", *overrides).train()
+    text = (tmp_path / "run" / "data_problems.txt").read_text()
+    assert text.startswith("skipped (1)")
+    assert "two.png cannot be read" in text
+    with pytest.raises(UserError, match=r"two.png cannot be read .*data.on_error=skip"):
+        trainer(tmp_path / "other", *overrides, "data.on_error=raise").train()
+
+
+def test_the_command_prints_one_sentence_for_an_unreadable_image(tmp_path, voc_folder):
+    path = voc_folder / "JPEGImages" / "one.png"
+    path.write_bytes(path.read_bytes()[:500])
+    done = run(tmp_path, f"datasets.mine.root={voc_folder}", "data.train=[mine]", "data.workers=1", "train.steps=2")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert "one.png cannot be read" in done.stderr
