@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lossmix_det.errors import UserError
+from lossmix_det.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -85,9 +85,7 @@ class Checkpoints:
             except UserError as error:
                 log.warning("%s; falling back to the one before", error)
         if paths:
-            raise UserError(
-                f"{self.folder}: none of its {len(paths)} checkpoints can be read; start with a new output_dir"
-            )
+            raise UserError(f"{self.folder}: none of its {len(paths)} checkpoints can be read; use another output_dir")
         return None
 
 
@@ -102,7 +100,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint") from None
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path}: damaged checkpoint ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{path}: damaged checkpoint ({first_line(error)})") from None
     if not isinstance(content, dict) or "student" not in content or "step" not in content:
         raise UserError(f"{path}: not a checkpoint of lossmix_det")
     return content

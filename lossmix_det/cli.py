@@ -24,9 +24,7 @@ def parser() -> argparse.ArgumentParser:
         description="Train, resume or evaluate a detector. Without --config-file: the quick run on generated data.",
     )
     result.add_argument("--config-file", metavar="FILE", help="YAML; see configs/")
-    result.add_argument(
-        "--eval-only", action="store_true", help="evaluate model.weights, else the run's last checkpoint"
-    )
+    result.add_argument("--eval-only", action="store_true", help="score model.weights, else the run's last checkpoint")
     result.add_argument("--resume", action="store_true", help="continue the run in output_dir exactly where it stopped")
     result.add_argument("--num-gpus", type=int, default=1, metavar="N", help="GPUs (or CPU processes) of this machine")
     result.add_argument("--num-machines", type=int, default=1, metavar="M", help="machines that train together")

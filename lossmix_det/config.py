@@ -16,7 +16,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lossmix_det.errors import UserError, nearest
+from lossmix_det.errors import UserError, first_line, nearest
 
 ARCHITECTURES = (
     "slim",
@@ -109,12 +109,10 @@ class ModelConfig:
     architecture: str = choice(*ARCHITECTURES)
     weights: str = ""  # a torchvision weights name, or a local file; empty starts from random weights
     norm: str = choice("auto", "frozen", "group", "batch")  # auto: frozen with weights, else group
-    trainable_layers: int | None = number(None, 0, 6)  # backbone stages that learn; null: 3 with weights, else all
+    trainable_layers: int | None = number(None, 0, 6)  # last backbone stages that learn; null: 3 with weights, else all
     rpn_samples: int | None = number(None, 1)  # anchors sampled per image; null: the architecture's own
     roi_samples: int | None = number(None, 1)  # proposals sampled per image; null: the architecture's own
-    normalizer: str = choice(
-        "samples", "images"
-    )  # a batch mean over samples (stock), or per image and then over images
+    normalizer: str = choice("samples", "images")  # mean over the samples of the batch (stock), or of each image
     score_threshold: float = number(0.05, 0, 1)
     nms_threshold: float = number(0.5, 0, 1)
     detections_per_image: int = number(100, 1)
@@ -188,7 +186,7 @@ def load_config(path: str | Path | None = None, overrides: list[str] | None = No
         overrides: ``a.b=value`` strings, the value in YAML.
 
     Raises:
-        UserError: a file is missing or malformed, a key is unknown, a value has the wrong type or lies outside its range.
+        UserError: a file is missing or malformed, a key is unknown, a value has the wrong type or lies out of range.
     """
     config = OmegaConf.structured(Config)
     for origin, part in [*_read_files(path), *_read_overrides(overrides or [])]:
@@ -196,7 +194,7 @@ def load_config(path: str | Path | None = None, overrides: list[str] | None = No
     try:
         result = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
-        raise UserError(f"{path or 'overrides'}: {_first_line(error)}") from None
+        raise UserError(f"{path or 'overrides'}: {first_line(error)}") from None
     check(result)
     return result
 
@@ -289,7 +287,7 @@ def _read_overrides(overrides: list[str]) -> list[tuple[str, DictConfig]]:
         try:
             parts.append((f"override {text!r}", OmegaConf.from_dotlist([text])))
         except (yaml.YAMLError, OmegaConfBaseException) as error:
-            raise UserError(f"override {text!r}: {_first_line(error)}") from None
+            raise UserError(f"override {text!r}: {first_line(error)}") from None
     return parts
 
 
@@ -302,7 +300,7 @@ def _merge(config: DictConfig, part: DictConfig, origin: str) -> DictConfig:
         return OmegaConf.merge(config, part)
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         key = getattr(error, "full_key", None)
-        raise UserError(f"{origin}: {f'{key}: ' if key else ''}{_first_line(error)}") from None
+        raise UserError(f"{origin}: {f'{key}: ' if key else ''}{first_line(error)}") from None
 
 
 def _unknown_key(part: Any, schema: type, prefix: str = "") -> tuple[str, list[str]] | None:
@@ -325,10 +323,6 @@ def _unknown_key(part: Any, schema: type, prefix: str = "") -> tuple[str, list[s
         if found:
             return found
     return None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
 
 
 def as_dict(config: Any) -> dict[str, Any]:

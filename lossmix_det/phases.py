@@ -14,7 +14,7 @@ from lossmix_det.structures import ImageBatch, StepBatch, Supervision, Views
 class Lesson:
     """One step's student images and everything that they are taught, by the name its losses are logged under.
 
-    A plain class: Fabric takes the dataclasses that it finds among a module's inputs apart, and cannot rebuild frozen ones.
+    A plain class: Fabric takes dataclasses among a module's inputs apart, and cannot rebuild frozen ones.
     """
 
     def __init__(self, images: ImageBatch, supervisions: dict[str, list[Supervision]]) -> None:

@@ -1,4 +1,4 @@
-"""What a run leaves behind to be read: numbers as CSV, JSON and TensorBoard, a progress bar, and where it all came from."""
+"""What a run leaves behind to be read: numbers as CSV, JSON and TensorBoard, a progress bar, and their origin."""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ from lossmix_det.data.loaders import training_loader
 from lossmix_det.engines import Detector, build_detector
 from lossmix_det.errors import UserError
 from lossmix_det.evaluation import print_tables, write_results
+from lossmix_det.evaluation.tables import SUMMARY
 from lossmix_det.export import export_model
 from lossmix_det.optimization import build_optimizer, build_schedule
 from lossmix_det.phases import Lesson, phase_at
@@ -119,15 +120,15 @@ class Trainer:
                     self._record(losses, len(batch.source.truths or ()), time.perf_counter() - started + waited, waited)
                     if self._due(self.config.train.eval_every) or self.step == steps:
                         self.evaluate()
-                    if (
-                        self._due(self.config.train.save_every)
-                        or self._told_to_stop()
-                        or self.step in (steps, self._best_step)
-                    ):
-                        self.save()
+                    self.stopping = self._anywhere(self.stopping)
                     if self.stopping:
-                        log.warning("stopped at step %d of %d; continue with --resume", self.step, steps)
-                        return False
+                        break
+                    if self._due(self.config.train.save_every) or self.step in (steps, self._best_step):
+                        self.save()
+                if self.step < steps:
+                    self.save()
+                    log.warning("stopped at step %d of %d; continue with --resume", self.step, steps)
+                    return False
         finally:
             self.log.close()
         self._finish()
@@ -181,8 +182,8 @@ class Trainer:
             log.warning("step %d: the loss or its gradient is not finite; the step is skipped", self.step + 1)
         if self.bad_steps >= limit:
             raise UserError(
-                f"loss or gradient not finite for {limit} steps in a row, up to step {self.step + 1}; lower optimizer.lr, "
-                f"lengthen optimizer.warmup_steps or train with precision=32, then continue with --resume"
+                f"loss or gradient not finite for {limit} steps in a row, up to step {self.step + 1}; "
+                f"lower optimizer.lr, lengthen optimizer.warmup_steps or train with precision=32, then use --resume"
             )
 
     # -------------------------------------------------------------------------------------------- evaluation
@@ -211,7 +212,7 @@ class Trainer:
         if name not in sets or metric not in sets[name]:
             raise UserError(
                 f"train.best_metric={self.config.train.best_metric!r} is not among the scores; "
-                f"test sets: {', '.join(sets)}; metrics: {', '.join(key for key in sets[next(iter(sets))] if key != 'classes')}"
+                f"test sets: {', '.join(sets)}; metrics: {', '.join(SUMMARY)}"
             )
         return sets[name][metric]
 
@@ -312,7 +313,12 @@ class Trainer:
         stream = iter(loader)
         for _ in range(self.step, self.config.train.steps):
             started = time.perf_counter()
-            views, problems = next(stream)
+            try:
+                views, problems = next(stream)
+            except RuntimeError:
+                if self.stopping:  # the signal reached the loading processes too
+                    return
+                raise
             self._note_unreadable(problems)
             yield StepBatch(source=views), time.perf_counter() - started
 
@@ -342,9 +348,8 @@ class Trainer:
             return here
         return bool(self.fabric.strategy.reduce_boolean_decision(here, all=True))
 
-    def _told_to_stop(self) -> bool:
-        self.stopping = not self._everywhere(not self.stopping)
-        return self.stopping
+    def _anywhere(self, here: bool) -> bool:
+        return not self._everywhere(not here)
 
     @property
     def _best_step(self) -> int | None:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Train, resume or evaluate a detector.
 
-python tools/train_net.py                                        # the quick default: the generated `shapes` benchmark
+python tools/train_net.py                                        # the quick run on the generated `shapes`
 python tools/train_net.py --config-file configs/my.yaml --num-gpus 8 train.steps=18000
 python tools/train_net.py --config-file configs/my.yaml --eval-only model.weights=runs/my/checkpoints/best.pt
 """

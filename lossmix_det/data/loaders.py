@@ -6,6 +6,7 @@ step, and the processes of a distributed run each take their slice of the same j
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -227,5 +228,8 @@ def _loading(workers: int) -> dict:
 
 
 def _quiet_worker(_: int) -> None:
+    """One thread; Ctrl-C is the main process's affair, and the trainer's handlers are not inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     cv2.setNumThreads(0)

@@ -134,7 +134,7 @@ def build(
         name: of the data set, for messages.
         images: as read from its files.
         classes: the names that the detector learns, in order.
-        known: the names that the data set may use; those outside ``classes`` are left out and counted. None: ``classes``.
+        known: the names that the data set may use, those outside ``classes`` being left out and counted.
         problems: raises or collects what is wrong.
         ignore: further names to leave out.
         labelled: false for a bare folder of images.

@@ -37,7 +37,7 @@ class KeyedSampler(BalancedPositiveNegativeSampler):
 
 
 def _ranks(count: int, key: int, device: torch.device) -> Tensor:
-    """Random ranks that start alike for every count: drawn in whole blocks, because a GPU's draw depends on its size."""
+    """Random ranks that start alike for every count: drawn in blocks, because a GPU's draw depends on its size."""
     generator = torch.Generator(device).manual_seed(key)
     return torch.rand(-(-count // BLOCK) * BLOCK, generator=generator, device=device)[:count]
 

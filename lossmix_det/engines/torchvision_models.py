@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from torchvision.models.detection.faster_rcnn import FasterRCNN, FastRCNNPredict
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from lossmix_det.config import ModelConfig
-from lossmix_det.errors import UserError
+from lossmix_det.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def build_model(config: ModelConfig, num_classes: int) -> FasterRCNN:
     norm = config.norm if config.norm != "auto" else _norm_of(state)
     stages = config.trainable_layers
     if stages is None:
-        stages = 5 if state is None else 3
+        stages = 6 if state is None else 3
     settings = {
         "box_score_thresh": config.score_threshold,
         "box_nms_thresh": config.nms_threshold,
@@ -57,38 +57,29 @@ def build_model(config: ModelConfig, num_classes: int) -> FasterRCNN:
         settings["rpn_batch_size_per_image"] = config.rpn_samples
     if config.roi_samples:
         settings["box_batch_size_per_image"] = config.roi_samples
-    model = _construct(config.architecture, norm, stages, num_classes + 1, settings)
+    model = _construct(config.architecture, norm, num_classes + 1, settings)
+    freeze_stages(model.backbone.body, stages)
     if state is not None:
         load_weights(model, state, config.weights)
     return model
 
 
-def _construct(architecture: str, norm: str, stages: int, outputs: int, settings: dict) -> FasterRCNN:
+def _construct(architecture: str, norm: str, outputs: int, settings: dict) -> FasterRCNN:
     if architecture == "slim":
-        return _slim(NORMS[norm], stages, outputs, settings)
+        return _slim(NORMS[norm], outputs, settings)
     if architecture in list_models(zoo):
-        if norm == "group":
-            # These have their own norm, made for pre-trained weights; without such weights it must learn.
-            norm = "batch"
-        stages = min(stages, 6 if "mobilenet" in architecture else 5)
-        builder = partial(zoo.__dict__[architecture], weights=None, weights_backbone=None, num_classes=outputs)
-        model = builder(trainable_backbone_layers=stages, **settings)
-        if norm == "frozen":
-            freeze_norms(model.backbone)
+        # These come with BatchNorm, made for pre-trained weights; without such weights it must learn.
+        model = zoo.__dict__[architecture](weights=None, weights_backbone=None, num_classes=outputs, **settings)
+        (freeze_norms if norm == "frozen" else thaw_norms)(model.backbone)
         return model
     name = architecture.removesuffix("_fpn")
-    backbone = resnet_fpn_backbone(
-        backbone_name=name, weights=None, norm_layer=NORMS[norm], trainable_layers=min(stages, 5)
-    )
+    backbone = resnet_fpn_backbone(backbone_name=name, weights=None, norm_layer=NORMS[norm], trainable_layers=5)
     return FasterRCNN(backbone, outputs, **settings)
 
 
-def _slim(norm, stages: int, outputs: int, settings: dict) -> FasterRCNN:
-    """The first stages of ResNet-18 with a 64-channel pyramid and small heads, for images of about 100 pixels on a CPU."""
+def _slim(norm: Callable[[int], nn.Module], outputs: int, settings: dict) -> FasterRCNN:
+    """The first stages of ResNet-18 with a 64-channel pyramid and small heads, for small images on a CPU."""
     body = resnet.resnet18(weights=None, norm_layer=norm)
-    learning = ("layer3", "layer2", "layer1", "conv1")[: max(stages - 1, 0)] + (("bn1",) if stages >= 5 else ())
-    for name, parameter in body.named_parameters():
-        parameter.requires_grad_(name.startswith(learning))
     # The last stage (stride 32) would see an image of 100 pixels as 3×3 cells, and holds three quarters of the weights.
     layers = {f"layer{index}": str(index - 1) for index in range(1, 4)}
     backbone = BackboneWithFPN(body, layers, [64, 128, 256], SLIM_CHANNELS)
@@ -104,6 +95,33 @@ def _slim(norm, stages: int, outputs: int, settings: dict) -> FasterRCNN:
         "box_batch_size_per_image": 64,
     }
     return FasterRCNN(backbone, **(defaults | settings))
+
+
+def freeze_stages(body: nn.Module, learning: int) -> None:
+    """Let only the last stages of a ResNet or MobileNetV3 backbone learn; the stem is the first stage.
+
+    torchvision's own option is ignored unless torchvision loads the weights itself.
+    """
+    parts = list(body.named_children())
+    starts = [index for index, (name, part) in enumerate(parts) if name.startswith("layer") or _halves(part)]
+    boundaries = sorted({0, *starts})
+    first = boundaries[max(len(boundaries) - learning, 0)] if learning else len(parts)
+    for _, part in parts[:first]:
+        part.requires_grad_(False)
+
+
+def _halves(part: nn.Module) -> bool:
+    """A MobileNetV3 block that opens a stage, as torchvision marks it."""
+    return bool(getattr(part, "_is_cn", False))
+
+
+def thaw_norms(module: nn.Module) -> None:
+    """Replace every frozen norm below a module by a BatchNorm that learns."""
+    for name, child in module.named_children():
+        if isinstance(child, FrozenBatchNorm2d):
+            setattr(module, name, nn.BatchNorm2d(len(child.weight), eps=child.eps))
+        else:
+            thaw_norms(child)
 
 
 def freeze_norms(module: nn.Module) -> None:
@@ -155,7 +173,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
             f"{path}: refused, because it holds more than tensors; save the bare state dict with torch.save"
         ) from None
     except (RuntimeError, OSError, EOFError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as weights ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{path}: cannot be read as weights ({first_line(error)})") from None
     if isinstance(content, dict) and "student" in content:
         content = content.get("ema") or content["student"]
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
@@ -181,11 +199,12 @@ def load_weights(model: FasterRCNN, state: dict[str, Tensor], source: str) -> No
         raise UserError(f"model.weights={source}: no tensor fits this architecture; is it of another network?")
     model.load_state_dict(fitting, strict=False)
     replaced = sorted(name for name in state if name in own and name not in fitting)
-    missing = sorted(name for name in own if name not in state and not name.endswith("num_batches_tracked"))
-    unused = sorted(name for name in state if name not in own)
+    counters = "num_batches_tracked"
+    missing = sorted(name for name in own if name not in state and not name.endswith(counters))
+    unused = sorted(name for name in state if name not in own and not name.endswith(counters))
     log.info("weights %s: %d of %d tensors loaded", source, len(fitting), len(own))
     for title, names in (
-        ("of another shape, start afresh", replaced),
+        ("of another shape, left fresh", replaced),
         ("not in the file", missing),
         ("unused", unused),
     ):

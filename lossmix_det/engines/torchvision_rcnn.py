@@ -214,7 +214,7 @@ class TorchvisionRCNN(Detector):
 
         Args:
             encoding: keeps what was scored.
-            chosen: per image the indices of the boxes among its proposals (beyond them: boxes of the truth) and the boxes.
+            chosen: per image the indices of the boxes among its proposals (beyond them: of the truth) and the boxes.
         """
         scored, heads = encoding.scored, self.model.roi_heads
         rows, fresh = [], [encoding.deltas.new_zeros((0, 4)) for _ in encoding.proposals]
@@ -239,7 +239,7 @@ class TorchvisionRCNN(Detector):
     def _samples(
         self, supervision: Supervision, active: list[int], matched: list[Tensor], foreground: Tensor
     ) -> Samples:
-        """Weights and normalisers of sampled anchors or proposals, given the box that each was matched to (-1: none)."""
+        """Weights and normalisers of sampled anchors or proposals, given the box that each was matched to, or -1."""
         device = foreground.device
         counts = torch.tensor([len(match) for match in matched])
         # Images that teach nothing count as images with as many samples as the others have on average.

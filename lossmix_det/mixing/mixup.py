@@ -1,4 +1,6 @@
-"""Mixup on padded batches (Zhang et al., ICLR 2018; aligned top-left and zero-filled as by Zhang et al., arXiv 1902.04103).
+"""Mixup on padded batches (Zhang et al., ICLR 2018).
+
+Images are aligned at the top-left corner and zero-filled, as by Zhang et al. (arXiv 1902.04103).
 
 λ is the weight of the image itself, 1 - λ that of its partner; torchvision and timm count the same way.
 """

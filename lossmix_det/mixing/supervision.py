@@ -4,13 +4,13 @@ All rules see the same pixels, partners and λ (but `noise`, which moves λ towa
 
     rule               truths of one mixed image                         weights
     lossmix            two: A's and B's, each with its own background    λ and 1 - λ
-    lossmix_instance   one: the boxes of both                            each box that of its image; background a setting
+    lossmix_instance   one: the boxes of both                            λ, 1 - λ by box; background a setting
     union              one: the boxes of both                            1 for every box
     noise              one: A's                                          1
 
-`lossmix` is the literal reading of the paper and drives confidence towards λ; `lossmix_instance` scales the gradient but
-leaves confidence at 1 (the reading of GluonCV's YOLOv3). ``weight_sum`` rescales the weights of a mixed image so that rules can be
-compared at equal supervision: it is 2 for `union` (two boxes sets at full weight) and 1 for the others.
+`lossmix` is the literal reading of the paper and drives confidence towards λ; `lossmix_instance` scales the gradient
+but leaves confidence at 1 (the reading of GluonCV's YOLOv3). ``weight_sum`` rescales the weights of a mixed image, so
+that rules can be compared at equal supervision: it is 2 for `union` (two truths at full weight), 1 for the others.
 """
 
 from __future__ import annotations

@@ -136,6 +136,6 @@ def _about(suite: Suite, options: argparse.Namespace, methods: list[str]) -> str
     versions = ", ".join(f"{name} {run['versions'][name]}" for name in ("torch", "torchvision", "albumentations"))
     return (
         f"Seeds {', '.join(map(str, options.seeds))}; {train['steps']} steps of {data['batch_size']} images each; "
-        f"scores of the last step in percent, mean ± standard deviation over seeds. Python {run['python']}, {versions}, "
-        f"on {run['device']}. Revision {run['git_revision']}."
+        f"scores of the last step in percent, mean ± standard deviation over seeds. "
+        f"Python {run['python']}, {versions}, on {run['device']}. Revision {run['git_revision']}."
     )

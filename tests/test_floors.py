@@ -1,0 +1,73 @@
+"""Imports only go down, and neighbours on a floor do not know each other."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "lossmix_det"
+FLOORS = {
+    "errors": 1,
+    "structures": 1,
+    "config": 1,
+    "checkpoint": 1,
+    "mixing": 2,
+    "data": 2,
+    "engines": 2,
+    "phases": 3,
+    "evaluation": 3,
+    "teacher": 3,
+    "export": 3,
+    "optimization": 3,
+    "runlog": 3,
+    "scoring": 4,
+    "trainer": 4,
+    "report": 5,
+    "cli": 5,
+    "__init__": 0,
+}
+APART = {"mixing", "data", "engines"}
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> list[tuple[int, str]]:
+    """(line, part of the package) of every import of ours, also of those inside functions."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module] if node.module != "lossmix_det" else [f"lossmix_det.{n.name}" for n in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        found += [(node.lineno, name.split(".")[1]) for name in names if name.startswith("lossmix_det.")]
+    return found
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(PACKAGE)) for path in FILES])
+def test_imports_only_go_down(path):
+    own = part_of(path)
+    for line, other in imports(path):
+        assert FLOORS[other] <= FLOORS[own], f"{path}:{line} imports {other}, which lies above {own}"
+        assert not (own in APART and other in APART and own != other), f"{path}:{line}: {own} knows {other}"
+
+
+def test_only_its_own_engine_would_import_detectron2():
+    for path in FILES:
+        words = {alias for node in ast.walk(ast.parse(path.read_text())) for alias in imported(node)}
+        assert "detectron2" not in words or path.name == "detectron2_rcnn.py"
+
+
+def imported(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name.split(".")[0] for alias in node.names]
+    return [node.module.split(".")[0]] if isinstance(node, ast.ImportFrom) and node.module else []
+
+
+def test_every_part_has_its_floor():
+    assert {part_of(path) for path in FILES} == set(FLOORS)
