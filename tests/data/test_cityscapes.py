@@ -1,0 +1,60 @@
+import json
+import sys
+
+import numpy as np
+import pytest
+from conftest import write_image
+
+from lossmix_det.cli import run_tool
+from lossmix_det.config import load_config
+from lossmix_det.data import cityscapes
+from lossmix_det.data.catalog import load
+
+STEM = "aachen/aachen_000000_000019"
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOSSMIX_DATASETS", str(tmp_path))
+    objects = [
+        {"label": "car", "polygon": [[10, 5], [30, 8], [20, 25]]},
+        {"label": "persongroup", "polygon": [[0, 0], [5, 9], [3, 9]]},
+        {"label": "road", "polygon": [[0, 0], [59, 39], [3, 9]]},
+        {"label": "rider", "polygon": [[1, 1], [5, 9], [3, 9]], "deleted": 1},
+        {"label": "bus", "polygon": [[-9, 30], [70, 30], [70, 60]]},
+        {"label": "train", "polygon": [[-9, 30], [-5, 30], [-5, 60]]},
+    ]
+    for split in ("train", "val"):
+        path = tmp_path / "cityscapes" / "gtFine" / split / f"{STEM}_gtFine_polygons.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"imgWidth": 60, "imgHeight": 40, "objects": objects}))
+        for folder, suffix in (("leftImg8bit", ""), ("leftImg8bit_foggy", "_foggy_beta_0.02")):
+            write_image(tmp_path / "cityscapes" / folder / split / f"{STEM}_leftImg8bit{suffix}.png")
+    return tmp_path / "cityscapes"
+
+
+def convert(monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["prepare_cityscapes.py", *words])
+    return run_tool(cityscapes.main)
+
+
+@pytest.mark.parametrize(
+    "name", ["cityscapes_train", "cityscapes_val", "foggy_cityscapes_train", "foggy_cityscapes_val"]
+)
+def test_converted_annotations_are_read_by_name(root, monkeypatch, name):
+    assert convert(monkeypatch) == 0
+    found = load(name, load_config())
+    (record,) = found.records
+    assert [found.classes[index] for index in record.classes] == ["car", "person", "bus"]
+    np.testing.assert_array_equal(record.boxes, [[10, 5, 31, 26], [0, 0, 6, 10], [0, 30, 60, 40]])
+    assert record.crowd.tolist() == [False, True, False]
+    assert ("foggy" in record.path.name) == ("foggy" in name)
+
+
+def test_a_missing_folder_and_a_broken_file_are_one_sentence(root, monkeypatch, capsys, tmp_path):
+    assert convert(monkeypatch, str(tmp_path / "nowhere")) == 2
+    assert "no */*_gtFine_polygons.json" in capsys.readouterr().err
+    (root / "gtFine" / "train" / f"{STEM}_gtFine_polygons.json").write_text('{"objects": 3}')
+    assert convert(monkeypatch) == 2
+    assert "not a polygon file of Cityscapes" in capsys.readouterr().err
+    assert not (root / "annotations").exists()
