@@ -6,8 +6,8 @@ import csv
 import io
 import json
 import logging
+import math
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -105,6 +105,7 @@ class RunLog:
 
         self.metrics = MetricsFile(folder / "metrics.csv", start)
         self.speed = MetricsFile(folder / "speed.csv", start)
+        self.history = MetricsFile(folder / "scores.csv", start)
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start or None)
         self.progress = Progress(
             TextColumn("{task.description}"),
@@ -152,11 +153,17 @@ class RunLog:
     def scores(self, step: int, results: dict[str, Any]) -> None:
         if not self.active:
             return
-        for model, sets in results.items():
-            for name, metrics in sets.items():
-                for key, value in metrics.items():
-                    if isinstance(value, float):
-                        self.board.add_scalar(f"{model}/{name}/{key}", value, step)
+        row = {
+            f"{model}/{name}/{key}": value
+            for model, sets in results.items()
+            for name, metrics in sets.items()
+            for key, value in metrics.items()
+            if isinstance(value, float) and not math.isnan(value)
+        }
+        for name, value in row.items():
+            self.board.add_scalar(name, value, step)
+        if row:
+            self.history.add({"step": step, **row})
 
     def flush(self) -> None:
         if self.active:
@@ -174,6 +181,10 @@ def memory_gib() -> float:
     """Peak memory so far: of the GPU if there is one, else of this process."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**30
+    try:
+        import resource
+    except ImportError:  # Windows has none
+        return math.nan
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**30 if sys.platform == "darwin" else 2**20)
 

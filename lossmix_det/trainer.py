@@ -120,11 +120,11 @@ class Trainer:
                     self._record(losses, len(batch.source.truths or ()), time.perf_counter() - started + waited, waited)
                     if self._due(self.config.train.eval_every) or self.step == steps:
                         self.evaluate()
+                    if self._due(self.config.train.save_every) or self.step in (steps, self._best_step):
+                        self.save()
                     self.stopping = self._anywhere(self.stopping)
                     if self.stopping:
                         break
-                    if self._due(self.config.train.save_every) or self.step in (steps, self._best_step):
-                        self.save()
                 if self.step < steps:
                     self.save()
                     log.warning("stopped at step %d of %d; continue with --resume", self.step, steps)

@@ -11,7 +11,14 @@ import pytest
 from runs import assert_same_tensors, command, env, last_checkpoint, run, trainer
 
 LONG = ["train.steps=9", "train.save_every=2", "train.eval_every=4", "ema.decay=0.9", "mixing.probability=1.0"]
-ALIKE = ("metrics.csv", "metrics.json", "results.json", "results.csv", "detections_shapes_clipart_test.json")
+ALIKE = (
+    "scores.csv",
+    "metrics.csv",
+    "metrics.json",
+    "results.json",
+    "results.csv",
+    "detections_shapes_clipart_test.json",
+)
 
 
 def assert_same_end(first: Path, second: Path) -> None:
