@@ -34,6 +34,15 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
+def parse(options: argparse.ArgumentParser, words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse a command line on which KEY=VALUE overrides may stand anywhere, also behind an option that takes a list."""
+    words = list(sys.argv[1:] if words is None else words)
+    overrides = [word for word in words if "=" in word and not word.startswith("-")]
+    found = options.parse_args([word for word in words if word not in overrides])
+    found.overrides = [*overrides, *found.overrides]
+    return found
+
+
 def run_tool(action: Callable[[], int]) -> int:
     """Run a tool; a `UserError` becomes one sentence and status 2."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
@@ -47,7 +56,7 @@ def run_tool(action: Callable[[], int]) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
+    options = parse(parser(), arguments)
     return run_tool(lambda: _run(options))
 
 

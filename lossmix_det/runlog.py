@@ -11,13 +11,15 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from lossmix_det.checkpoint import write_atomically
 from lossmix_det.config import Config, as_dict
@@ -92,6 +94,16 @@ def _numbers(row: dict[str, str | None]) -> dict[str, float]:
         return {}
 
 
+class NotedProgress(Progress):
+    """A progress bar with a line of text below it."""
+
+    note = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        yield Text(self.note)
+
+
 class RunLog:
     """Metrics files, TensorBoard and progress of one run; silent on all processes but the first."""
 
@@ -107,16 +119,9 @@ class RunLog:
         self.speed = MetricsFile(folder / "speed.csv", start)
         self.history = MetricsFile(folder / "scores.csv", start)
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start or None)
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[text]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self.task = self.progress.add_task("train", total=total, completed=start, text="")
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.progress = NotedProgress(*columns, console=console, disable=not console.is_terminal)
+        self.task = self.progress.add_task("train", total=total, completed=start)
         self.progress.start()
 
     def count(self, images: int, seconds: float, waited: float) -> None:
@@ -146,7 +151,7 @@ class RunLog:
             f"loss {values['loss']:.3f} ({losses}) | {speed['images_per_s']:.1f} images/s, "
             f"waiting for data {speed['data_wait_share']:.0%}, {speed['memory_gib']:.1f} GiB"
         )
-        self.progress.update(self.task, text=text)
+        self.progress.note = text
         if not self.console.is_terminal:
             log.info("step %d/%d  %s", step, self.total, text)
 

@@ -152,3 +152,9 @@ def test_the_run_command_exits_with_two_and_no_traceback(tmp_path):
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert "unknown data set 'nowhere'" in done.stderr
+
+
+def test_overrides_may_stand_anywhere():
+    found = cli.parse(cli.parser(), ["train.steps=3", "--resume", "mixing.alpha=2", "--num-gpus", "2", "stray"])
+    assert found.overrides == ["train.steps=3", "mixing.alpha=2", "stray"]
+    assert (found.resume, found.num_gpus) == (True, 2)

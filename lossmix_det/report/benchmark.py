@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from lossmix_det.cli import parse
 from lossmix_det.report.compare import Suite, compare
 from lossmix_det.report.cost import measure_cost
 
@@ -18,7 +19,7 @@ MIXING = Suite(
 
 
 def main() -> int:
-    options = _parser().parse_args()
+    options = parse(_parser())
     suites: dict[str, Callable[[argparse.Namespace], None]] = {
         "mixing": lambda options: compare(MIXING, options, Path("docs/results/shapes_mixing.md")),
         "cost": lambda options: measure_cost(options, Path("docs/results/cost.md")),
