@@ -43,7 +43,8 @@ def test_the_table_gives_mean_deviation_and_paired_gain(tmp_path):
     assert "| lossmix | 72.0 ± 2.8 | 36.0 ± 1.4 | 41.0 ± 0.0 | 1.0 ± 0.0 | 2 of 2 |" in text
     assert "| lossmix | +4.0 ± 2.0 | +1.0 ± 0.0 |" in text
     assert "| union | failed | failed | failed | failed | 0 of 2 |" in text
-    assert "python tools/benchmark.py --suite mixing --seeds 1 2 --methods source_only lossmix union" in text
+    command = "python tools/benchmark.py --suite mixing --seeds 1 2 --methods source_only lossmix union --runs "
+    assert command + str(tmp_path) in text
 
 
 def test_a_failed_run_is_shown_and_not_dropped(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from lossmix_det.errors import UserError, nearest
 log = logging.getLogger(__name__)
 
 METRICS = ("AP50", "AP")
+DEFAULT_RUNS = Path("runs/benchmark")
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,7 @@ def _cell(values: list[float], error: bool = False) -> str:
 def _command(options: argparse.Namespace) -> str:
     words = ["python", "tools/benchmark.py", "--suite", options.suite, "--seeds", *map(str, options.seeds)]
     words += ["--methods", *options.methods] if options.methods else []
+    words += ["--runs", str(options.runs)] if options.runs != DEFAULT_RUNS else []
     words += ["--output", str(options.output)] if options.output else []
     return shlex.join([*words, *options.overrides])
 
