@@ -13,7 +13,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # two threads are hardly faster on images this small, and other jobs may share the cores
 
 
 @pytest.fixture(scope="session")
