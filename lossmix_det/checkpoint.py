@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-import pickle
 import random
 import re
 from pathlib import Path
@@ -72,6 +72,11 @@ class Checkpoints:
             old.unlink()
         return path
 
+    def latest_readable(self) -> Path | None:
+        """The latest checkpoint that can be read, as a path."""
+        content = self.load_latest()
+        return self.folder / f"step_{content['step']:07d}.pt" if content else None
+
     def load_latest(self) -> dict[str, Any] | None:
         """The latest checkpoint that can be read; one that cannot is named and passed over. None if there is none.
 
@@ -99,11 +104,22 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint") from None
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # torch raises almost anything on a damaged file
         raise UserError(f"{path}: damaged checkpoint ({first_line(error)})") from None
     if not isinstance(content, dict) or "student" not in content or "step" not in content:
         raise UserError(f"{path}: not a checkpoint of lossmix_det")
     return content
+
+
+def classes_of(weights: Path) -> list[str] | None:
+    """The class names that a checkpoint of ours, or the JSON beside an export, records; None if there are none."""
+    if weights.with_suffix(".json").is_file():
+        about = json.loads(weights.with_suffix(".json").read_text())
+        return about.get("classes") if isinstance(about, dict) else None
+    try:
+        return read_checkpoint(weights)["classes"]
+    except (UserError, KeyError):
+        return None
 
 
 def random_state() -> dict[str, Any]:

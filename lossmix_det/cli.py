@@ -6,8 +6,10 @@ import argparse
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -37,7 +39,8 @@ def parser() -> argparse.ArgumentParser:
 def parse(options: argparse.ArgumentParser, words: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse a command line on which KEY=VALUE overrides may stand anywhere, also behind an option that takes a list."""
     words = list(sys.argv[1:] if words is None else words)
-    overrides = [word for word in words if "=" in word and not word.startswith("-")]
+    keys = tuple(f.name for f in fields(Config))
+    overrides = [word for word in words if re.match(rf"({'|'.join(keys)})[.=]", word) and "=" in word]
     found = options.parse_args([word for word in words if word not in overrides])
     found.overrides = [*overrides, *found.overrides]
     return found
@@ -116,10 +119,14 @@ def _set_rendezvous(options: argparse.Namespace) -> None:
             raise UserError("--num-machines needs --dist-url tcp://host:port of machine 0")
         os.environ["NODE_RANK"] = str(options.machine_rank)
     if options.dist_url:
-        url = urlparse(options.dist_url)
-        if url.scheme != "tcp" or not url.hostname or not url.port:
+        try:
+            url = urlparse(options.dist_url)
+            host, port = url.hostname, url.port
+        except ValueError:
+            host = port = None
+        if not host or not port or url.scheme != "tcp":
             raise UserError(f"--dist-url {options.dist_url!r} is not of the form tcp://host:port")
-        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = url.hostname, str(url.port)
+        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = host, str(port)
 
 
 def _evaluate_only(config: Config, fabric) -> int:
@@ -128,21 +135,28 @@ def _evaluate_only(config: Config, fabric) -> int:
 
     from rich.console import Console
 
-    from lossmix_det.checkpoint import Checkpoints, write_atomically
-    from lossmix_det.data.catalog import load_sets
+    from lossmix_det.checkpoint import Checkpoints, classes_of, write_atomically
+    from lossmix_det.data.catalog import load_test_sets
     from lossmix_det.engines import build_detector
     from lossmix_det.evaluation import print_tables, write_results
     from lossmix_det.scoring import report_problems, score_models
 
-    weights = config.model.weights
-    if not weights:
-        paths = Checkpoints(Path(config.output_dir) / "checkpoints", config.train.keep_last).paths()
-        if not paths:
-            raise UserError(f"nothing to evaluate: {config.output_dir} has no checkpoint, and model.weights is empty")
-        weights = str(paths[-1])
     with fabric.rank_zero_first():
-        train_sets, test_sets = load_sets(config)
-    detector = build_detector(replace(config.model, weights=weights), len(train_sets[0].classes)).to(fabric.device)
+        test_sets = load_test_sets(config)
+    if not test_sets:
+        raise UserError("data.test is empty; name at least one data set to evaluate on")
+    classes = test_sets[0].classes
+    checkpoints = Checkpoints(Path(config.output_dir) / "checkpoints", config.train.keep_last)
+    weights = config.model.weights or str(checkpoints.latest_readable() or "")
+    if not weights:
+        raise UserError(f"nothing to evaluate: {config.output_dir} has no checkpoint, and model.weights is empty")
+    trained_on = classes_of(Path(weights))
+    if trained_on and trained_on != classes:
+        raise UserError(
+            f"{weights} was trained on the classes {', '.join(trained_on)}, the test data has {', '.join(classes)}; "
+            f"set data.classes to the former"
+        )
+    detector = build_detector(replace(config.model, weights=weights), len(classes), strict=True).to(fabric.device)
     console = Console()
     results, detections, problems = score_models({"model": detector}, test_sets, config, fabric, console)
     if fabric.is_global_zero:

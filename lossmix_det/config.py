@@ -74,8 +74,8 @@ class AugmentConfig:
     """Geometry is drawn once and shared by both views; the strong view adds colour, blur and erasing."""
 
     min_sizes: list[int] = items(96)  # short side in pixels, one drawn per image; evaluation takes test_size
-    max_size: int = number(1333, 1)  # the longer side is never more
-    test_size: int | None = number(None, 1)  # null: the last of min_sizes
+    max_size: int = number(1333, 32)  # the longer side is never more
+    test_size: int | None = number(None, 32)  # null: the last of min_sizes
     flip: float = number(0.5, 0, 1)
     crop: float = number(0.0, 0, 1)  # probability of a random crop that keeps at least half of each side
     min_visibility: float = number(0.1, 0, 1)  # a box is dropped when a crop leaves less than this share of it
@@ -121,18 +121,18 @@ class ModelConfig:
 @dataclass
 class MixingConfig:
     rule: str = choice("lossmix", "lossmix_instance", "union", "noise", "none")
-    alpha: float = number(1.0, 1e-3)  # lam ~ Beta(alpha, alpha)
+    alpha: float = number(1.0, 1e-3, 1e3)  # lam ~ Beta(alpha, alpha)
     probability: float = number(0.5, 0, 1)  # share of the images that are mixed
     off_last_steps: int = number(0, 0)  # train on clean images at the end
-    weight_sum: float | None = number(None, 0)  # weights of one mixed image; null: 2 for union, else 1
-    background_weight: float = number(1.0, 0)  # lossmix_instance: weight of background samples
+    weight_sum: float | None = number(None, 1e-3, 1e3)  # weights of one mixed image; null: 2 for union, else 1
+    background_weight: float = number(1.0, 0, 1e3)  # lossmix_instance: weight of background samples
     noise_share: float = number(0.1, 0, 1)  # noise: the largest share of the other image
 
 
 @dataclass
 class OptimizerConfig:
     name: str = choice("adamw", "sgd")
-    lr: float = number(5e-4, 0)
+    lr: float = number(5e-4, 0, 1e3)
     momentum: float = number(0.9, 0, 1)
     weight_decay: float = number(0.02, 0)
     schedule: str = choice("cosine", "multistep", "constant")
@@ -154,7 +154,7 @@ class TrainConfig:
     steps: int = number(700, 1)
     accumulate: int = number(1, 1)  # parts that a batch is cut into, one after the other, to save memory
     precision: str = choice("32", "bf16", "fp16")
-    seed: int = number(0, 0)
+    seed: int = number(0, 0, 2**32 - 1)
     device: str = choice("auto", "cpu", "cuda")
     loss_weights: dict[str, float] = field(default_factory=dict)  # by name, 1 if not named; 0 leaves a term out
     max_bad_steps: int = number(10, 1)  # stop after this many steps in a row whose loss is not finite
@@ -189,9 +189,9 @@ def load_config(path: str | Path | None = None, overrides: list[str] | None = No
         UserError: a file is missing or malformed, a key is unknown, a value has the wrong type or lies out of range.
     """
     config = OmegaConf.structured(Config)
-    for origin, part in [*_read_files(path), *_read_overrides(overrides or [])]:
-        config = _merge(config, part, origin)
     try:
+        for origin, part in [*_read_files(path), *_read_overrides(overrides or [])]:
+            config = _merge(config, part, origin)
         result = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         raise UserError(f"{path or 'overrides'}: {first_line(error)}") from None
@@ -233,25 +233,39 @@ def _check_value(key: str, value: Any, limits: Any) -> None:
 
 
 def _check_together(config: Config) -> None:
-    data, train = config.data, config.train
-    if not data.views or not set(data.views) <= {"weak", "strong"} or len(set(data.views)) != len(data.views):
-        raise UserError(f"data.views={data.views} must be [weak], [strong] or [weak, strong]")
-    if data.batch_size % train.accumulate:
-        raise UserError(
-            f"data.batch_size={data.batch_size} is no multiple of train.accumulate={train.accumulate}; change either"
-        )
-    if not data.augment.min_sizes or min(data.augment.min_sizes) < 32:
-        raise UserError(f"data.augment.min_sizes={data.augment.min_sizes} needs sizes of at least 32 pixels")
-    for key in ("data.augment.erasing", "optimizer.milestones"):
-        branch, name = key.rsplit(".", 1)
-        values = getattr(config.data.augment if branch == "data.augment" else config.optimizer, name)
-        if not all(0 <= value <= 1 for value in values):
-            raise UserError(f"{key}={values} must lie within 0 … 1")
-    for name, weight in train.loss_weights.items():
-        if not 0 <= weight < math.inf:
-            raise UserError(f"train.loss_weights.{name}={weight} must be a number of at least 0")
-    if data.classes is not None and len(set(data.classes)) != len(data.classes):
-        raise UserError(f"data.classes={data.classes} names a class twice")
+    """What no single field can say."""
+    data, train, augment = config.data, config.train, config.data.augment
+    shares = {"data.augment.erasing": augment.erasing, "optimizer.milestones": config.optimizer.milestones}
+    classes = data.classes or []
+    names = {"data.train": data.train, "data.test": data.test, "data.classes": classes}
+    views_known = bool(data.views) and set(data.views) <= {"weak", "strong"} and len(set(data.views)) == len(data.views)
+    for holds, message in (
+        (views_known, f"data.views={data.views} must be [weak], [strong] or [weak, strong]"),
+        (
+            data.batch_size % train.accumulate == 0,
+            f"data.batch_size={data.batch_size} is no multiple of train.accumulate={train.accumulate}; change either",
+        ),
+        (
+            bool(augment.min_sizes) and min(augment.min_sizes, default=0) >= 32,
+            f"data.augment.min_sizes={augment.min_sizes} needs sizes of at least 32 pixels",
+        ),
+        (len(augment.erasing) <= 3, f"data.augment.erasing={augment.erasing} has more than three probabilities"),
+        *(
+            (all(0 <= v <= 1 for v in values), f"{key}={values} must lie within 0 … 1")
+            for key, values in shares.items()
+        ),
+        *(
+            (all(isinstance(v, str) for v in values), f"{key}={values} must be a list of names")
+            for key, values in names.items()
+        ),
+        (len({str(name) for name in classes}) == len(classes), f"data.classes={classes} names a class twice"),
+        *(
+            (0 <= weight < math.inf, f"train.loss_weights.{name}={weight} must be a number of at least 0")
+            for name, weight in train.loss_weights.items()
+        ),
+    ):
+        if not holds:
+            raise UserError(message)
 
 
 def _read_files(path: str | Path | None, seen: tuple[Path, ...] = ()) -> list[tuple[str, DictConfig]]:
@@ -265,7 +279,7 @@ def _read_files(path: str | Path | None, seen: tuple[Path, ...] = ()) -> list[tu
         content = OmegaConf.load(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such configuration file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None

@@ -19,7 +19,7 @@ def export_model(detector: Detector, config: Config, classes: list[str], path: P
     augment = config.data.augment
     content = {
         "architecture": config.model.architecture,
-        "norm": config.model.norm,
+        "norm": detector.norm,
         "num_classes": len(classes) + 1,
         "classes": classes,
         "min_size": augment.test_size or augment.min_sizes[-1],

@@ -52,7 +52,7 @@ class MetricsFile:
     def __init__(self, path: Path, resume_at: int = 0) -> None:
         self.path = path
         self.rows = [row for row in _read_rows(path) if row["step"] <= resume_at] if resume_at else []
-        self.columns = list(self.rows[0]) if self.rows else []
+        self.columns = list(dict.fromkeys(name for row in self.rows for name in row))
         write_atomically(path, self._text(self.rows, header=True) if self.rows else "")
 
     def add(self, row: dict[str, float]) -> None:
@@ -66,7 +66,8 @@ class MetricsFile:
             write_atomically(self.path, self._text(self.rows, header=True))
 
     def write_json(self) -> None:
-        write_atomically(self.path.with_suffix(".json"), json.dumps(self.rows, indent=1) + "\n")
+        rows = [{k: None if math.isnan(value) else value for k, value in row.items()} for row in self.rows]
+        write_atomically(self.path.with_suffix(".json"), json.dumps(rows, indent=1) + "\n")
 
     def _text(self, rows: list[dict[str, float]], header: bool = False) -> str:
         text = io.StringIO()
@@ -213,10 +214,13 @@ def provenance(config: Config, device: str, datasets: dict[str, dict[str, Any]])
 
 def git_revision() -> str | None:
     """Commit of the source tree, with ``+changes`` if it differs; None outside of one."""
-    folder = Path(__file__).resolve().parent
-    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"]
+    file = Path(__file__).resolve()
+    describe = ["describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"]
+    words = (["ls-files", "--error-unmatch", file.name], describe)  # first: is this file of that repository at all?
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        for command in words:
+            line = ["git", "-C", str(file.parent), *command]
+            done = subprocess.run(line, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

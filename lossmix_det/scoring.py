@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +47,15 @@ def score_models(
                 found, unreadable = detect_all(
                     model, image_set, loader, fabric.device, lambda count, task=task: progress.advance(task, count)
                 )
-                found, unreadable = _gather(found, fabric), _gather(unreadable, fabric)
+                found, unreadable = _gather(found, fabric), dict(_gather(list(unreadable.items()), fabric))
                 if unreadable and config.data.on_error == "raise":
-                    raise UserError(f"{unreadable[0]}; correct it, or set data.on_error=skip to leave it out")
-                problems.update(unreadable)
+                    raise UserError(
+                        f"{min(unreadable.values())}; correct it, or set data.on_error=skip to leave it out"
+                    )
+                problems.update(unreadable.values())
                 detections[image_set.name] = found
                 if image_set.labelled:
-                    results[name][image_set.name] = evaluate(_readable(image_set, unreadable), found)
+                    results[name][image_set.name] = evaluate(_without(image_set, set(unreadable)), found)
     return results, detections, problems
 
 
@@ -70,13 +73,10 @@ def report_problems(sets: list[ImageSet], unreadable: set[str], folder: Path) ->
     log.warning("data: %d images or boxes skipped, %d notes; listed in %s", len(skipped), len(notes), path)
 
 
-def _readable(image_set: ImageSet, unreadable: list[str]) -> ImageSet:
-    """The set without the images that could not be read: they were not looked at, so they do not count."""
-    if not unreadable:
-        return image_set
-    bad = {line.split(": image cannot be read")[0] for line in unreadable}
-    records = [record for record in image_set.records if str(record.path) not in bad]
-    return ImageSet(**{**image_set.__dict__, "records": records})
+def _without(image_set: ImageSet, left_out: set[int]) -> ImageSet:
+    """The set without some images: those that could not be read were not looked at, so they do not count."""
+    records = [record for index, record in enumerate(image_set.records) if index not in left_out]
+    return replace(image_set, records=records)
 
 
 def _gather(values: list[Any], fabric: Fabric) -> list[Any]:

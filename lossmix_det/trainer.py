@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import random
-import signal
 import time
 import warnings
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 
 from lossmix_det.checkpoint import Checkpoints, random_state, restore_random_state, write_atomically
 from lossmix_det.config import Config, as_dict, save_config
@@ -32,35 +31,12 @@ from lossmix_det.optimization import build_optimizer, build_schedule
 from lossmix_det.phases import Lesson, phase_at
 from lossmix_det.runlog import RunLog, provenance
 from lossmix_det.scoring import report_problems, score_models
+from lossmix_det.signals import catching_signals
 from lossmix_det.structures import StepBatch
+from lossmix_det.student import StudentStep
 from lossmix_det.teacher import averaged
 
 log = logging.getLogger(__name__)
-
-
-class StudentStep(nn.Module):
-    """One forward pass over everything a step teaches; a single module, so that DDP sees all of it."""
-
-    def __init__(self, detector: Detector, loss_weights: dict[str, float]) -> None:
-        super().__init__()
-        self.detector, self.loss_weights = detector, loss_weights
-
-    def forward(self, lesson: Lesson) -> dict[str, Tensor]:
-        """Losses by ``<name>/<loss>``, summed over the supervisions of a name; terms of weight 0 are left out."""
-        encoding = self.detector.encode(lesson.images)
-        losses: dict[str, Tensor] = {}
-        for prefix, parts in lesson.supervisions.items():
-            for supervision in parts:
-                for name, value in self.detector.losses(encoding, supervision).items():
-                    key = f"{prefix}/{name}"
-                    losses[key] = losses[key] + value if key in losses else value
-        return {name: value for name, value in losses.items() if self.weight(name)}
-
-    def weight(self, name: str) -> float:
-        return self.loss_weights.get(name, 1.0)
-
-    def total(self, losses: dict[str, Tensor]) -> Tensor:
-        return sum(self.weight(name) * value for name, value in losses.items())
 
 
 class Trainer:
@@ -86,6 +62,7 @@ class Trainer:
         seed_everything(config.train.seed)
         with fabric.rank_zero_first():  # the first process generates the benchmark, the others find it there
             self.train_sets, self.test_sets = load_sets(config)
+        self._check_best_metric()
         self.classes = self.train_sets[0].classes
         detector = build_detector(config.model, len(self.classes))
         self.detector: Detector = detector.to(fabric.device)
@@ -110,7 +87,7 @@ class Trainer:
         steps = self.config.train.steps
         self.log = RunLog(self.folder, self.step, steps, self.console, self.fabric.is_global_zero)
         try:
-            with catching_signals(self):
+            with catching_signals(self.stop):
                 for batch, waited in self._batches():
                     started = time.perf_counter()
                     losses = self.learn(batch)
@@ -119,7 +96,7 @@ class Trainer:
                     self.step += 1
                     self._record(losses, len(batch.source.truths or ()), time.perf_counter() - started + waited, waited)
                     if self._due(self.config.train.eval_every) or self.step == steps:
-                        self.evaluate()
+                        self._evaluate_safely()
                     if self._due(self.config.train.save_every) or self.step in (steps, self._best_step):
                         self.save()
                     self.stopping = self._anywhere(self.stopping)
@@ -133,6 +110,10 @@ class Trainer:
             self.log.close()
         self._finish()
         return True
+
+    def stop(self) -> None:
+        """Save and stop after the current step."""
+        self.stopping = True
 
     def learn(self, batch: StepBatch) -> dict[str, float]:
         """Teach the student one batch; a batch whose loss is not finite teaches nothing and is counted."""
@@ -168,10 +149,14 @@ class Trainer:
         """Clip, and step the optimizer unless the gradient is not finite; returns the gradient's norm."""
         limit = self.config.optimizer.clip_norm or math.inf
         norm = self.fabric.clip_gradients(self.student, self.optimizer, max_norm=limit, error_if_nonfinite=False)
-        finite = bool(torch.isfinite(norm))
-        if finite or self.config.train.precision == "fp16":  # fp16's scaler skips the step itself and lowers its scale
+        if bool(torch.isfinite(norm)):
             self.optimizer.step()
-        return float(norm) if finite or self.config.train.precision != "fp16" else 0.0
+        elif self._scaler is not None:
+            # fp16: the scaler skips the step itself and halves its scale, which is no fault until there is none left.
+            fault = self._scaler.get_scale() <= 1
+            self.optimizer.step()
+            return math.inf if fault else 0.0
+        return float(norm)
 
     def _guard(self, finite: bool) -> None:
         """Count steps that taught nothing, and give up when they come in a row."""
@@ -194,6 +179,7 @@ class Trainer:
 
     def evaluate(self) -> None:
         """Score every model on every test set, and remember whether the reported one is the best so far."""
+        self._share_buffers()
         scored = score_models(self.models(), self.test_sets, self.config, self.fabric, self.console)
         self.results, detections, problems = scored
         self.unreadable.update(problems)
@@ -203,17 +189,37 @@ class Trainer:
         if not math.isnan(value) and (self.best is None or value > self.best["value"]):
             self.best = {"metric": self.config.train.best_metric, "value": value, "step": self.step}
 
+    def _evaluate_safely(self) -> None:
+        """Evaluate; if that fails, because of a damaged test image say, what was learned is saved first."""
+        try:
+            self.evaluate()
+        except Exception:
+            self._write_checkpoint()
+            raise
+
+    def _check_best_metric(self) -> None:
+        """Refuse a metric that no evaluation will give, before anything is trained."""
+        name, _, metric = self.config.train.best_metric.rpartition("/")
+        scored = [image_set.name for image_set in self.test_sets if image_set.labelled]
+        if metric not in SUMMARY or (name and name not in scored):
+            raise UserError(
+                f"train.best_metric={self.config.train.best_metric!r} is not among the scores; "
+                f"test sets: {', '.join(scored)}; metrics: {', '.join(SUMMARY)}"
+            )
+
+    def _share_buffers(self) -> None:
+        """Give every process the running statistics of the first: each has seen other images."""
+        if self.fabric.world_size > 1:
+            for model in self.models().values():
+                for buffer in model.buffers():
+                    torch.distributed.broadcast(buffer, src=0)
+
     def _best_value(self) -> float:
         name, _, metric = self.config.train.best_metric.rpartition("/")
         sets = list(self.results.values())[-1]
         name = name or next(reversed(sets), "")
         if not sets:
             return math.nan
-        if name not in sets or metric not in sets[name]:
-            raise UserError(
-                f"train.best_metric={self.config.train.best_metric!r} is not among the scores; "
-                f"test sets: {', '.join(sets)}; metrics: {', '.join(SUMMARY)}"
-            )
         return sets[name][metric]
 
     def _finish(self) -> None:
@@ -241,6 +247,12 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint from which the run continues exactly as if it had never stopped."""
         self.log.flush()
+        self._write_checkpoint()
+        self.fabric.barrier()
+
+    def _write_checkpoint(self) -> None:
+        if not self.fabric.is_global_zero:
+            return
         content = {
             "step": self.step,
             "classes": list(self.classes),
@@ -256,9 +268,7 @@ class Trainer:
             "fingerprints": self._fingerprints(),
             "config": as_dict(self.config),
         }
-        if self.fabric.is_global_zero:
-            self.checkpoints.save(content, is_best=self._best_step == self.step)
-        self.fabric.barrier()
+        self.checkpoints.save(content, is_best=self._best_step == self.step)
 
     def _resume(self) -> None:
         content = self.checkpoints.load_latest()
@@ -270,6 +280,7 @@ class Trainer:
                 f"{self.folder} was trained on the classes {', '.join(content['classes'])}, the data now has "
                 f"{', '.join(self.classes)}; restore the data set or give another output_dir"
             )
+        self._refuse_changes(content)
         self._report_changes(content)
         self.detector.model.load_state_dict(content["student"])
         if self.ema is not None:
@@ -292,6 +303,16 @@ class Trainer:
                 self.schedule.step()
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+    def _refuse_changes(self, content: dict[str, Any]) -> None:
+        """Settings that the saved weights and momenta do not fit."""
+        before, now = _flat(content["config"]), _flat(as_dict(self.config))
+        keys = ("model.engine", "model.architecture", "model.norm", "model.trainable_layers", "optimizer.name")
+        for key in keys:
+            if before[key] != now[key]:
+                raise UserError(
+                    f"{self.folder} was trained with {key}={before[key]}; set it so, or use another output_dir"
+                )
 
     def _report_changes(self, content: dict[str, Any]) -> None:
         """Say what differs from the run that is continued; the new settings count."""
@@ -329,6 +350,8 @@ class Trainer:
             if problem not in self.unreadable:
                 log.warning("skipped: %s", problem)
                 self.unreadable.add(problem)
+        if problems and len(self.unreadable) >= sum(len(image_set) for image_set in self.train_sets):
+            raise UserError("no training image can be read; see the messages above")
 
     def _on_device(self, batch: StepBatch) -> StepBatch:
         return StepBatch(batch.source.to(self.fabric.device), batch.target and batch.target.to(self.fabric.device))
@@ -365,7 +388,10 @@ class Trainer:
     def _open_folder(self) -> None:
         if not self.fabric.is_global_zero:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"output_dir={self.folder} cannot be written to ({error})") from None
         save_config(self.config, self.folder / "config.yaml")
         datasets = {
             image_set.name: {"images": len(image_set), "fingerprint": image_set.fingerprint}
@@ -374,25 +400,6 @@ class Trainer:
         content = provenance(self.config, str(self.fabric.device), datasets)
         write_atomically(self.folder / "run.json", json.dumps(content, indent=2) + "\n")
         report_problems([*self.train_sets, *self.test_sets], self.unreadable, self.folder)
-
-
-class catching_signals:  # noqa: N801 - used like a function
-    """Within the block SIGTERM and SIGINT ask the trainer to save and stop after the step; a second one kills."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-
-    def __enter__(self) -> None:
-        self.before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, frame: object) -> None:
-        self.trainer.stopping = True
-        signal.signal(number, self.before[number])
-        log.warning("received %s; saving after this step", signal.Signals(number).name)
 
 
 def seed_everything(seed: int) -> None:

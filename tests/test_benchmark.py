@@ -7,6 +7,7 @@ import pytest
 from runs import ROOT, TINY
 
 from lossmix_det.cli import run_tool
+from lossmix_det.errors import UserError
 from lossmix_det.report import benchmark, compare, cost
 from lossmix_det.report.compare import Suite, page
 
@@ -86,3 +87,13 @@ def test_the_cost_page_names_its_command_and_every_case(tmp_path, monkeypatch):
     assert "python tools/benchmark.py --suite cost --pairs 5" in text
     assert "| tiny | " in text
     assert "images/s; the slim model learns from" in text
+
+
+def test_scores_of_runs_with_other_settings_are_not_reused(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    chosen = options(tmp_path / "runs", "--seeds", "5", "--methods", "union", "--output", str(tmp_path / "t.md"))
+    chosen.overrides = [*TINY, "train.steps=1"]
+    compare.compare(benchmark.MIXING, chosen, tmp_path / "unused.md")
+    chosen.overrides[-1] = "train.steps=2"
+    with pytest.raises(UserError, match=r"union_seed5 holds a run with other settings \(train\)"):
+        compare.compare(benchmark.MIXING, chosen, tmp_path / "unused.md")

@@ -56,14 +56,12 @@ def test_more_gpus_than_there_are_is_one_sentence(capsys, monkeypatch):
 
 def test_the_address_of_the_first_machine_is_handed_on(monkeypatch):
     for name in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "before")  # so that what the code sets is undone after the test
     words = ["--num-machines", "2", "--machine-rank", "1", "--dist-url", "tcp://10.0.0.1:2345"]
     cli._set_rendezvous(cli.parser().parse_args(words))
     import os
 
     assert (os.environ["NODE_RANK"], os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("1", "10.0.0.1", "2345")
-    for name in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name)
 
 
 def test_evaluating_a_checkpoint_gives_the_scores_of_the_run_and_leaves_the_run_alone(tmp_path):
@@ -158,3 +156,40 @@ def test_overrides_may_stand_anywhere():
     found = cli.parse(cli.parser(), ["train.steps=3", "--resume", "mixing.alpha=2", "--num-gpus", "2", "stray"])
     assert found.overrides == ["train.steps=3", "mixing.alpha=2", "stray"]
     assert (found.resume, found.num_gpus) == (True, 2)
+
+
+def test_weights_of_other_classes_are_not_evaluated(tmp_path, capsys):
+    trainer(tmp_path, "train.steps=1").train()
+    words = [*TINY, f"output_dir={tmp_path}", "data.classes=[star,circle,square,triangle,cross,crescent]"]
+    assert main("--eval-only", *words) == 2
+    assert "was trained on the classes circle, square, triangle" in capsys.readouterr().err
+    assert main("--eval-only", *words, f"model.weights={tmp_path / 'export' / 'student.pth'}") == 2
+    assert main("--eval-only", *TINY, "data.test=[]") == 2
+
+
+def test_evaluation_needs_no_training_data(tmp_path):
+    trainer(tmp_path, "train.steps=1").train()
+    words = [*TINY, f"output_dir={tmp_path}", "data.train=[voc_2007_trainval]"]
+    classes = "data.classes=[circle,square,triangle,star,cross,crescent]"
+    assert main("--eval-only", *words, classes) == 0
+
+
+def test_a_damaged_last_checkpoint_is_passed_over_in_evaluation(tmp_path, caplog):
+    trainer(tmp_path, "train.steps=2", "train.save_every=1").train()
+    last = tmp_path / "checkpoints" / "step_0000002.pt"
+    last.write_bytes(last.read_bytes()[:100])
+    assert main("--eval-only", *TINY, f"output_dir={tmp_path}") == 0
+    assert (tmp_path / "inference" / "step_0000001" / "results.json").is_file()
+
+
+@pytest.mark.parametrize("url", ["tcp://h:99999", "tcp://h:abc", "tcp://[::1", "http://h:80"])
+def test_addresses_that_are_none_are_one_sentence(url, capsys):
+    assert main("--num-machines", "2", "--dist-url", url, "train.device=cpu") == 2
+    assert "is not of the form tcp://host:port" in capsys.readouterr().err
+
+
+def test_a_config_file_may_have_an_equals_sign_in_its_path(tmp_path, capsys):
+    (tmp_path / "lr=0.1").mkdir()
+    (tmp_path / "lr=0.1" / "c.yaml").write_text("train: {stepz: 1}\n")
+    assert main("--config-file", str(tmp_path / "lr=0.1" / "c.yaml")) == 2
+    assert "unknown key 'train.stepz'" in capsys.readouterr().err

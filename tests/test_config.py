@@ -72,6 +72,11 @@ def test_what_is_saved_is_read_back_the_same(tmp_path):
         ("data.classes=[a,a]", "names a class twice"),
         ("train.steps", "is not of the form KEY=VALUE"),
         ("=3", "is not of the form KEY=VALUE"),
+        ("data.augment.max_size=1", "max_size=1 lies outside of 32"),
+        ("data.augment.erasing=[.1,.1,.1,.1]", "has more than three"),
+        ("train.steps=${nowhere}", "override"),
+        ("train.seed=5000000000", "train.seed=5000000000 lies outside"),
+        ("mixing.alpha=.inf", "mixing.alpha=inf lies outside"),
         ("data.train=[a", "override 'data.train=.a'"),
     ],
 )

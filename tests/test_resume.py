@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from runs import assert_same_tensors, command, env, last_checkpoint, run, trainer
+
+from lossmix_det.errors import UserError
 
 LONG = ["train.steps=9", "train.save_every=2", "train.eval_every=4", "ema.decay=0.9", "mixing.probability=1.0"]
 ALIKE = (
@@ -36,8 +39,6 @@ def assert_same_end(first: Path, second: Path) -> None:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, datasets_root) -> Path:
     """The run that never stops, in a process of its own like the others."""
-    import os
-
     os.environ["LOSSMIX_DATASETS"] = str(datasets_root)
     folder = tmp_path_factory.mktemp("runs") / "whole"
     done = run(folder, *LONG, "data.workers=1")
@@ -148,8 +149,26 @@ def test_what_changed_since_is_said(tmp_path, caplog):
 
 
 def test_other_classes_are_refused_on_resumption(tmp_path):
-    from lossmix_det.errors import UserError
-
     trainer(tmp_path, "train.steps=1").train()
     with pytest.raises(UserError, match="was trained on the classes circle, square"):
         trainer(tmp_path, "train.steps=2", "data.classes=[circle,star]", resume=True)
+
+
+def test_a_signal_to_the_whole_group_saves_too(tmp_path):
+    """Schedulers signal the loading processes as well."""
+    folder = tmp_path / "group"
+    words = [*command(folder), *LONG, "data.workers=1"]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=env(), start_new_session=True)
+    wait_for(folder / "checkpoints" / "step_0000002.pt", process)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    assert "Traceback" not in errors
+    assert "continue with --resume" in errors
+
+
+@pytest.mark.parametrize("change", ["optimizer.name=sgd", "model.norm=batch", "model.architecture=resnet18_fpn"])
+def test_settings_that_the_saved_state_does_not_fit_are_refused(tmp_path, change):
+    trainer(tmp_path, "train.steps=1").train()
+    with pytest.raises(UserError, match=f"was trained with {change.split('=')[0]}="):
+        trainer(tmp_path, "train.steps=2", change, resume=True)

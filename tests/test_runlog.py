@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import subprocess
 
 from rich.console import Console
 
@@ -73,4 +74,25 @@ def test_the_revision_is_a_commit_or_unknown(monkeypatch):
     revision = git_revision()
     assert revision is None or len(revision.removesuffix("+changes")) == 40
     monkeypatch.setenv("PATH", "")
+    assert git_revision() is None
+
+
+def test_columns_of_all_rows_survive_resumption(tmp_path):
+    """The first row may be of a skipped step, which has no losses."""
+    path = tmp_path / "m.csv"
+    metrics = MetricsFile(path)
+    metrics.add({"step": 1, "loss": float("nan")})
+    metrics.add({"step": 2, "loss": 1.0, "source/roi_box": 2.0})
+    again = MetricsFile(path, resume_at=2)
+    again.add({"step": 3, "loss": 1.0, "source/roi_box": 3.0})
+    assert [row["source/roi_box"] for row in rows_of(path)] == ["", "2.0", "3.0"]
+    again.write_json()
+    assert json.loads(path.with_suffix(".json").read_text())[0] == {"step": 1, "loss": None}
+
+
+def test_a_repository_that_does_not_hold_this_file_is_not_its_revision(tmp_path, monkeypatch):
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    installed = tmp_path / "site-packages" / "lossmix_det"
+    installed.mkdir(parents=True)
+    monkeypatch.setattr("lossmix_det.runlog.__file__", str(installed / "runlog.py"))
     assert git_revision() is None

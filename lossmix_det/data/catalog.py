@@ -99,6 +99,8 @@ def load(name: str, config: Config, classes: list[str] | None = None) -> ImageSe
     """
     entry, problems = find(name, config), Problems(skip=config.data.on_error == "skip")
     images, numbers = _read(entry, problems)
+    if not images:
+        raise UserError(f"data set {name!r} lists no image; check its split, {entry.split or 'all annotations'!r}")
     known = entry.classes or (list(numbers) if numbers else None)
     classes = classes or config.data.classes or known or found_classes(images)
     labelled = entry.format != "folder"
@@ -144,10 +146,28 @@ def load_sets(config: Config) -> tuple[list[ImageSet], list[ImageSet]]:
     train = [load(config.data.train[0], config)]
     classes = train[0].classes
     train += [load(name, config, classes) for name in config.data.train[1:]]
+    for image_set in train:
+        if not image_set.labelled:
+            raise UserError(f"data set {image_set.name!r} has no labels to train on; take it out of data.train")
     present = {int(label) for image_set in train for record in image_set.records for label in record.classes}
     absent = [label for index, label in enumerate(classes) if index not in present]
-    if absent and all(image_set.labelled for image_set in train):
+    if absent:
         raise UserError(
             f"no box in {', '.join(config.data.train)} is of class {absent[0]!r}; remove it from the classes"
         )
     return train, [load(name, config, classes) for name in config.data.test]
+
+
+def load_test_sets(config: Config) -> list[ImageSet]:
+    """The test sets alone; the training data is only read where nothing else tells the classes."""
+    classes = config.data.classes
+    if not classes and config.data.train:
+        classes = known_classes(config.data.train[0], config) or load(config.data.train[0], config).classes
+    return [load(name, config, classes) for name in config.data.test]
+
+
+def known_classes(name: str, config: Config) -> list[str] | None:
+    """The classes of a data set as declared, without reading it."""
+    if name in config.datasets:
+        return config.datasets[name].classes
+    return list(shapes.CLASSES) if name in shapes.NAMES else builtin_datasets().get(name, DatasetConfig()).classes

@@ -9,6 +9,8 @@ from typing import Any
 from lossmix_det.data.records import Problems, RawImage, RawObject, contained
 from lossmix_det.errors import UserError
 
+FLAG = (1, "1")  # a flag that is set; some tools write text
+
 
 def read_coco(annotations: Path, images: Path, problems: Problems) -> tuple[list[RawImage], dict[str, int]]:
     """Read every image that the file lists, also those without a box.
@@ -33,7 +35,7 @@ def read_coco(annotations: Path, images: Path, problems: Problems) -> tuple[list
             image_id, item = _read_object(entry, names, where)
             if image_id not in objects:
                 raise ValueError(f"belongs to image_id {image_id}, which is not among the images")
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
             problems.fail(f"{where} {_reason(error)}")
             continue
         objects[image_id].append(item)
@@ -56,7 +58,7 @@ def _load(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such annotation file") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: malformed JSON ({error.msg}); was the file copied whole?") from None
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from None
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
@@ -99,13 +101,13 @@ def _read_object(entry: dict[str, Any], names: dict[int, str], where: str) -> tu
     bbox = entry["bbox"]
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(type(value) in (int, float) for value in bbox):
         raise ValueError(f"has bbox {bbox!r}, not four numbers [x, y, width, height]")
-    x, y, width, height = bbox
+    x, y, width, height = map(float, bbox)
     item = RawObject(
         where=where,
         name=names[entry["category_id"]],
         box=(x, y, x + width, y + height),
-        difficult=bool(entry.get("ignore", 0)),
-        crowd=bool(entry.get("iscrowd", 0)),
+        difficult=entry.get("ignore", 0) in FLAG,
+        crowd=entry.get("iscrowd", 0) in FLAG,
         area=float(entry["area"]) if "area" in entry else None,
     )
     return entry["image_id"], item

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +20,9 @@ def probe(path: Path) -> tuple[int, int]:
     Raises:
         OSError: the file is missing, or no image.
     """
-    with _open(path) as image:
+    with _decoding(), Image.open(path) as image:
         width, height = image.size
-        turned = image.getexif().get(EXIF_ORIENTATION) in TURNED
-    return (height, width) if turned else (width, height)
+        return (height, width) if _orientation(image) in TURNED else (width, height)
 
 
 def read(path: Path, high_bit_depth: str = "full") -> np.ndarray:
@@ -29,18 +30,17 @@ def read(path: Path, high_bit_depth: str = "full") -> np.ndarray:
 
     Args:
         path: of the file.
-        high_bit_depth: how 16-bit images become 8-bit: ``full`` divides the whole range by 257; ``stretch`` maps the
+        high_bit_depth: how 16-bit images become 8-bit: ``full`` divides the whole range by 257
+            (floats are taken as 0…1 or 0…255 where they fit); ``stretch`` maps the
             1st to 99th percentile of this image to 0…255 (thermal and X-ray images often use a sliver of the range).
 
     Raises:
         OSError: the file is missing, truncated, or no image.
     """
-    with _open(path) as image:
-        try:
-            image.load()
-        except (SyntaxError, ValueError, EOFError) as error:  # Pillow's decoders raise these on damaged files
-            raise OSError(str(error)) from error
-        upright = ImageOps.exif_transpose(image)
+    with _decoding(), Image.open(path) as image:
+        turned = _orientation(image) != 1
+        image.load()
+        upright = ImageOps.exif_transpose(image) if turned else image
         if upright.mode[0] in "IF":
             grey = _to_eight_bits(np.asarray(upright), high_bit_depth)
             return np.repeat(grey[:, :, None], 3, axis=2)
@@ -49,17 +49,29 @@ def read(path: Path, high_bit_depth: str = "full") -> np.ndarray:
         return np.array(upright.convert("RGB"))
 
 
-def _open(path: Path) -> Image.Image:
+@contextmanager
+def _decoding() -> Iterator[None]:
+    """Pillow's decoders raise many things on damaged files; all of them become an OSError."""
     try:
-        return Image.open(path)
-    except (Image.DecompressionBombError, SyntaxError, ValueError) as error:
-        raise OSError(str(error)) from error
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(str(error) or type(error).__name__) from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 if upright. Asking a PNG that has none in its header would decode all of it."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1
+    return image.getexif().get(EXIF_ORIENTATION, 1)
 
 
 def _to_eight_bits(values: np.ndarray, high_bit_depth: str) -> np.ndarray:
-    values = values.astype(np.float64)
+    is_float, values = values.dtype.kind == "f", values.astype(np.float64)
     if high_bit_depth == "stretch":
         low, high = np.percentile(values, (1, 99))
     else:
-        low, high = 0.0, 65535.0
+        # 16 bits, unless the file holds floats of another usual range.
+        low, high = 0.0, next((top for top in (1.0, 255.0, 65535.0) if is_float and values.max() <= top), 65535.0)
     return np.clip((values - low) / max(high - low, 1e-9) * 255 + 0.5, 0, 255).astype(np.uint8)

@@ -19,6 +19,7 @@ from lossmix_det.config import DataConfig
 from lossmix_det.data.augment import Augment, resize
 from lossmix_det.data.images import read
 from lossmix_det.data.records import ImageRecord, ImageSet
+from lossmix_det.errors import UserError
 from lossmix_det.structures import ImageBatch, Instances, Views
 
 STRIDE = 32  # canvases are multiples of the coarsest backbone stride
@@ -51,6 +52,9 @@ class TrainingImages(Dataset):
         self.records = [record for image_set in sets for record in image_set.records]
         if config.drop_empty and any(image_set.labelled for image_set in sets):
             self.records = [record for record in self.records if teaches(record, config.keep_difficult).any()]
+        if not self.records:
+            names = ", ".join(image_set.name for image_set in sets)
+            raise UserError(f"no image of {names} has a box to learn; see data.keep_difficult and data.drop_empty")
         self.config = config
         self.augment = Augment(config.augment, config.views)
 
@@ -68,7 +72,8 @@ class TrainingImages(Dataset):
                 problems.append(f"{record.path}: image cannot be read ({error})")
                 continue
             return self._sample(record, image, draw, tuple(problems))
-        raise RuntimeError("no training image can be read")
+        blank = np.zeros((*self.records[draw.index].size, 3), dtype=np.uint8)  # the trainer gives up on `problems`
+        return self._sample(self.records[draw.index], blank, draw, tuple(problems))
 
     def _sample(self, record: ImageRecord, image: np.ndarray, draw: Draw, problems: tuple[str, ...]) -> Sample:
         taught = teaches(record, self.config.keep_difficult)
@@ -174,7 +179,7 @@ def training_loader(
 
 
 def evaluation_loader(image_set: ImageSet, config: DataConfig, *, rank: int = 0, world: int = 1) -> DataLoader:
-    """Every image once, in batches of (`ImageBatch`, indices, problems); processes take every ``world``-th image."""
+    """Every image once, in batches of `collate_images`; processes take every ``world``-th image."""
     indices = range(rank, len(image_set), world)
     return DataLoader(
         EvaluationImages(image_set, config),
@@ -195,8 +200,9 @@ def collate_views(samples: list[Sample]) -> tuple[Views, list[str]]:
     return Views(weak, strong, tuple(sample.truth for sample in samples)), problems
 
 
-def collate_images(samples: list[Sample]) -> tuple[ImageBatch, list[int], list[str]]:
-    problems = [problem for sample in samples for problem in sample.problems]
+def collate_images(samples: list[Sample]) -> tuple[ImageBatch, list[int], dict[int, str]]:
+    """The images, their indices, and what is wrong with those that could not be read (black in the batch)."""
+    problems = {sample.index: sample.problems[0] for sample in samples if sample.problems}
     return to_batch([sample.weak for sample in samples]), [sample.index for sample in samples], problems
 
 
@@ -228,8 +234,8 @@ def _loading(workers: int) -> dict:
 
 
 def _quiet_worker(_: int) -> None:
-    """One thread; Ctrl-C is the main process's affair, and the trainer's handlers are not inherited."""
+    """One thread, and deaf to signals: when to stop is the main process's affair."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # also sent to the whole group; the worker ends with its parent
     torch.set_num_threads(1)
     cv2.setNumThreads(0)

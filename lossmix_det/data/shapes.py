@@ -21,6 +21,7 @@ import numpy as np
 from rich.progress import track
 
 from lossmix_det.config import ShapesConfig, as_dict
+from lossmix_det.errors import UserError
 
 CLASSES = ("circle", "square", "triangle", "star", "cross", "crescent")
 DOMAINS = ("photo", "clipart")
@@ -42,9 +43,12 @@ def generate(config: ShapesConfig, root: Path) -> Path:
     folder = root / f"shapes_{hashlib.sha256(text.encode()).hexdigest()[:10]}"
     if folder.is_dir():
         return folder
-    root.mkdir(parents=True, exist_ok=True)
-    # Written beside and renamed, so that an interrupted run or a second process never leaves half a data set.
-    draft = Path(tempfile.mkdtemp(prefix=".shapes_", dir=root))
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        # Written beside and renamed, so that an interrupted run or a second process never leaves half a data set.
+        draft = Path(tempfile.mkdtemp(prefix=".shapes_", dir=root))
+    except OSError as error:
+        raise UserError(f"{root}: cannot be written to ({error}); set LOSSMIX_DATASETS to a folder that can") from None
     try:
         for domain in DOMAINS:
             for split in SPLITS:

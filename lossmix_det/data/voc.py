@@ -64,14 +64,21 @@ def _names(root: Path, split: str, annotations: Path, problems: Problems) -> Ite
     if not listing.is_file():
         found = ", ".join(sorted(path.stem for path in listing.parent.glob("*.txt"))) or "none"
         raise UserError(f"{listing}: no such split (found: {found})")
-    for number, line in enumerate(listing.read_text(encoding="utf-8-sig").splitlines(), start=1):
-        # Lists per class carry a flag behind the name: 1, 0 or -1.
-        name = re.sub(r"\s+(-1|0|1)$", "", line.strip())
+    try:
+        lines = listing.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"{listing}: is not UTF-8 text; save it as UTF-8") from None
+    for number, line in enumerate(lines, start=1):
+        name, where = line.strip(), f"{listing}:{number}"
         if not name:
             continue
-        where = f"{listing}:{number}"
         try:
-            contained(annotations, name, where)
+            if not contained(annotations, f"{name}.xml", where).is_file():
+                # Lists per class carry a flag behind the name: 1, 0 or -1.
+                name = re.sub(r"\s+(-1|0|1)$", "", name)
+        except OSError as error:
+            problems.fail(f"{where}: {name[:40]!r} … is no name of an image ({error.strerror})")
+            continue
         except UserError as error:
             problems.fail(str(error))
             continue
@@ -116,7 +123,7 @@ def _read_object(element: Element, where: str, pixel_origin: int) -> RawObject:
     # Checked in the file's own numbers: counting inclusively, xmin = xmax would otherwise pass as one pixel.
     if edges["xmax"] <= edges["xmin"] or edges["ymax"] <= edges["ymin"]:
         raise ValueError(f"({name}) has a box without area: " + ", ".join(f"{edge} {edges[edge]:g}" for edge in EDGES))
-    difficult = (element.findtext("difficult") or "0").strip() == "1"
+    difficult = (element.findtext("difficult") or "0").strip().lower() in ("1", "true")
     low = (edges["xmin"] - pixel_origin, edges["ymin"] - pixel_origin)
     return RawObject(where, name, (*low, edges["xmax"], edges["ymax"]), difficult)
 
@@ -125,6 +132,6 @@ def _declared_size(tree: Element) -> tuple[int, int] | None:
     """(width, height), or None where the file leaves them out or writes 0, as some tools do."""
     try:
         size = (int(float(tree.findtext("size/width") or 0)), int(float(tree.findtext("size/height") or 0)))
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return size if min(size) > 0 else None

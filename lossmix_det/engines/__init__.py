@@ -6,12 +6,13 @@ from lossmix_det.engines.base import LOSSES, Detector, Encoding
 __all__ = ["LOSSES", "Detector", "Encoding", "build_detector"]
 
 
-def build_detector(config: ModelConfig, num_classes: int) -> Detector:
+def build_detector(config: ModelConfig, num_classes: int, strict: bool = False) -> Detector:
     """The detector that the configuration names, with its weights loaded.
 
     Args:
         config: the ``model`` branch.
         num_classes: K, without background.
+        strict: refuse weights that leave any part of the detector fresh.
 
     Raises:
         UserError: the weights cannot be found or read.
@@ -19,4 +20,4 @@ def build_detector(config: ModelConfig, num_classes: int) -> Detector:
     # Imported here, so that `import lossmix_det` and --help stay fast and need no engine.
     from lossmix_det.engines.torchvision_rcnn import TorchvisionRCNN
 
-    return TorchvisionRCNN(config, num_classes)
+    return TorchvisionRCNN(config, num_classes, strict)

@@ -44,6 +44,7 @@ class Detector(nn.Module, ABC):
     """Three verbs that every engine provides; the loop above them knows no engine."""
 
     num_classes: int
+    norm: str  # of its backbone, as in `model.norm`
 
     @abstractmethod
     def encode(self, images: ImageBatch) -> Encoding:
@@ -67,6 +68,10 @@ class Detector(nn.Module, ABC):
     @abstractmethod
     def detect(self, images: ImageBatch) -> list[Instances]:
         """Detections of each image in its own pixels, best first; in inference mode, whatever the module's mode."""
+
+    @abstractmethod
+    def heads(self) -> dict[str, nn.Module]:
+        """The last layer that each loss alone teaches, by the name of the loss."""
 
     @abstractmethod
     def exported(self) -> dict[str, Tensor]:

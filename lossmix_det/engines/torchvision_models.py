@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import detection as zoo
 from torchvision.models import get_weight, list_models, resnet
+from torchvision.models.detection._utils import overwrite_eps
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN, resnet_fpn_backbone
 from torchvision.models.detection.faster_rcnn import FasterRCNN, FastRCNNPredictor, TwoMLPHead
@@ -21,6 +22,7 @@ from lossmix_det.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
 
+TRAINED_WITHOUT_EPS = [f"FasterRCNN_ResNet50_FPN_Weights.{name}" for name in ("COCO_V1", "DEFAULT")]
 SLIM_CHANNELS, SLIM_HIDDEN = 64, 256
 
 
@@ -29,21 +31,23 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(min(32, channels), channels)
 
 
+KINDS = {"group": nn.GroupNorm, "batch": nn.BatchNorm2d, "frozen": FrozenBatchNorm2d}
 NORMS = {"frozen": FrozenBatchNorm2d, "group": group_norm, "batch": nn.BatchNorm2d}
 
 
-def build_model(config: ModelConfig, num_classes: int) -> FasterRCNN:
+def build_model(config: ModelConfig, num_classes: int, strict: bool = False) -> FasterRCNN:
     """A plain torchvision detector, its weights loaded.
 
     Args:
         config: the ``model`` branch.
         num_classes: K, without background.
+        strict: refuse weights that leave any part fresh.
 
     Raises:
         UserError: the combination is impossible, or the weights cannot be found or read.
     """
     state = read_weights(config.weights) if config.weights else None
-    norm = config.norm if config.norm != "auto" else _norm_of(state)
+    norm = _resolve_norm(config, state)
     stages = config.trainable_layers
     if stages is None:
         stages = 6 if state is None else 3
@@ -60,7 +64,11 @@ def build_model(config: ModelConfig, num_classes: int) -> FasterRCNN:
     model = _construct(config.architecture, norm, num_classes + 1, settings)
     freeze_stages(model.backbone.body, stages)
     if state is not None:
-        load_weights(model, state, config.weights)
+        load_weights(model, state, config.weights, strict)
+        if config.weights.endswith(
+            ("FasterRCNN_ResNet50_FPN_Weights.COCO_V1", "FasterRCNN_ResNet50_FPN_Weights.DEFAULT")
+        ):
+            overwrite_eps(model, 0.0)  # as torchvision does: these weights were trained without it
     return model
 
 
@@ -70,7 +78,7 @@ def _construct(architecture: str, norm: str, outputs: int, settings: dict) -> Fa
     if architecture in list_models(zoo):
         # These come with BatchNorm, made for pre-trained weights; without such weights it must learn.
         model = zoo.__dict__[architecture](weights=None, weights_backbone=None, num_classes=outputs, **settings)
-        (freeze_norms if norm == "frozen" else thaw_norms)(model.backbone)
+        (freeze_norms if norm == "frozen" else thaw_norms)(model)
         return model
     name = architecture.removesuffix("_fpn")
     backbone = resnet_fpn_backbone(backbone_name=name, weights=None, norm_layer=NORMS[norm], trainable_layers=5)
@@ -153,7 +161,7 @@ def read_weights(source: str) -> dict[str, Tensor]:
         return _read_file(path)
     try:
         weights = get_weight(source)
-    except ValueError:
+    except (ValueError, KeyError, AttributeError):
         raise UserError(
             f"model.weights={source!r} is neither a file nor a torchvision name such as ResNet50_Weights.IMAGENET1K_V2"
         ) from None
@@ -170,9 +178,9 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
-            f"{path}: refused, because it holds more than tensors; save the bare state dict with torch.save"
+            f"{path}: refused: it is damaged, or holds more than tensors; save the bare state dict with torch.save"
         ) from None
-    except (RuntimeError, OSError, EOFError, ValueError) as error:
+    except Exception as error:  # torch raises almost anything on a damaged file
         raise UserError(f"{path}: cannot be read as weights ({first_line(error)})") from None
     if isinstance(content, dict) and "student" in content:
         content = content.get("ema") or content["student"]
@@ -183,17 +191,17 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     return content
 
 
-def load_weights(model: FasterRCNN, state: dict[str, Tensor], source: str) -> None:
+def load_weights(model: FasterRCNN, state: dict[str, Tensor], source: str, strict: bool = False) -> None:
     """Load what fits by name and shape, and report the rest: replaced heads, missing and unused names.
 
     A bare classifier's ResNet or MobileNet goes into the backbone.
 
     Raises:
-        UserError: nothing fits.
+        UserError: nothing fits; or, if ``strict``, something is missing or of another shape.
     """
     own = model.state_dict()
     if not any(name in own for name in state):
-        state = {f"backbone.body.{name}": value for name, value in state.items()}
+        state = {f"backbone.body.{name.removeprefix('features.')}": value for name, value in state.items()}
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
     if not fitting:
         raise UserError(f"model.weights={source}: no tensor fits this architecture; is it of another network?")
@@ -202,6 +210,9 @@ def load_weights(model: FasterRCNN, state: dict[str, Tensor], source: str) -> No
     counters = "num_batches_tracked"
     missing = sorted(name for name in own if name not in state and not name.endswith(counters))
     unused = sorted(name for name in state if name not in own and not name.endswith(counters))
+    if strict and (replaced or missing):
+        names = _shorten([*replaced, *missing])
+        raise UserError(f"model.weights={source} is not of this model: {names} missing or of another shape")
     log.info("weights %s: %d of %d tensors loaded", source, len(fitting), len(own))
     for title, names in (
         ("of another shape, left fresh", replaced),
@@ -216,8 +227,25 @@ def _shorten(names: list[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
-def _norm_of(state: dict[str, Tensor] | None) -> str:
-    """`frozen` for weights with batch statistics; else `group`, which also trains from scratch."""
-    if state is None:
-        return "group"
-    return "frozen" if any(name.endswith("running_mean") for name in state) else "group"
+def _resolve_norm(config: ModelConfig, state: dict[str, Tensor] | None) -> str:
+    """The norm to build with; `auto` is frozen for weights with batch statistics, else one that trains from scratch.
+
+    Raises:
+        UserError: the architecture has no GroupNorm variant.
+    """
+    from_zoo = config.architecture in list_models(zoo)
+    if config.norm == "group" and from_zoo:
+        raise UserError(
+            f"model.architecture={config.architecture} has no variant with model.norm=group; use resnet50_fpn, or batch"
+        )
+    if config.norm != "auto":
+        return config.norm
+    if state is not None and any(name.endswith("running_mean") for name in state):
+        return "frozen"
+    return "batch" if from_zoo else "group"
+
+
+def norm_of(model: nn.Module) -> str:
+    """The norm that a model was built with, by its name in the configuration."""
+    kinds = {type(part) for part in model.modules()}
+    return next((name for name, kind in KINDS.items() if kind in kinds), "none")

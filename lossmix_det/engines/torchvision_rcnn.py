@@ -20,7 +20,7 @@ from torchvision.models.detection.rpn import concat_box_prediction_layers
 from lossmix_det.config import ModelConfig
 from lossmix_det.engines.base import LOSSES, Detector, Encoding, inference_mode_of
 from lossmix_det.engines.sampling import KeyedSampler
-from lossmix_det.engines.torchvision_models import build_model
+from lossmix_det.engines.torchvision_models import build_model, norm_of
 from lossmix_det.structures import ImageBatch, Instances, Supervision
 
 BETA = 1 / 9  # torchvision's smooth-L1 threshold, in both stages
@@ -75,10 +75,11 @@ class ScoredProposals:
 class TorchvisionRCNN(Detector):
     """Any torchvision Faster R-CNN as a `Detector`; ``model`` is the plain torchvision module."""
 
-    def __init__(self, config: ModelConfig, num_classes: int) -> None:
+    def __init__(self, config: ModelConfig, num_classes: int, strict: bool = False) -> None:
         super().__init__()
         self.num_classes, self.normalizer = num_classes, config.normalizer
-        self.model: FasterRCNN = build_model(config, num_classes)
+        self.model: FasterRCNN = build_model(config, num_classes, strict)
+        self.norm = norm_of(self.model)
         for part in (self.model.rpn, self.model.roi_heads):
             stock = part.fg_bg_sampler
             part.fg_bg_sampler = KeyedSampler(stock.batch_size_per_image, stock.positive_fraction)
@@ -90,14 +91,16 @@ class TorchvisionRCNN(Detector):
         features = self._features(batch)
         rpn, levels = self.model.rpn, list(features.values())
         objectness, deltas = rpn.head(levels)
-        anchors = rpn.anchor_generator(batch, levels)
+        # Boxes are always float32: bfloat16 counts pixels beyond 512 in fours.
+        shapes = [torch.zeros((), device=level.device).expand(level.shape) for level in levels]
+        anchors = rpn.anchor_generator(batch, shapes)
         per_level = [level.shape[1] * level.shape[2] * level.shape[3] for level in objectness]
         objectness, deltas = concat_box_prediction_layers(objectness, deltas)
         count = len(images)
         objectness, deltas = objectness.reshape(count, -1), deltas.reshape(count, -1, 4)
-        with torch.no_grad():
-            boxes = rpn.box_coder.decode(deltas.detach().reshape(-1, 4), anchors).reshape(count, -1, 4)
-            proposals, _ = rpn.filter_proposals(boxes, objectness, batch.image_sizes, per_level)
+        with torch.no_grad(), torch.autocast(objectness.device.type, enabled=False):
+            boxes = rpn.box_coder.decode(deltas.detach().float().reshape(-1, 4), anchors).reshape(count, -1, 4)
+            proposals, _ = rpn.filter_proposals(boxes, objectness.float(), batch.image_sizes, per_level)
         scored = ScoredProposals([len(found) for found in proposals], self.shares_scores)
         return Encoding(features, anchors, objectness, deltas, proposals, batch, images, scored)
 
@@ -119,6 +122,11 @@ class TorchvisionRCNN(Detector):
             proposals, _ = self.model.rpn(batch, features)
             detections, _ = self.model.roi_heads(features, proposals, batch.image_sizes)
         return [Instances(found["boxes"].float(), found["labels"] - 1, found["scores"].float()) for found in detections]
+
+    def heads(self) -> dict[str, nn.Module]:
+        rpn, predictor = self.model.rpn.head, self.model.roi_heads.box_predictor
+        parts = (rpn.cls_logits, rpn.bbox_pred, predictor.cls_score, predictor.bbox_pred)
+        return dict(zip(LOSSES, parts, strict=True))
 
     def exported(self) -> dict[str, Tensor]:
         return self.model.state_dict()
@@ -217,7 +225,7 @@ class TorchvisionRCNN(Detector):
             chosen: per image the indices of the boxes among its proposals (beyond them: of the truth) and the boxes.
         """
         scored, heads = encoding.scored, self.model.roi_heads
-        rows, fresh = [], [encoding.deltas.new_zeros((0, 4)) for _ in encoding.proposals]
+        rows, fresh = [], [found.new_zeros((0, 4)) for found in encoding.proposals]
         for image, (index, boxes) in chosen.items():
             row, new = scored.place(image, index)
             rows.append(row)

@@ -39,7 +39,7 @@ def coco_metrics(image_set: ImageSet, detections: list[dict[str, Any]]) -> dict[
         truth = COCO()
         truth.dataset = _truth(image_set)
         truth.createIndex()
-        found = truth.loadRes(detections) if detections else _nothing(image_set)
+        found = truth.loadRes([dict(row) for row in detections]) if detections else _nothing(image_set)
         evaluation = _IgnoringDifficult(truth, found, "bbox")
         evaluation.params.catIds = image_set.category_ids
         evaluation.evaluate()

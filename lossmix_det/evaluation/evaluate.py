@@ -21,7 +21,7 @@ def detect_all(
     loader: DataLoader,
     device: torch.device | str,
     advance: Callable[[int], None] = lambda count: None,
-) -> tuple[list[dict[str, Any]], list[str]]:
+) -> tuple[list[dict[str, Any]], dict[int, str]]:
     """Detect on every image that the loader yields.
 
     Args:
@@ -32,13 +32,16 @@ def detect_all(
         advance: told the number of images done, for a progress bar.
 
     Returns:
-        COCO results, in the pixels of the files, and the files that could not be read.
+        COCO results, in the pixels of the files, and by index the images that could not be read (they have none).
     """
-    results, unreadable = [], []
+    results: list[dict[str, Any]] = []
+    unreadable: dict[int, str] = {}
     for images, indices, problems in loader:
-        unreadable += problems
+        unreadable |= problems
         found = detector.detect(images.to(device).to_float())
         for index, size, instances in zip(indices, images.sizes, found, strict=True):
+            if index in problems:
+                continue
             height, width = image_set.records[index].size
             scale = instances.boxes.new_tensor([width / size[1], height / size[0]] * 2)
             results += coco_results(image_set, index, instances.boxes * scale, instances)

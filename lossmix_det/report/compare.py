@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lossmix_det.checkpoint import write_atomically
+from lossmix_det.config import as_dict, load_config
 from lossmix_det.errors import UserError, nearest
 
 log = logging.getLogger(__name__)
@@ -53,10 +54,23 @@ def compare(suite: Suite, options: argparse.Namespace, default_output: Path) -> 
     for seed in options.seeds:
         for method in methods:
             folder = options.runs / suite.configs.name / f"{method}_seed{seed}"
-            if not (folder / "results.json").is_file():
+            if (folder / "results.json").is_file():
+                _check_settings(suite.configs / f"{method}.yaml", folder, seed, options.overrides)
+            else:
                 _run(suite.configs / f"{method}.yaml", folder, seed, options.overrides)
             write_atomically(output, page(suite, methods, options))
     log.info("wrote %s", output)
+
+
+def _check_settings(config: Path, folder: Path, seed: int, overrides: list[str]) -> None:
+    """Refuse scores of a run with other settings than those asked for now."""
+    wanted = as_dict(load_config(config, [f"output_dir={folder}", f"train.seed={seed}", *overrides]))
+    found = json.loads((folder / "run.json").read_text())["config"]
+    changed = [key for key in wanted if wanted[key] != found.get(key)]
+    if changed:
+        raise UserError(
+            f"{folder} holds a run with other settings ({', '.join(changed)}); give another folder by --runs"
+        )
 
 
 def _run(config: Path, folder: Path, seed: int, overrides: list[str]) -> None:
@@ -133,11 +147,12 @@ def _command(options: argparse.Namespace) -> str:
 def _about(suite: Suite, options: argparse.Namespace, methods: list[str]) -> str:
     """Versions, steps and data of the first finished run, as it recorded them."""
     paths = (options.runs / suite.configs.name / f"{m}_seed{s}" / "run.json" for s in options.seeds for m in methods)
-    run = json.loads(next(path for path in paths if path.is_file()).read_text())
+    runs = [json.loads(path.read_text()) for path in paths if path.is_file()]
+    run, revisions = runs[0], dict.fromkeys(str(run["git_revision"]) for run in runs)
     train, data = run["config"]["train"], run["config"]["data"]
     versions = ", ".join(f"{name} {run['versions'][name]}" for name in ("torch", "torchvision", "albumentations"))
     return (
         f"Seeds {', '.join(map(str, options.seeds))}; {train['steps']} steps of {data['batch_size']} images each; "
         f"scores of the last step in percent, mean ± standard deviation over seeds. "
-        f"Python {run['python']}, {versions}, on {run['device']}. Revision {run['git_revision']}."
+        f"Python {run['python']}, {versions}, on {run['device']}. Revision {', '.join(revisions)}."
     )

@@ -21,8 +21,8 @@ from lossmix_det.engines import Detector, build_detector
 from lossmix_det.optimization import build_optimizer
 from lossmix_det.phases import SourceOnly
 from lossmix_det.structures import StepBatch
+from lossmix_det.student import StudentStep
 from lossmix_det.teacher import averaged
-from lossmix_det.trainer import StudentStep
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from lossmix_det.config import AugmentConfig
-from lossmix_det.data.augment import Augment, resize
+from lossmix_det.data.augment import Augment, RandomErasing, resize
 
 BOTH = ["weak", "strong"]
 
@@ -109,3 +109,23 @@ def test_resizing_meets_the_short_side_within_the_longest(short, longest, expect
 def test_an_image_without_boxes_is_augmented():
     views = Augment(AugmentConfig(min_sizes=[60]), BOTH)(picture(), np.zeros((0, 4), np.float32), 1)
     assert views.boxes.shape == (0, 4)
+
+
+@pytest.mark.parametrize("shape", [(40, 300), (300, 40), (64, 64), (33, 33)])
+def test_erasing_works_on_images_of_any_shape(shape):
+    augment = Augment(AugmentConfig(min_sizes=[32], erasing=[1.0, 1.0, 1.0]), ["strong"])
+    for seed in range(60):
+        assert augment(picture(*shape), BOXES[:0], seed).strong.shape[2] == 3
+
+
+def test_erased_shares_fill_the_range_of_the_recipe():
+    """2 to 20 % on a square image, whatever the ratio."""
+    erase = RandomErasing((0.02, 0.2), (0.05, 8.0), p=1.0)
+    flat = np.full((100, 100, 3), 7, dtype=np.uint8)
+    shares = []
+    for seed in range(300):
+        erase.set_random_seed(seed)
+        shares.append((erase(image=flat)["image"] != 7).any(axis=2).mean())
+    assert 0.018 < min(shares) < 0.035
+    assert 0.17 < max(shares) < 0.21
+    assert 0.09 < np.mean(shares) < 0.13

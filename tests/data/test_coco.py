@@ -147,3 +147,16 @@ def test_a_learned_class_without_any_training_box_is_refused(content, tmp_path, 
     config = load_config(None, [*overrides, "data.train=[mine]", "data.test=[]", "data.classes=[cat,wolf]"])
     with pytest.raises(UserError, match="no box in mine is of class 'wolf'"):
         load_sets(config)
+
+
+def test_flags_written_as_text_are_understood(content, load_coco):
+    content["annotations"][0]["iscrowd"] = "0"
+    content["annotations"][1]["iscrowd"] = "1"
+    assert [record.crowd.tolist() for record in load_coco(content).records] == [[False], [True]]
+
+
+@pytest.mark.parametrize("number", ["1" + "0" * 400, "1" * 5000])
+def test_numbers_beyond_all_measure_are_one_sentence(content, load_coco, number):
+    text = json.dumps(content).replace("321.5", number)
+    with pytest.raises(UserError, match="instances.json"):
+        load_coco(text)

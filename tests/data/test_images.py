@@ -102,3 +102,34 @@ def test_a_decompression_bomb_is_an_os_error(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(OSError, match="decompression bomb"):
         read(path)
+
+
+def test_the_size_of_a_png_is_read_without_decoding_it(tmp_path):
+    path = save(tmp_path / "a.png", Image.fromarray(np.zeros((64, 32), dtype=np.uint8)))
+    path.write_bytes(path.read_bytes()[:60])
+    assert probe(path) == (32, 64)
+
+
+def test_png_files_turn_by_their_exif_too(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = save(tmp_path / "a.png", Image.new("L", (30, 20)), exif=exif)
+    assert probe(path) == (20, 30)
+    assert read(path).shape[:2] == (30, 20)
+
+
+@pytest.mark.parametrize(("top", "expected"), [(1.0, 255), (255.0, 255), (65535.0, 255)])
+def test_float_images_are_taken_by_their_usual_range(tmp_path, top, expected):
+    values = np.linspace(0, top, 20, dtype=np.float32).reshape(4, 5)
+    path = save(tmp_path / "a.tif", Image.fromarray(values))
+    assert read(path).max() == expected
+    assert read(path).min() == 0
+
+
+def test_a_broken_chunk_is_an_os_error(tmp_path):
+    path = save(tmp_path / "a.png", Image.new("L", (30, 20)))
+    content = bytearray(path.read_bytes())
+    content[40:44] = b"\x00\x00\x00\x00"
+    path.write_bytes(bytes(content))
+    with pytest.raises(OSError, match=r"\w"):
+        read(path)

@@ -4,10 +4,12 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from conftest import voc_object, voc_xml
 
 from lossmix_det.config import load_config
 from lossmix_det.data.catalog import load
 from lossmix_det.data.loaders import StreamSampler, evaluation_loader, to_batch, training_loader
+from lossmix_det.errors import UserError
 
 SQUARE = [(10, 10)] * 7
 MIXED = [(10, 20)] * 5 + [(20, 10)] * 6
@@ -122,20 +124,29 @@ def test_a_truncated_image_is_replaced_by_the_next_and_reported(voc_folder):
 
 
 def test_evaluation_goes_through_the_images_once_in_order(voc_folder):
-    config = voc(voc_folder, "data.test_batch_size=1", "data.augment.test_size=20")
+    config = voc(voc_folder, "data.test_batch_size=1", "data.augment.test_size=32")
     image_set = load("mine", config)
     found = list(evaluation_loader(image_set, config.data))
     assert [indices for _, indices, _ in found] == [[0], [1]]
-    assert found[0][0].sizes == ((20, 30),)
+    assert found[0][0].sizes == ((32, 48),)
     shares = [
         indices for rank in (0, 1) for _, indices, _ in evaluation_loader(image_set, config.data, rank=rank, world=2)
     ]
     assert sorted(sum(shares, [])) == [0, 1]
 
 
-def test_evaluation_reports_an_unreadable_image(voc_folder):
+def test_evaluation_reports_an_unreadable_image_by_its_index(voc_folder):
     config = voc(voc_folder)
     image_set = load("mine", config)
     (voc_folder / "JPEGImages" / "two.png").write_bytes(b"")
-    _, _, problems = next(iter(evaluation_loader(image_set, config.data)))
-    assert "two.png: image cannot be read" in problems[0]
+    _, indices, problems = next(iter(evaluation_loader(image_set, config.data)))
+    assert indices == [0, 1]
+    assert list(problems) == [1]
+    assert "two.png: image cannot be read" in problems[1]
+
+
+def test_data_without_anything_to_learn_is_refused(voc_folder):
+    """Only difficult boxes, and they are not wanted."""
+    (voc_folder / "Annotations" / "one.xml").write_text(voc_xml(voc_object("dog", 11, 6, 60, 40, difficult=1)))
+    with pytest.raises(UserError, match="no image of mine has a box to learn"):
+        first_batch(voc(voc_folder, "data.keep_difficult=false"))

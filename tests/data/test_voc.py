@@ -178,7 +178,7 @@ def test_other_folder_names_can_be_given(voc_folder):
 
 def test_a_data_set_of_which_nothing_is_left_is_refused(voc_folder):
     (voc_folder / "ImageSets" / "Main" / "train.txt").write_text("\n")
-    with pytest.raises(UserError, match="no usable image"):
+    with pytest.raises(UserError, match="lists no image; check its split, 'train'"):
         load_voc(voc_folder, "data.classes=[cat]")
 
 
@@ -190,3 +190,31 @@ def test_the_fingerprint_follows_content_and_nothing_else(voc_folder, tmp_path):
     rewrite(moved, voc_xml(voc_object("cat", 1, 1, 31, 20) + voc_object("dog", 11, 6, 60, 40, difficult=1)))
     assert load_voc(moved).fingerprint != before
     write_image(moved / "JPEGImages" / "one.png", seed=9)
+
+
+def test_a_name_that_ends_like_a_flag_is_a_name(voc_folder):
+    for folder, suffix in (("JPEGImages", "png"), ("Annotations", "xml")):
+        (voc_folder / folder / f"one.{suffix}").rename(voc_folder / folder / f"IMG 1.{suffix}")
+    (voc_folder / "ImageSets" / "Main" / "train.txt").write_text("IMG 1\ntwo 1\n")
+    assert [record.path.stem for record in load_voc(voc_folder).records] == ["IMG 1", "two"]
+
+
+def test_difficult_may_be_written_as_a_word(voc_folder):
+    objects = voc_object("cat", 1, 1, 30, 20).replace("<difficult>0", "<difficult>True")
+    rewrite(voc_folder, voc_xml(objects))
+    assert load_voc(voc_folder).records[0].difficult.tolist() == [True]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("Bäume\n".encode("latin-1"), "is not UTF-8 text"), (b"x" * 5000, "train.txt:1: 'x+' … is no name of an image")],
+)
+def test_a_list_that_is_none_is_refused(voc_folder, content, message):
+    (voc_folder / "ImageSets" / "Main" / "train.txt").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_voc(voc_folder)
+
+
+def test_an_infinite_size_counts_as_not_declared(voc_folder):
+    rewrite(voc_folder, voc_xml("").replace("<width>60", "<width>inf"))
+    assert load_voc(voc_folder, "data.classes=[cat]").records[0].size == (40, 60)

@@ -360,3 +360,26 @@ def test_detections_are_those_of_plain_torchvision(detector, monkeypatch):
         assert_close(mine.boxes, theirs["boxes"], rtol=1e-4, atol=1e-3)
         assert_close(mine.scores, theirs["scores"], **CLOSE)
         assert_close(mine.classes + 1, theirs["labels"])
+
+
+def test_boxes_stay_float32_under_mixed_precision(slim):
+    """bfloat16 counts pixels beyond 512 in fours."""
+    batch = images()
+    with torch.autocast("cpu", torch.bfloat16):
+        encoding = slim.encode(batch)
+        found = slim.losses(encoding, Supervision.full(TRUTHS_A))
+    assert encoding.objectness.dtype == torch.bfloat16
+    assert {boxes.dtype for boxes in (*encoding.anchors, *encoding.proposals)} == {torch.float32}
+    for mine, full in zip(encoding.anchors, slim.encode(batch).anchors, strict=True):
+        assert torch.equal(mine, full)
+    assert {value.dtype for value in found.values()} == {torch.float32}
+
+
+def test_heads_are_what_each_loss_alone_teaches(slim):
+    """The gradient of one loss reaches its own last layer and no other's."""
+    for name in LOSSES:
+        found = losses(slim, images(), Supervision.full(TRUTHS_A))
+        reached = gradients(slim, found[name])
+        for other, head in slim.heads().items():
+            weight = next(key for key, p in slim.named_parameters() if p is head.weight)
+            assert (reached[weight].abs().max() > 0) == (other == name)

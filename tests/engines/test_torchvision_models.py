@@ -119,13 +119,17 @@ class Malicious:
 
 def test_code_in_a_weights_file_is_never_run(tmp_path):
     torch.save({"layer": Malicious()}, tmp_path / "evil.pth")
-    with pytest.raises(UserError, match="refused, because it holds more than tensors"):
+    with pytest.raises(UserError, match="refused: it is damaged, or holds more than tensors"):
         read_weights(str(tmp_path / "evil.pth"))
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"garbage", "evil|cannot be read as weights|refused"), (b"", "cannot be read as weights")],
+    [
+        (b"garbage", "refused: it is damaged"),
+        (b"", "cannot be read as weights"),
+        (b"\x80\x02}.", "cannot be read|refused"),
+    ],
 )
 def test_a_damaged_weights_file_is_named(tmp_path, content, message):
     (tmp_path / "bad.pth").write_bytes(content)
@@ -228,3 +232,49 @@ def test_an_export_gives_the_same_detections_in_plain_torchvision(tmp_path, arch
     assert_close(ours.boxes, theirs["boxes"], rtol=1e-4, atol=1e-3)
     assert_close(ours.scores, theirs["scores"], rtol=1e-5, atol=1e-5)
     assert_close(ours.classes + 1, theirs["labels"])
+
+
+def test_weights_of_a_mobilenet_classifier_go_into_the_backbone(tmp_path):
+    classifier = torchvision.models.mobilenet_v3_large(weights=None)
+    torch.save(classifier.state_dict(), tmp_path / "m.pth")
+    config = ModelConfig(architecture="fasterrcnn_mobilenet_v3_large_fpn", weights=str(tmp_path / "m.pth"))
+    body = build_model(config, 3).backbone.body
+    assert_close(body["4"].block[0][0].weight, classifier.features[4].block[0][0].weight)
+
+
+def test_a_norm_that_an_architecture_does_not_have_is_refused():
+    with pytest.raises(UserError, match="has no variant with model.norm=group"):
+        build_model(ModelConfig(architecture="fasterrcnn_resnet50_fpn", norm="group"), 3)
+
+
+def test_frozen_norms_reach_the_box_head():
+    model = build_model(ModelConfig(architecture="fasterrcnn_resnet50_fpn_v2", norm="frozen"), 3)
+    assert kinds(model) == {FrozenBatchNorm2d}
+
+
+@pytest.mark.parametrize(("norm", "resolved"), [("auto", "group"), ("batch", "batch"), ("frozen", "frozen")])
+def test_an_export_names_the_norm_that_was_built(tmp_path, norm, resolved):
+    config = load_config(None, [f"model.norm={norm}"])
+    export_model(build_detector(config.model, 3), config, ["a", "b", "c"], tmp_path / "model.pth")
+    assert json.loads((tmp_path / "model.json").read_text())["norm"] == resolved
+
+
+def test_strict_weights_leave_nothing_fresh(tmp_path):
+    torch.save(build_model(ModelConfig(), 3).state_dict(), tmp_path / "three.pth")
+    config = ModelConfig(weights=str(tmp_path / "three.pth"), norm="group")
+    build_model(config, 3, strict=True)
+    with pytest.raises(UserError, match="is not of this model: roi_heads.box_predictor"):
+        build_model(config, 5, strict=True)
+
+
+def test_unknown_members_of_a_weights_enum_are_refused():
+    with pytest.raises(UserError, match="neither a file nor a torchvision name"):
+        read_weights("ResNet50_Weights.IMAGENET1K_V3")
+
+
+def test_coco_weights_of_torchvision_are_used_without_eps(monkeypatch):
+    state = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None).state_dict()
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: state)
+    name = "FasterRCNN_ResNet50_FPN_Weights.COCO_V1"
+    model = build_model(ModelConfig(architecture="fasterrcnn_resnet50_fpn", weights=name), 20)
+    assert {part.eps for part in model.modules() if isinstance(part, FrozenBatchNorm2d)} == {0.0}

@@ -58,6 +58,13 @@ def test_missing_half_of_a_class_halves_its_scores(image_set):
     assert metrics["VOC07_AP50"] == pytest.approx(100 * 6 / 11)
 
 
+def test_scoring_leaves_the_detections_as_they_are(image_set):
+    found = perfect(image_set)
+    before = [dict(row) for row in found]
+    evaluate(image_set, found)
+    assert found == before
+
+
 def test_no_detections_score_zero(image_set):
     metrics = evaluate(image_set, [])
     assert metrics["AP"] == metrics["VOC_AP50"] == 0
@@ -80,7 +87,7 @@ def test_detections_come_back_in_pixels_of_the_file(image_set):
         "image_id": 1, "file_name": "one.png", "category_id": 1, "bbox": [0, 0, 30, 20], "score": pytest.approx(0.8),
     }  # fmt: skip
     assert sum(done) == 2
-    assert unreadable == []
+    assert unreadable == {}
 
 
 def test_results_are_written_as_json_and_csv(image_set, tmp_path):

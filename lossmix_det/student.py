@@ -1,0 +1,51 @@
+"""The student's part of a step, as one module."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from lossmix_det.engines import LOSSES, Detector
+from lossmix_det.errors import UserError, nearest
+from lossmix_det.phases import Lesson
+
+
+class StudentStep(nn.Module):
+    """One forward pass over everything a step teaches; a single module, so that DDP sees all of it.
+
+    Args:
+        detector: the student.
+        loss_weights: by ``<name>/<loss>``, 1 if not named.
+
+    Raises:
+        UserError: a loss of that name does not exist, or none is left.
+    """
+
+    def __init__(self, detector: Detector, loss_weights: dict[str, float]) -> None:
+        super().__init__()
+        self.detector, self.loss_weights = detector, loss_weights
+        known = [f"source/{name}" for name in LOSSES]
+        for name in loss_weights:
+            if name not in known:
+                raise UserError(f"train.loss_weights names no loss {name!r}{nearest(name, known)}")
+        off = [name for name in LOSSES if not self.weight(f"source/{name}")]
+        if len(off) == len(LOSSES):
+            raise UserError("train.loss_weights leaves no loss with a weight; nothing would be learned")
+        for name in off:  # declared as not learning, because DDP waits for the gradient of everything else
+            detector.heads()[name].requires_grad_(False)
+
+    def forward(self, lesson: Lesson) -> dict[str, Tensor]:
+        """Losses by ``<name>/<loss>``, summed over the supervisions of a name; terms of weight 0 are left out."""
+        encoding = self.detector.encode(lesson.images)
+        losses: dict[str, Tensor] = {}
+        for prefix, parts in lesson.supervisions.items():
+            for supervision in parts:
+                for name, value in self.detector.losses(encoding, supervision).items():
+                    key = f"{prefix}/{name}"
+                    losses[key] = losses[key] + value if key in losses else value
+        return {name: value for name, value in losses.items() if self.weight(name)}
+
+    def weight(self, name: str) -> float:
+        return self.loss_weights.get(name, 1.0)
+
+    def total(self, losses: dict[str, Tensor]) -> Tensor:
+        return sum(self.weight(name) * value for name, value in losses.items())
