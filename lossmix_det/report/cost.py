@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -98,11 +99,12 @@ def measure_cost(options: argparse.Namespace, default_output: Path) -> None:
         rows.append(f"| {case.name} | {_step_cells(bench, pairs)} | {_average_cell(bench, pairs)} |")
     loading = _loading(load_config(None, options.overrides), options.pairs)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    threads = [f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}"] if "OMP_NUM_THREADS" in os.environ else []
     lines = [
         "# What it costs",
         "",
         "```",
-        " ".join(["python tools/benchmark.py --suite cost", f"--pairs {options.pairs}", *options.overrides]),
+        " ".join([*threads, "python tools/benchmark.py --suite cost", f"--pairs {options.pairs}", *options.overrides]),
         "```",
         "",
         f"torch {torch.__version__}, {device}. A LossMix step mixes every image (two truths each); plain and LossMix "
