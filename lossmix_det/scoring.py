@@ -38,6 +38,7 @@ def score_models(
     results: dict[str, dict[str, Any]] = {name: {} for name in models}
     detections: dict[str, list[dict[str, Any]]] = {}
     problems: set[str] = set()
+    _share_buffers(models, fabric)
     shown = fabric.is_global_zero and console.is_terminal
     with Progress(console=console, disable=not shown, transient=True) as progress:
         for name, model in models.items():
@@ -71,6 +72,14 @@ def report_problems(sets: list[ImageSet], unreadable: set[str], folder: Path) ->
     lines = [f"skipped ({len(skipped)})", *skipped, "", f"noted ({len(notes)})", *notes]
     write_atomically(path, "\n".join(lines) + "\n")
     log.warning("data: %d images or boxes skipped, %d notes; listed in %s", len(skipped), len(notes), path)
+
+
+def _share_buffers(models: dict[str, Detector], fabric: Fabric) -> None:
+    """Give every process the running statistics of the first: each has seen other images."""
+    if fabric.world_size > 1:
+        for model in models.values():
+            for buffer in model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
 
 
 def _without(image_set: ImageSet, left_out: set[int]) -> ImageSet:

@@ -29,6 +29,7 @@ from lossmix_det.evaluation.tables import SUMMARY
 from lossmix_det.export import export_model
 from lossmix_det.optimization import build_optimizer, build_schedule
 from lossmix_det.phases import Lesson, phase_at
+from lossmix_det.resume import check_continues
 from lossmix_det.runlog import RunLog, provenance
 from lossmix_det.scoring import report_problems, score_models
 from lossmix_det.signals import catching_signals
@@ -179,7 +180,6 @@ class Trainer:
 
     def evaluate(self) -> None:
         """Score every model on every test set, and remember whether the reported one is the best so far."""
-        self._share_buffers()
         scored = score_models(self.models(), self.test_sets, self.config, self.fabric, self.console)
         self.results, detections, problems = scored
         self.unreadable.update(problems)
@@ -206,13 +206,6 @@ class Trainer:
                 f"train.best_metric={self.config.train.best_metric!r} is not among the scores; "
                 f"test sets: {', '.join(scored)}; metrics: {', '.join(SUMMARY)}"
             )
-
-    def _share_buffers(self) -> None:
-        """Give every process the running statistics of the first: each has seen other images."""
-        if self.fabric.world_size > 1:
-            for model in self.models().values():
-                for buffer in model.buffers():
-                    torch.distributed.broadcast(buffer, src=0)
 
     def _best_value(self) -> float:
         name, _, metric = self.config.train.best_metric.rpartition("/")
@@ -275,13 +268,7 @@ class Trainer:
         if content is None:
             log.info("%s holds no checkpoint yet; starting from the beginning", self.folder)
             return
-        if content["classes"] != self.classes:
-            raise UserError(
-                f"{self.folder} was trained on the classes {', '.join(content['classes'])}, the data now has "
-                f"{', '.join(self.classes)}; restore the data set or give another output_dir"
-            )
-        self._refuse_changes(content)
-        self._report_changes(content)
+        check_continues(content, self.config, self.classes, self._fingerprints())
         self.detector.model.load_state_dict(content["student"])
         if self.ema is not None:
             self.ema.module.model.load_state_dict(content["ema"] or content["student"])
@@ -303,26 +290,6 @@ class Trainer:
                 self.schedule.step()
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-    def _refuse_changes(self, content: dict[str, Any]) -> None:
-        """Settings that the saved weights and momenta do not fit."""
-        before, now = _flat(content["config"]), _flat(as_dict(self.config))
-        keys = ("model.engine", "model.architecture", "model.norm", "model.trainable_layers", "optimizer.name")
-        for key in keys:
-            if before[key] != now[key]:
-                raise UserError(
-                    f"{self.folder} was trained with {key}={before[key]}; set it so, or use another output_dir"
-                )
-
-    def _report_changes(self, content: dict[str, Any]) -> None:
-        """Say what differs from the run that is continued; the new settings count."""
-        before, now = _flat(content["config"]), _flat(as_dict(self.config))
-        changed = [key for key in now if key in before and before[key] != now[key]]
-        if changed:
-            log.warning("resuming with other settings than before: %s", ", ".join(changed))
-        for name, fingerprint in self._fingerprints().items():
-            if content["fingerprints"].get(name, fingerprint) != fingerprint:
-                log.warning("data set %s has changed since the run was started", name)
 
     # ---------------------------------------------------------------------------------------------- helpers
 
@@ -407,10 +374,3 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat

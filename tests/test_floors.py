@@ -21,6 +21,7 @@ FLOORS = {
     "teacher": 3,
     "export": 3,
     "optimization": 3,
+    "resume": 3,
     "runlog": 3,
     "scoring": 4,
     "trainer": 4,

@@ -1,0 +1,51 @@
+"""Whether a run may go on from a checkpoint."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from lossmix_det.config import Config, as_dict
+from lossmix_det.errors import UserError
+
+log = logging.getLogger(__name__)
+
+# Settings that decide the shapes of the saved weights and momenta.
+FIXED = ("model.engine", "model.architecture", "model.norm", "model.trainable_layers", "optimizer.name")
+
+
+def check_continues(content: dict[str, Any], config: Config, classes: list[str], fingerprints: dict[str, str]) -> None:
+    """Refuse what the saved state does not fit, and say what else differs; there the new settings count.
+
+    Args:
+        content: the checkpoint.
+        config: of the run as it is continued.
+        classes: that it learns now.
+        fingerprints: of its data sets now, by name.
+
+    Raises:
+        UserError: the classes, the model or the optimizer are others.
+    """
+    if content["classes"] != classes:
+        raise UserError(
+            f"{config.output_dir} was trained on the classes {', '.join(content['classes'])}, the data now has "
+            f"{', '.join(classes)}; restore the data set or give another output_dir"
+        )
+    before, now = _flat(content["config"]), _flat(as_dict(config))
+    changed = [key for key in now if key in before and before[key] != now[key]]
+    for key in changed:
+        if key in FIXED:
+            was = f"{key}={before[key]}"
+            raise UserError(f"{config.output_dir} was trained with {was}; set it so, or use another output_dir")
+    if changed:
+        log.warning("resuming with other settings than before: %s", ", ".join(changed))
+    for name, fingerprint in fingerprints.items():
+        if content["fingerprints"].get(name, fingerprint) != fingerprint:
+            log.warning("data set %s has changed since the run was started", name)
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
