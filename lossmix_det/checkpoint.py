@@ -62,15 +62,27 @@ class Checkpoints:
         found = [(NAME.fullmatch(path.name), path) for path in self.folder.glob("step_*.pt")]
         return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
 
-    def save(self, content: dict[str, Any], is_best: bool = False) -> Path:
-        """Write ``step_<step>.pt``, and the same as ``best.pt``; then delete what is over."""
+    @property
+    def healthy(self) -> Path:
+        """The last one from before anything looked like collapse."""
+        return self.folder / "healthy.pt"
+
+    def save(self, content: dict[str, Any], is_best: bool = False, is_healthy: bool = False) -> Path:
+        """Write ``step_<step>.pt``, and the same as ``best.pt`` or ``healthy.pt``; then delete what is over."""
         path = self.folder / f"step_{content['step']:07d}.pt"
-        if is_best:
-            save_tensors(content, self.best)
+        for wanted, copy in ((is_best, self.best), (is_healthy, self.healthy)):
+            if wanted:
+                save_tensors(content, copy)
         save_tensors(content, path)
         for old in self.paths()[: -self.keep_last]:
             old.unlink()
         return path
+
+    def drop_after(self, step: int) -> None:
+        """Delete the numbered checkpoints of later steps."""
+        for path in self.paths():
+            if int(NAME.fullmatch(path.name)[1]) > step:
+                path.unlink()
 
     def latest_readable(self) -> Path | None:
         """The latest checkpoint that can be read, as a path."""
@@ -108,6 +120,25 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: damaged checkpoint ({first_line(error)})") from None
     if not isinstance(content, dict) or "student" not in content or "step" not in content:
         raise UserError(f"{path}: not a checkpoint of lossmix_det")
+    return content
+
+
+def read_model(path: Path) -> dict[str, Any]:
+    """The state dict of a model: the average of a checkpoint of ours if it has one, else its student; or an export.
+
+    Raises:
+        UserError: the file is missing, damaged, or holds no state dict.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such checkpoint or export") from None
+    except Exception as error:  # torch raises almost anything on a damaged file
+        raise UserError(f"{path}: damaged, or neither a checkpoint nor an export ({first_line(error)})") from None
+    if isinstance(content, dict) and "student" in content:
+        content = content.get("ema") or content["student"]
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise UserError(f"{path}: neither a checkpoint nor an export of lossmix_det")
     return content
 
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lossmix_det.config_files import merge, read_files, read_overrides
 from lossmix_det.errors import UserError, first_line, nearest
 
 ARCHITECTURES = (
@@ -28,6 +28,10 @@ ARCHITECTURES = (
     "fasterrcnn_resnet50_fpn_v2",
     "fasterrcnn_mobilenet_v3_large_fpn",
 )
+
+
+VIEWS = ("weak", "strong")
+PARTS = ("image", "instance")
 
 
 def choice(default: str, *others: str) -> Any:
@@ -89,10 +93,12 @@ class AugmentConfig:
 @dataclass
 class DataConfig:
     train: list[str] = items("shapes_photo_train")
+    target: list[str] = items()  # unlabelled images to adapt to; labels that exist are only used to measure
     test: list[str] = items("shapes_photo_test", "shapes_clipart_test")
     classes: list[str] | None = None  # null: those of the first training set
     views: list[str] = items("weak")  # views of each image in the batch: weak, strong or both
     batch_size: int = number(4, 1)  # images per step over all processes, before views are multiplied
+    target_batch_size: int | None = number(None, 1)  # target images per step; null: batch_size
     test_batch_size: int = number(8, 1)
     workers: int = number(1, 0)  # loading processes per training process
     group_by_shape: bool = True  # keep wide and tall images in separate batches, which saves padding
@@ -119,6 +125,15 @@ class ModelConfig:
 
 
 @dataclass
+class PairsConfig:
+    """Relative frequency of the kinds of pairs; burn-in has no target×target."""
+
+    source_source: float = number(1.0, 0, 1e3)
+    source_target: float = number(1.0, 0, 1e3)
+    target_target: float = number(1.0, 0, 1e3)
+
+
+@dataclass
 class MixingConfig:
     rule: str = choice("lossmix", "lossmix_instance", "union", "noise", "none")
     alpha: float = number(1.0, 1e-3, 1e3)  # lam ~ Beta(alpha, alpha)
@@ -127,6 +142,10 @@ class MixingConfig:
     weight_sum: float | None = number(None, 1e-3, 1e3)  # weights of one mixed image; null: 2 for union, else 1
     background_weight: float = number(1.0, 0, 1e3)  # lossmix_instance: weight of background samples
     noise_share: float = number(0.1, 0, 1)  # noise: the largest share of the other image
+    lam_range: list[float] = items(0.0, 1.0)  # lam is moved into this range: low + (high - low)·lam
+    views: list[str] = items("weak", "strong")  # views whose images are mixed, each with images of the same view
+    pairs: PairsConfig = field(default_factory=PairsConfig)
+    burn_in_rule: str = choice("noise", "lam", "max")  # source×target while the target has no truth; see docs/method.md
 
 
 @dataclass
@@ -140,6 +159,8 @@ class OptimizerConfig:
     gamma: float = number(0.1, 0, 1)
     warmup_steps: int = number(50, 0)
     warmup_factor: float = number(0.001, 0, 1)
+    restart_step: int = number(0, 0)  # run the schedule up to here, then anew with restart_lr; 0: never
+    restart_lr: float = number(2e-4, 0, 1e3)
     clip_norm: float = number(1.0, 0)  # largest norm of the gradient; 0 switches clipping off
 
 
@@ -147,6 +168,49 @@ class OptimizerConfig:
 class EmaConfig:
     decay: float = number(0.0, 0, 1)  # share kept of the average per step; 0 keeps no average
     warmup: bool = True  # start at (1 + step) / (10 + step), so that a short run is not its initial weights
+    # Adaptation: the teacher is a copy of the student as burn-in ends; or the average kept since the first step; or that
+    # average, from which the student starts again too.
+    start: str = choice("copy", "follow", "restart")
+
+
+@dataclass
+class PseudoLabelConfig:
+    kind: str = choice("hard", "soft")  # boxes above the threshold; or the teacher's scores of the student's proposals
+    threshold: str = choice("global", "per_class", "adaptive")
+    score: float = number(0.8, 0, 1)  # least score; adaptive: the highest that the least score may be
+    class_scores: dict[str, float] = field(default_factory=dict)  # per_class: by class name; `score` if not named
+    floor: float = number(0.5, 0, 1)  # adaptive: the lowest that the least score may be
+    portion: float = number(0.2, 0, 1)  # adaptive: share of each class's detections to keep
+    memory: float = number(0.99, 0, 1)  # adaptive: share of the score histogram kept per step
+    box_score: float | None = number(None, 0, 1)  # least score to teach box regression; null: none does
+    min_size: float = number(2.0, 0)  # pixels; smaller boxes are dropped
+    max_per_image: int = number(50, 1)
+    empty: str = choice("skip", "background")  # target images without pseudo-label teach nothing, or are all background
+    temperature: float = number(1.0, 1e-3, 1e3)  # soft
+
+
+@dataclass
+class AdaptationConfig:
+    """Used where data.target names a data set."""
+
+    burn_in_steps: int = number(400, 0)  # supervised steps before the teacher counts
+    burn_in_from: str = ""  # a checkpoint or export to start from instead of burning in
+    supervised_weight: float = number(1.0, 0, 1e3)  # of every truth of the source
+    unsupervised_weight: float = number(1.0, 0, 1e3)  # of every pseudo-label
+    ramp_steps: int = number(0, 0)  # the unsupervised weight grows from 0 over so many steps after burn-in
+    guard_steps: int = number(50, 1)  # warn after so many steps without a pseudo-label; window that collapse is seen in
+    collapse_ratio: float = number(8.0, 1)  # collapse: so many times fewer or more pseudo-labels than at hand-over
+    restores: int = number(3, 0)  # on_collapse=restore: give up after so many
+
+
+@dataclass
+class AlignmentConfig:
+    """Discriminators of the domain behind gradient reversal; their weights stand in train.loss_weights."""
+
+    parts: list[str] = items()  # image, instance; empty: off
+    level: str = ""  # feature level of the image part; empty: the coarsest that the backbone gives itself
+    instances: int = number(32, 1)  # instance part: best proposals of each image
+    mixed: str = choice("soft", "skip")  # mixed images: the share of the target as label, or left out
 
 
 @dataclass
@@ -158,6 +222,9 @@ class TrainConfig:
     device: str = choice("auto", "cpu", "cuda")
     loss_weights: dict[str, float] = field(default_factory=dict)  # by name, 1 if not named; 0 leaves a term out
     max_bad_steps: int = number(10, 1)  # stop after this many steps in a row whose loss is not finite
+    on_collapse: str = choice(
+        "warn", "stop", "restore"
+    )  # restore: the last good checkpoint, half the unsupervised weight
     log_every: int = number(10, 1)
     eval_every: int = number(0, 0)  # 0: only at the end
     save_every: int = number(100, 1)
@@ -175,6 +242,9 @@ class Config:
     mixing: MixingConfig = field(default_factory=MixingConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
+    adaptation: AdaptationConfig = field(default_factory=AdaptationConfig)
+    pseudo_labels: PseudoLabelConfig = field(default_factory=PseudoLabelConfig)
+    alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
@@ -190,8 +260,8 @@ def load_config(path: str | Path | None = None, overrides: list[str] | None = No
     """
     config = OmegaConf.structured(Config)
     try:
-        for origin, part in [*_read_files(path), *_read_overrides(overrides or [])]:
-            config = _merge(config, part, origin)
+        for origin, part in [*read_files(path), *read_overrides(overrides or [])]:
+            config = merge(config, part, origin, Config)
         result = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         raise UserError(f"{path or 'overrides'}: {first_line(error)}") from None
@@ -235,15 +305,50 @@ def _check_value(key: str, value: Any, limits: Any) -> None:
 def _check_together(config: Config) -> None:
     """What no single field can say."""
     data, train, augment = config.data, config.train, config.data.augment
+    mixing, labels = config.mixing, config.pseudo_labels
     shares = {"data.augment.erasing": augment.erasing, "optimizer.milestones": config.optimizer.milestones}
     classes = data.classes or []
-    names = {"data.train": data.train, "data.test": data.test, "data.classes": classes}
-    views_known = bool(data.views) and set(data.views) <= {"weak", "strong"} and len(set(data.views)) == len(data.views)
+    names = {"data.train": data.train, "data.target": data.target, "data.test": data.test, "data.classes": classes}
+    batches = {"batch_size": data.batch_size, "target_batch_size": data.target_batch_size or data.batch_size}
+    weights = {"train.loss_weights": train.loss_weights, "pseudo_labels.class_scores": labels.class_scores}
     for holds, message in (
-        (views_known, f"data.views={data.views} must be [weak], [strong] or [weak, strong]"),
+        (data.views and _known(data.views, VIEWS), f"data.views={data.views} must be [weak], [strong] or both"),
+        (_known(mixing.views, VIEWS), f"mixing.views={mixing.views} may name weak and strong"),
         (
-            data.batch_size % train.accumulate == 0,
-            f"data.batch_size={data.batch_size} is no multiple of train.accumulate={train.accumulate}; change either",
+            _known(config.alignment.parts, PARTS),
+            f"alignment.parts={config.alignment.parts} may name image and instance",
+        ),
+        (
+            len(mixing.lam_range) == 2 and 0 <= mixing.lam_range[0] <= mixing.lam_range[-1] <= 1,
+            f"mixing.lam_range={mixing.lam_range} must be [low, high] within 0 … 1",
+        ),
+        (
+            not (config.adaptation.burn_in_from and config.adaptation.burn_in_steps),
+            "adaptation.burn_in_from takes the place of burn-in; set adaptation.burn_in_steps=0 with it",
+        ),
+        (
+            not data.target or config.adaptation.burn_in_steps < train.steps,
+            f"adaptation.burn_in_steps={config.adaptation.burn_in_steps} leaves nothing of train.steps={train.steps} "
+            f"to adapt in",
+        ),
+        (
+            config.optimizer.restart_step < train.steps,
+            f"optimizer.restart_step={config.optimizer.restart_step} must lie before train.steps={train.steps}",
+        ),
+        (
+            labels.kind == "hard" or mixing.rule not in ("union", "lossmix_instance"),
+            f"pseudo_labels.kind=soft has no boxes that mixing.rule={mixing.rule} could join; use lossmix or noise",
+        ),
+        (
+            not data.target or config.ema.decay,
+            "ema.decay=0 keeps no teacher; set it, to 0.999 say, to adapt to data.target",
+        ),
+        *(
+            (
+                size % train.accumulate == 0,
+                f"data.{name}={size} is no multiple of train.accumulate={train.accumulate}; change either",
+            )
+            for name, size in batches.items()
         ),
         (
             bool(augment.min_sizes) and min(augment.min_sizes, default=0) >= 32,
@@ -260,83 +365,17 @@ def _check_together(config: Config) -> None:
         ),
         (len({str(name) for name in classes}) == len(classes), f"data.classes={classes} names a class twice"),
         *(
-            (0 <= weight < math.inf, f"train.loss_weights.{name}={weight} must be a number of at least 0")
-            for name, weight in train.loss_weights.items()
+            (0 <= weight < math.inf, f"{key}.{name}={weight} must be a number of at least 0")
+            for key, table in weights.items()
+            for name, weight in table.items()
         ),
     ):
         if not holds:
             raise UserError(message)
 
 
-def _read_files(path: str | Path | None, seen: tuple[Path, ...] = ()) -> list[tuple[str, DictConfig]]:
-    """The file and its chain of bases, the base first."""
-    if path is None:
-        return []
-    path = Path(path)
-    if path.resolve() in seen:
-        raise UserError(f"{path}: _BASE_ leads back to the file itself; remove one link of the circle")
-    try:
-        content = OmegaConf.load(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such configuration file") from None
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, DictConfig):
-        raise UserError(f"{path}: expected 'key: value' lines, found a list")
-    base = content.pop("_BASE_", None)
-    if base is not None and not isinstance(base, str):
-        raise UserError(f"{path}: _BASE_ must be the path of one YAML file, got {base!r}")
-    chain = _read_files(path.parent / base, (*seen, path.resolve())) if base else []
-    return [*chain, (str(path), content)]
-
-
-def _read_overrides(overrides: list[str]) -> list[tuple[str, DictConfig]]:
-    parts = []
-    for text in overrides:
-        key, equals, _ = text.partition("=")
-        if not equals or not key:
-            raise UserError(f"override {text!r} is not of the form KEY=VALUE, for example train.steps=100")
-        try:
-            parts.append((f"override {text!r}", OmegaConf.from_dotlist([text])))
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
-            raise UserError(f"override {text!r}: {first_line(error)}") from None
-    return parts
-
-
-def _merge(config: DictConfig, part: DictConfig, origin: str) -> DictConfig:
-    unknown = _unknown_key(part, Config)
-    if unknown:
-        key, known = unknown
-        raise UserError(f"{origin}: unknown key {key!r}{nearest(key, known)}")
-    try:
-        return OmegaConf.merge(config, part)
-    except (OmegaConfBaseException, ValueError, TypeError) as error:
-        key = getattr(error, "full_key", None)
-        raise UserError(f"{origin}: {f'{key}: ' if key else ''}{first_line(error)}") from None
-
-
-def _unknown_key(part: Any, schema: type, prefix: str = "") -> tuple[str, list[str]] | None:
-    """The first key that the schema does not have, and the keys that it has there."""
-    if not OmegaConf.is_dict(part):
-        return None
-    known = {spec.name: spec for spec in fields(schema)}
-    for key in part:
-        if key not in known:
-            return prefix + str(key), [prefix + name for name in known]
-        below = known[key]
-        if is_dataclass(below.default_factory):
-            found = _unknown_key(part[key], below.default_factory, f"{prefix}{key}.")
-        elif key == "datasets" and OmegaConf.is_dict(part[key]):
-            entries = ((name, part[key][name]) for name in part[key])
-            results = (_unknown_key(entry, DatasetConfig, f"datasets.{name}.") for name, entry in entries)
-            found = next((result for result in results if result), None)
-        else:
-            found = None
-        if found:
-            return found
-    return None
+def _known(chosen: list[str], known: tuple[str, ...]) -> bool:
+    return set(chosen) <= set(known) and len(set(chosen)) == len(chosen)
 
 
 def as_dict(config: Any) -> dict[str, Any]:

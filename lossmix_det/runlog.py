@@ -22,7 +22,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from lossmix_det.checkpoint import write_atomically
-from lossmix_det.config import Config, as_dict
+from lossmix_det.config import Config, as_dict, save_config
+from lossmix_det.data.records import ImageSet
+from lossmix_det.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -56,13 +58,18 @@ class MetricsFile:
         write_atomically(path, self._text(self.rows, header=True) if self.rows else "")
 
     def add(self, row: dict[str, float]) -> None:
-        """Append one row; a name that was not there before rewrites the file with another column."""
-        self.rows.append(row)
-        if set(row) <= set(self.columns):
+        """Append one row; a name that was not there before rewrites the file with another column.
+
+        A second row of a step takes the place of the first.
+        """
+        again = bool(self.rows) and self.rows[-1]["step"] == row["step"]
+        self.rows = [*self.rows[:-1], row] if again else [*self.rows, row]
+        if set(row) <= set(self.columns) and not again:
             with open(self.path, "a") as file:
                 file.write(self._text([row]))
         else:
             self.columns += [name for name in row if name not in self.columns]
+            self.columns = [name for name in self.columns if any(name in kept for kept in self.rows)]
             write_atomically(self.path, self._text(self.rows, header=True))
 
     def write_json(self) -> None:
@@ -147,9 +154,8 @@ class RunLog:
         self.speed.add({"step": step, **{name: round(value, 4) for name, value in speed.items()}})
         for name, value in {**values, **{f"speed/{name}": value for name, value in speed.items()}}.items():
             self.board.add_scalar(name, value, step)
-        losses = " ".join(f"{name.split('/')[-1]} {value:.3f}" for name, value in values.items() if "/" in name)
         text = (
-            f"loss {values['loss']:.3f} ({losses}) | {speed['images_per_s']:.1f} images/s, "
+            f"{_in_words(values)} | {speed['images_per_s']:.1f} images/s, "
             f"waiting for data {speed['data_wait_share']:.0%}, {speed['memory_gib']:.1f} GiB"
         )
         self.progress.note = text
@@ -181,6 +187,23 @@ class RunLog:
             self.flush()
             self.progress.stop()
             self.board.close()
+
+
+def _in_words(values: dict[str, float]) -> str:
+    """Losses, by kind where there are several kinds, and the state of the pseudo-labels."""
+    names = [name for name in values if name.partition("/")[0] in ("source", "target", "mixed", "alignment")]
+    kinds = list(dict.fromkeys(name.partition("/")[0] for name in names))
+    if len(kinds) == 1:
+        parts = [f"{name.partition('/')[2]} {values[name]:.3f}" for name in names]
+    else:
+        sums = {kind: sum(values[name] for name in names if name.startswith(f"{kind}/")) for kind in kinds}
+        parts = [f"{kind} {value:.3f}" for kind, value in sums.items()]
+    text = f"loss {values['loss']:.3f} ({' '.join(parts)})"
+    if "pseudo/per_image" in values:
+        text += f" | pseudo-labels {values['pseudo/per_image']:.1f} per image"
+    if "pseudo/precision" in values:
+        text += f", precision {values['pseudo/precision']:.0%}, recall {values['pseudo/recall']:.0%}"
+    return text
 
 
 def memory_gib() -> float:
@@ -231,3 +254,19 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def open_folder(folder: Path, config: Config, device: str, sets: list[ImageSet]) -> None:
+    """Make the folder of a run, and say in it what the run is.
+
+    Raises:
+        UserError: it cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output_dir={folder} cannot be written to ({error})") from None
+    save_config(config, folder / "config.yaml")
+    datasets = {each.name: {"images": len(each), "fingerprint": each.fingerprint} for each in sets}
+    content = provenance(config, device, datasets)
+    write_atomically(folder / "run.json", json.dumps(content, indent=2) + "\n")

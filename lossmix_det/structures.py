@@ -8,12 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import torch
 from torch import Tensor
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -25,6 +22,9 @@ class Instances:
         classes: (N,) int64 in 0…K-1.
         scores: (N,) float in [0, 1]; absent for annotated truths.
         weights: (N,) float ≥ 0, the share of the loss that each box teaches; absent means 1 (`lossmix_instance`).
+        box_weights: (N,) float ≥ 0, the same for box regression alone; absent means ``weights``.
+        teacher_image: soft pseudo-labels: which of the teacher's images scores the samples in place of the classes and
+            boxes, that then only decide what is sampled.
 
     Raises:
         ValueError: a shape or type differs from the above.
@@ -34,6 +34,8 @@ class Instances:
     classes: Tensor
     scores: Tensor | None = None
     weights: Tensor | None = None
+    box_weights: Tensor | None = None
+    teacher_image: int | None = None
 
     def __post_init__(self) -> None:
         if self.boxes.ndim != 2 or self.boxes.shape[1] != 4 or not self.boxes.is_floating_point():
@@ -42,7 +44,7 @@ class Instances:
             )
         if self.classes.dtype != torch.int64:
             raise ValueError(f"classes must be int64, got {self.classes.dtype}")
-        for name in ("classes", "scores", "weights"):
+        for name in ("classes", "scores", "weights", "box_weights"):
             value = getattr(self, name)
             if value is not None and value.shape != (len(self.boxes),):
                 raise ValueError(f"{name} must have shape ({len(self.boxes)},), got {tuple(value.shape)}")
@@ -58,20 +60,33 @@ class Instances:
         return self._map(lambda value: value.to(device))
 
     def _map(self, function) -> Instances:
-        fields = (self.boxes, self.classes, self.scores, self.weights)
-        return Instances(*(None if value is None else function(value) for value in fields))
+        fields = (self.boxes, self.classes, self.scores, self.weights, self.box_weights)
+        return Instances(*(None if value is None else function(value) for value in fields), self.teacher_image)
 
     @staticmethod
     def empty(device: torch.device | str = "cpu") -> Instances:
         return Instances(torch.zeros(0, 4, device=device), torch.zeros(0, dtype=torch.int64, device=device))
 
+    def weighted(self, weight: float, box_weight: float) -> Instances:
+        """Every box weighted, on top of the weights that it has."""
+        own = torch.ones_like(self.boxes[:, 0]) if self.weights is None else self.weights
+        box = own if self.box_weights is None else self.box_weights
+        return replace(self, weights=own * weight, box_weights=box * box_weight)
+
     @staticmethod
-    def union(a: Instances, b: Instances, weight_a: float | None = None, weight_b: float | None = None) -> Instances:
-        """Boxes of both, those of ``a`` first; with weights given, each box carries that of its image."""
-        weights = None
-        if weight_a is not None and weight_b is not None:
-            weights = torch.cat([a.boxes.new_full((len(a),), weight_a), b.boxes.new_full((len(b),), weight_b)])
-        return Instances(torch.cat([a.boxes, b.boxes]), torch.cat([a.classes, b.classes]), weights=weights)
+    def union(a: Instances, b: Instances) -> Instances:
+        """Boxes of both, those of ``a`` first; scores are not kept, and weights only where both have them."""
+
+        def joined(name: str) -> Tensor | None:
+            parts = [getattr(part, name) for part in (a, b)]
+            return None if parts[0] is None or parts[1] is None else torch.cat(parts)
+
+        return Instances(
+            torch.cat([a.boxes, b.boxes]),
+            torch.cat([a.classes, b.classes]),
+            weights=joined("weights"),
+            box_weights=joined("box_weights"),
+        )
 
 
 @dataclass(frozen=True)
@@ -122,11 +137,14 @@ class ImageBatch:
         columns = torch.arange(width, device=self.pixels.device) < sizes[:, 1:]
         return (rows[:, :, None] & columns[:, None, :])[:, None]
 
-    def split(self, count: int) -> list[ImageBatch]:
-        """Cut into ``count`` equal parts that keep the canvas."""
-        keys = split_evenly(self.keys, count) if self.keys is not None else [None] * count
-        pixels, sizes = split_evenly(self.pixels, count), split_evenly(self.sizes, count)
-        return [ImageBatch(*part) for part in zip(pixels, sizes, keys, strict=True)]
+    def take(self, indices: Sequence[int]) -> ImageBatch:
+        """Some of the images, on the same canvas."""
+        keys = None if self.keys is None else tuple(self.keys[index] for index in indices)
+        return ImageBatch(self.pixels[list(indices)], tuple(self.sizes[index] for index in indices), keys)
+
+    def on_canvas(self, height: int, width: int) -> ImageBatch:
+        """The same images on a larger canvas."""
+        return replace(self, pixels=pad_to(self.pixels, height, width))
 
     @staticmethod
     def cat(batches: Sequence[ImageBatch]) -> ImageBatch:
@@ -152,6 +170,8 @@ class Supervision:
         class_weights: (B,) float ≥ 0, for objectness and classification.
         box_weights: (B,) float ≥ 0, for box regression.
         background_weight: weight of background samples of images whose instances carry weights (`lossmix_instance`).
+        mean_over: number of images that the loss is a mean over; absent: all B. It is less where the other images of
+            the batch have supervisions of their own, and each kind is normalised as if it were a batch by itself.
 
     Raises:
         ValueError: counts or shapes disagree, or a weight is negative.
@@ -161,6 +181,7 @@ class Supervision:
     class_weights: Tensor
     box_weights: Tensor
     background_weight: float = 1.0
+    mean_over: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("class_weights", "box_weights"):
@@ -183,9 +204,26 @@ class Supervision:
     def to(self, device: torch.device | str) -> Supervision:
         return replace(self, truths=tuple(truth.to(device) for truth in self.truths))
 
-    def split(self, count: int) -> list[Supervision]:
-        parts = (split_evenly(value, count) for value in (self.truths, self.class_weights, self.box_weights))
-        return [Supervision(*part, self.background_weight) for part in zip(*parts, strict=True)]
+    def take(self, indices: Sequence[int]) -> Supervision:
+        """The supervision of some of the images; ``mean_over`` shrinks in proportion."""
+        mean_over = None if self.mean_over is None else self.mean_over * len(indices) / len(self)
+        chosen = list(indices)
+        return replace(
+            self,
+            truths=tuple(self.truths[index] for index in chosen),
+            class_weights=self.class_weights[chosen],
+            box_weights=self.box_weights[chosen],
+            mean_over=mean_over,
+        )
+
+    def scaled(self, factors: Tensor | float, mean_over: float | None = None) -> Supervision:
+        """The weights times a factor per image."""
+        return replace(
+            self,
+            class_weights=self.class_weights * factors,
+            box_weights=self.box_weights * factors,
+            mean_over=mean_over if mean_over is not None else self.mean_over,
+        )
 
     @staticmethod
     def cat(supervisions: Sequence[Supervision]) -> Supervision:
@@ -195,6 +233,7 @@ class Supervision:
             torch.cat([supervision.class_weights for supervision in supervisions]),
             torch.cat([supervision.box_weights for supervision in supervisions]),
             supervisions[0].background_weight,
+            supervisions[0].mean_over,
         )
 
     @staticmethod
@@ -228,19 +267,14 @@ class StepBatch:
     source: Views
     target: Views | None = None
 
+    @property
+    def canvas(self) -> tuple[int, int]:
+        """(height, width) of the smallest canvas that holds every view."""
+        domains = [views for views in (self.source, self.target) if views is not None]
+        views = [view for views in domains for view in (views.weak, views.strong) if view is not None]
+        return max(view.pixels.shape[2] for view in views), max(view.pixels.shape[3] for view in views)
+
 
 def pad_to(pixels: Tensor, height: int, width: int) -> Tensor:
     """Zero-pad (…, h, w) at the bottom and the right to (…, height, width)."""
     return torch.nn.functional.pad(pixels, (0, width - pixels.shape[-1], 0, height - pixels.shape[-2]))
-
-
-def split_evenly(values: T, count: int) -> list[T]:
-    """Cut a sequence or tensor into ``count`` equal parts.
-
-    Raises:
-        ValueError: the length is no multiple of ``count``.
-    """
-    if len(values) % count:
-        raise ValueError(f"{len(values)} images cannot be cut into {count} equal parts")
-    size = len(values) // count
-    return [values[start : start + size] for start in range(0, len(values), size)]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from lossmix_det.alignment import Alignment
 from lossmix_det.engines import LOSSES, Detector
 from lossmix_det.errors import UserError, nearest
 from lossmix_det.phases import Lesson
+
+KINDS = ("source", "target", "mixed")
 
 
 class StudentStep(nn.Module):
@@ -14,16 +17,19 @@ class StudentStep(nn.Module):
 
     Args:
         detector: the student.
-        loss_weights: by ``<name>/<loss>``, 1 if not named.
+        loss_weights: by ``<kind>/<loss>`` or ``<kind>``, 1 if neither is named.
+        alignment: reads the same encoding where a lesson has domains; absent: nothing is aligned.
 
     Raises:
         UserError: a loss of that name does not exist, or none is left.
     """
 
-    def __init__(self, detector: Detector, loss_weights: dict[str, float]) -> None:
+    def __init__(self, detector: Detector, loss_weights: dict[str, float], alignment: Alignment | None = None) -> None:
         super().__init__()
-        self.detector, self.loss_weights = detector, loss_weights
-        known = [f"source/{name}" for name in LOSSES]
+        self.detector, self.loss_weights, self.alignment = detector, loss_weights, alignment
+        known = [f"{kind}/{name}" for kind in KINDS for name in LOSSES]
+        known += ["alignment/image", "alignment/instance"]
+        known += [*KINDS, "alignment"]
         for name in loss_weights:
             if name not in known:
                 raise UserError(f"train.loss_weights names no loss {name!r}{nearest(name, known)}")
@@ -34,18 +40,20 @@ class StudentStep(nn.Module):
             detector.heads()[name].requires_grad_(False)
 
     def forward(self, lesson: Lesson) -> dict[str, Tensor]:
-        """Losses by ``<name>/<loss>``, summed over the supervisions of a name; terms of weight 0 are left out."""
+        """Losses by ``<kind>/<loss>``, summed over the supervisions of a kind; terms of weight 0 are left out."""
         encoding = self.detector.encode(lesson.images)
         losses: dict[str, Tensor] = {}
-        for prefix, parts in lesson.supervisions.items():
+        for kind, parts in lesson.supervisions.items():
             for supervision in parts:
-                for name, value in self.detector.losses(encoding, supervision).items():
-                    key = f"{prefix}/{name}"
+                for name, value in self.detector.losses(encoding, supervision, lesson.marker).items():
+                    key = f"{kind}/{name}"
                     losses[key] = losses[key] + value if key in losses else value
+        if self.alignment is not None and lesson.domains is not None:
+            losses |= self.alignment(self.detector, encoding, lesson.domains)
         return {name: value for name, value in losses.items() if self.weight(name)}
 
     def weight(self, name: str) -> float:
-        return self.loss_weights.get(name, 1.0)
+        return self.loss_weights.get(name, self.loss_weights.get(name.partition("/")[0], 1.0))
 
     def total(self, losses: dict[str, Tensor]) -> Tensor:
         return sum(self.weight(name) * value for name, value in losses.items())

@@ -9,6 +9,7 @@ import random
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,14 @@ import torch
 from lightning_fabric import Fabric
 from rich.console import Console
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
-from lossmix_det.checkpoint import Checkpoints, random_state, restore_random_state, write_atomically
-from lossmix_det.config import Config, as_dict, save_config
-from lossmix_det.data.catalog import load_sets
-from lossmix_det.data.loaders import training_loader
+from lossmix_det.adaptation import Labeller
+from lossmix_det.alignment import Alignment
+from lossmix_det.checkpoint import Checkpoints, read_checkpoint, write_atomically
+from lossmix_det.config import Config
+from lossmix_det.data.catalog import load_sets, load_target
+from lossmix_det.data.loaders import target_loader, training_loader
 from lossmix_det.engines import Detector, build_detector
 from lossmix_det.errors import UserError
 from lossmix_det.evaluation import print_tables, write_results
@@ -29,15 +33,17 @@ from lossmix_det.evaluation.tables import SUMMARY
 from lossmix_det.export import export_model
 from lossmix_det.optimization import build_optimizer, build_schedule
 from lossmix_det.phases import Lesson, phase_at
-from lossmix_det.resume import check_continues
-from lossmix_det.runlog import RunLog, provenance
+from lossmix_det.runlog import RunLog, open_folder
 from lossmix_det.scoring import report_problems, score_models
 from lossmix_det.signals import catching_signals
-from lossmix_det.structures import StepBatch
+from lossmix_det.state import collect, restore, start_from
+from lossmix_det.structures import StepBatch, Supervision
 from lossmix_det.student import StudentStep
 from lossmix_det.teacher import averaged
 
 log = logging.getLogger(__name__)
+
+BURNED_IN = "burn-in"  # the student as burn-in ended, in tables and files
 
 
 class Trainer:
@@ -61,56 +67,105 @@ class Trainer:
         if self.checkpoints.paths() and not resume:
             raise UserError(f"{self.folder} already holds a run; continue it with --resume, or give another output_dir")
         seed_everything(config.train.seed)
-        with fabric.rank_zero_first():  # the first process generates the benchmark, the others find it there
-            self.train_sets, self.test_sets = load_sets(config)
+        self._load_data()
         self._check_best_metric()
-        self.classes = self.train_sets[0].classes
-        detector = build_detector(config.model, len(self.classes))
-        self.detector: Detector = detector.to(fabric.device)
-        self.ema = averaged(self.detector, config.ema) if config.ema.decay else None
-        student = StudentStep(self.detector, config.train.loss_weights)
-        optimizer = build_optimizer(student, config.optimizer)
-        self.schedule = build_schedule(optimizer, config.optimizer, config.train.steps)
-        self.student, self.optimizer = fabric.setup(student, optimizer)
+        self.detector: Detector = build_detector(config.model, len(self.classes)).to(fabric.device)
+        if config.adaptation.burn_in_from and config.data.target:
+            start_from(self.detector, config.adaptation.burn_in_from, self.classes)
+        self._build()
         self.step = self.bad_steps = self.skipped_steps = 0
         self.best: dict[str, Any] | None = None
+        self.burned_in: dict[str, Any] = {}  # scores as burn-in ended
         self.unreadable: set[str] = set()
         self.results: dict[str, Any] = {}
-        self.stopping = False
+        self.detections: dict[str, list[dict[str, Any]]] = {}
+        self.stopping, self._evaluated = False, -1
         if resume:
             self._resume()
+
+    def _load_data(self) -> None:
+        with self.fabric.rank_zero_first():  # the first process generates the benchmark, the others find it there
+            self.train_sets, self.test_sets = load_sets(self.config)
+            self.classes = self.train_sets[0].classes
+            self.target_sets = [load_target(name, self.config, self.classes) for name in self.config.data.target]
+        self.target_labelled = bool(self.target_sets) and all(each.labelled for each in self.target_sets)
+
+    def _build(self) -> None:
+        """The student with its optimizer, and what adapts it."""
+        config = self.config
+        self.adapting = False
+        self.labeller = Labeller(config, self.classes, self.fabric) if config.data.target else None
+        self.alignment = self._build_alignment()
+        self.student_step = StudentStep(self.detector, config.train.loss_weights, self.alignment)
+        optimizer = build_optimizer(self.student_step, config.optimizer)
+        if self.alignment is not None:  # until there is something to align; DDP waits for all that learns
+            self.alignment.requires_grad_(False)
+        self.student, self.optimizer = self.fabric.setup(self.student_step, optimizer)
+        self.new_schedule()
+        follows = not config.data.target or config.ema.start != "copy"
+        self.teacher: AveragedModel | None = None
+        if config.ema.decay and follows:
+            self.teacher = averaged(self.detector, config.ema)
+
+    def _build_alignment(self) -> Alignment | None:
+        config, weights = self.config, self.config.train.loss_weights
+        parts = [
+            part
+            for part in config.alignment.parts
+            if weights.get(f"alignment/{part}", weights.get("alignment", 1.0)) > 0
+        ]
+        if not parts or not config.data.target:
+            return None
+        return Alignment(replace(config.alignment, parts=parts), self.detector).to(self.fabric.device)
+
+    def new_schedule(self) -> None:
+        self.schedule = build_schedule(self.optimizer, self.config.optimizer, self.config.train.steps)
 
     # ------------------------------------------------------------------------------------------------- story
 
     def train(self) -> bool:
         """Train to the last step, evaluating and saving on the way; true if it got there, false if told to stop."""
-        self._open_folder()
+        sets = [*self.train_sets, *self.target_sets, *self.test_sets]
+        if self.fabric.is_global_zero:
+            open_folder(self.folder, self.config, str(self.fabric.device), sets)
+            report_problems(sets, self.unreadable, self.folder)
+        with catching_signals(self.stop):
+            while self._learn_on():
+                log.warning("going on from step %d", self.step)
+        if self.step < self.config.train.steps:
+            self.save()
+            log.warning("stopped at step %d of %d; continue with --resume", self.step, self.config.train.steps)
+            return False
+        self._finish()
+        return True
+
+    def _learn_on(self) -> bool:
+        """Learn from here to the end, or until told to stop; true if an earlier state was restored on the way."""
         steps = self.config.train.steps
         self.log = RunLog(self.folder, self.step, steps, self.console, self.fabric.is_global_zero)
         try:
-            with catching_signals(self.stop):
-                for batch, waited in self._batches():
-                    started = time.perf_counter()
-                    losses = self.learn(batch)
-                    if self.ema is not None:
-                        self.ema.update_parameters(self.detector)
-                    self.step += 1
-                    self._record(losses, len(batch.source.truths or ()), time.perf_counter() - started + waited, waited)
-                    if self._due(self.config.train.eval_every) or self.step == steps:
-                        self._evaluate_safely()
-                    if self._due(self.config.train.save_every) or self.step in (steps, self._best_step):
-                        self.save()
-                    self.stopping = self._anywhere(self.stopping)
-                    if self.stopping:
-                        break
-                if self.step < steps:
+            for batch, waited in self._batches():
+                if self.labeller is not None and not self.adapting and self.step >= self._burn_in_steps:
+                    self._hand_over()
+                started = time.perf_counter()
+                losses = self.learn(batch)
+                if self.teacher is not None:
+                    self.teacher.update_parameters(self.detector)
+                self.step += 1
+                self._record(losses, len(batch.source.truths or ()), time.perf_counter() - started + waited, waited)
+                if self._in_trouble():
+                    self._restore_healthy()
+                    return True
+                if self._due(self.config.train.eval_every) or self.step == steps:
+                    self._evaluate_safely()
+                if self._due(self.config.train.save_every) or self.step in (steps, self._best_step):
                     self.save()
-                    log.warning("stopped at step %d of %d; continue with --resume", self.step, steps)
-                    return False
+                self.stopping = self._anywhere(self.stopping)
+                if self.stopping:
+                    break
         finally:
             self.log.close()
-        self._finish()
-        return True
+        return False
 
     def stop(self) -> None:
         """Save and stop after the current step."""
@@ -118,9 +173,8 @@ class Trainer:
 
     def learn(self, batch: StepBatch) -> dict[str, float]:
         """Teach the student one batch; a batch whose loss is not finite teaches nothing and is counted."""
-        seed = self.config.train.seed
-        rng = np.random.default_rng([seed, 1 << 21, self.step, self.fabric.global_rank])
-        lesson = phase_at(self.config, self.step).compose(self._on_device(batch), rng)
+        batch = self._on_device(batch)
+        lesson = self.lesson(batch)
         losses = self._accumulate(lesson.split(self.config.train.accumulate))
         norm = self._descend() if losses is not None else math.nan
         self.optimizer.zero_grad(set_to_none=True)
@@ -129,6 +183,20 @@ class Trainer:
             self.schedule.step()
         self._guard(losses is not None and math.isfinite(norm))
         return {**(losses or {"loss": math.nan}), "grad_norm": norm}
+
+    def lesson(self, batch: StepBatch) -> Lesson:
+        """What the student is to learn from a batch; in adaptation the teacher labels the target's images first."""
+        rng = np.random.default_rng([self.config.train.seed, 1 << 21, self.step, self.fabric.global_rank])
+        pseudo_labels: Supervision | None = None
+        marker = None
+        if self.adapting:
+            pseudo_labels, marker = self.labeller.label(self.teacher.module, batch.target, batch.canvas, self.step)
+        unlabelled = batch.target and replace(batch.target, truths=None)
+        lesson = phase_at(self.config, self.step).compose(replace(batch, target=unlabelled), rng, pseudo_labels)
+        lesson.marker = marker
+        if not self.adapting:
+            lesson.domains = None
+        return lesson
 
     def _accumulate(self, parts: list[Lesson]) -> dict[str, float] | None:
         """Add up the gradients of equal parts of a batch, and average their losses; None if one is not finite."""
@@ -152,9 +220,9 @@ class Trainer:
         norm = self.fabric.clip_gradients(self.student, self.optimizer, max_norm=limit, error_if_nonfinite=False)
         if bool(torch.isfinite(norm)):
             self.optimizer.step()
-        elif self._scaler is not None:
+        elif self.scaler is not None:
             # fp16: the scaler skips the step itself and halves its scale, which is no fault until there is none left.
-            fault = self._scaler.get_scale() <= 1
+            fault = self.scaler.get_scale() <= 1
             self.optimizer.step()
             return math.inf if fault else 0.0
         return float(norm)
@@ -166,25 +234,94 @@ class Trainer:
         limit = self.config.train.max_bad_steps
         if self.bad_steps == 1:
             log.warning("step %d: the loss or its gradient is not finite; the step is skipped", self.step + 1)
-        if self.bad_steps >= limit:
+        if self.bad_steps >= limit and not self._restorable:
             raise UserError(
                 f"loss or gradient not finite for {limit} steps in a row, up to step {self.step + 1}; "
                 f"lower optimizer.lr, lengthen optimizer.warmup_steps or train with precision=32, then use --resume"
             )
 
+    # -------------------------------------------------------------------------------------------- adaptation
+
+    @property
+    def _burn_in_steps(self) -> int:
+        return self.config.adaptation.burn_in_steps
+
+    def _hand_over(self) -> None:
+        """Burn-in has ended: score what it gave, and let the teacher begin."""
+        if self.test_sets:
+            if self._evaluated != self.step:
+                self._evaluate_safely()
+            self.burned_in = self.results["student"]
+            if self.fabric.is_global_zero:
+                for name, found in self.detections.items():
+                    write_atomically(self._burned_in_file(name), json.dumps(found))
+        self.begin_adaptation()
+        log.info("step %d: burn-in ends; the teacher labels the target from here on", self.step)
+        self.save()
+
+    def begin_adaptation(self) -> None:
+        """The teacher starts as `ema.start` says, and the discriminators begin to learn."""
+        self.adapting = True
+        if self.teacher is None:
+            self.teacher = averaged(self.detector, self.config.ema)
+        elif self.config.ema.start == "restart":
+            self.detector.load_state_dict(self.teacher.module.state_dict())
+        if self.alignment is not None:
+            self.alignment.requires_grad_(True)
+            self.student = self.fabric.setup_module(self.student_step)  # DDP takes stock of what learns only once
+
+    @property
+    def _restorable(self) -> bool:
+        return self.adapting and self.config.train.on_collapse == "restore"
+
+    def _in_trouble(self) -> bool:
+        """Say what is wrong, if anything is; true if the run is to go back to a healthy state."""
+        problem = self.labeller.problem if self.adapting else None
+        curable = (
+            self.adapting and self.labeller.guard.collapsed
+        )  # starvation is not: it began before the weights mattered
+        if self.bad_steps >= self.config.train.max_bad_steps:
+            problem, curable = f"loss or gradient not finite for {self.bad_steps} steps in a row", True
+        if problem is None:
+            return False
+        log.warning("step %d: %s", self.step, problem)
+        if self.config.train.on_collapse == "stop":
+            self.save()
+            raise UserError(f"stopped at step {self.step}: {problem}")
+        return self._restorable and curable
+
+    def _restore_healthy(self) -> None:
+        """Go back to the last healthy checkpoint, and let pseudo-labels weigh half of what they did."""
+        factor, restores = self.labeller.factor / 2, self.labeller.restores + 1
+        if restores > self.config.adaptation.restores:
+            raise UserError(
+                f"collapsed again after {restores - 1} restorations; lower adaptation.unsupervised_weight, lengthen "
+                f"adaptation.burn_in_steps, or raise adaptation.restores"
+            )
+        self.fabric.barrier()
+        restore(self, read_checkpoint(self.checkpoints.healthy))
+        self.labeller.factor, self.labeller.restores = factor, restores
+        self.bad_steps = 0
+        if self.fabric.is_global_zero:
+            self.checkpoints.drop_after(self.step)
+        self._write_checkpoint()
+        self.fabric.barrier()
+        log.warning("restored step %d; pseudo-labels now weigh %g of what is set", self.step, factor)
+
     # -------------------------------------------------------------------------------------------- evaluation
 
     def models(self) -> dict[str, Detector]:
         """What there is to evaluate and export, the one that is reported last."""
-        return {"student": self.detector} | ({"ema": self.ema.module} if self.ema is not None else {})
+        name = "teacher" if self.adapting else "ema"
+        return {"student": self.detector} | ({name: self.teacher.module} if self.teacher is not None else {})
 
     def evaluate(self) -> None:
         """Score every model on every test set, and remember whether the reported one is the best so far."""
         scored = score_models(self.models(), self.test_sets, self.config, self.fabric, self.console)
-        self.results, detections, problems = scored
+        self.results, self.detections, problems = scored
         self.unreadable.update(problems)
+        self._evaluated = self.step
         self.log.scores(self.step, self.results)
-        self.detections = detections
         value = self._best_value()
         if not math.isnan(value) and (self.best is None or value > self.best["value"]):
             self.best = {"metric": self.config.train.best_metric, "value": value, "step": self.step}
@@ -216,24 +353,41 @@ class Trainer:
         return sets[name][metric]
 
     def _finish(self) -> None:
-        """Write scores, detections and exports, and print the tables."""
+        """Write scores, detections, exports and pictures, and print the tables."""
         if not self.results:  # resumed after the last step
             self.log = RunLog(self.folder, self.step, self.step, self.console, False)
             self.evaluate()
         if not self.fabric.is_global_zero:
             return
-        write_results(self.results, self.folder)
+        results = ({BURNED_IN: self.burned_in} if self.burned_in else {}) | self.results
+        write_results(results, self.folder)
         for name, found in self.detections.items():
             write_atomically(self.folder / f"detections_{name}.json", json.dumps(found))
         for name, model in self.models().items():
             export_model(model, self.config, self.classes, self.folder / "export" / f"{name}.pth")
-        report_problems([*self.train_sets, *self.test_sets], self.unreadable, self.folder)
-        print_tables(self.results, self.console)
+        report_problems([*self.train_sets, *self.target_sets, *self.test_sets], self.unreadable, self.folder)
+        print_tables(results, self.console)
+        self._draw()
         if self.skipped_steps:
             log.warning(
                 "%d of %d steps were skipped because of a loss that was not finite", self.skipped_steps, self.step
             )
         self.console.print(f"results, detections, checkpoints and exports are in {self.folder}", soft_wrap=True)
+
+    def _draw(self) -> None:
+        """Detections before and after adaptation, on the last test set."""
+        if not self.test_sets or not self._burned_in_file(self.test_sets[-1].name).is_file():
+            return
+        from lossmix_det.drawing import draw_before_after  # slow to import, and only needed here
+
+        image_set = self.test_sets[-1]
+        before = json.loads(self._burned_in_file(image_set.name).read_text())
+        path = self.folder / "before_after.png"
+        draw_before_after(image_set, before, self.detections[image_set.name], path)
+        self.console.print(f"detections before and after adaptation: {path}", soft_wrap=True)
+
+    def _burned_in_file(self, name: str) -> Path:
+        return self.folder / "burn_in" / f"detections_{name}.json"
 
     # ------------------------------------------------------------------------------------- saving, resuming
 
@@ -244,71 +398,40 @@ class Trainer:
         self.fabric.barrier()
 
     def _write_checkpoint(self) -> None:
-        if not self.fabric.is_global_zero:
-            return
-        content = {
-            "step": self.step,
-            "classes": list(self.classes),
-            "student": self.detector.exported(),
-            "ema": self.ema.module.exported() if self.ema is not None else {},
-            "ema_updates": int(self.ema.n_averaged) if self.ema is not None else 0,
-            "optimizer": self.optimizer.state_dict()["state"],
-            "scaler": self._scaler.state_dict() if self._scaler is not None else {},
-            "random": random_state(),
-            "best": self.best,
-            "bad_steps": [self.bad_steps, self.skipped_steps],
-            "unreadable": sorted(self.unreadable),
-            "fingerprints": self._fingerprints(),
-            "config": as_dict(self.config),
-        }
-        self.checkpoints.save(content, is_best=self._best_step == self.step)
+        if self.fabric.is_global_zero:
+            healthy = self._restorable and self.labeller.guard.healthy and not self.bad_steps
+            self.checkpoints.save(collect(self), is_best=self._best_step == self.step, is_healthy=healthy)
 
     def _resume(self) -> None:
         content = self.checkpoints.load_latest()
         if content is None:
             log.info("%s holds no checkpoint yet; starting from the beginning", self.folder)
             return
-        check_continues(content, self.config, self.classes, self._fingerprints())
-        self.detector.model.load_state_dict(content["student"])
-        if self.ema is not None:
-            self.ema.module.model.load_state_dict(content["ema"] or content["student"])
-            self.ema.n_averaged.fill_(max(content["ema_updates"], 1))
-        self._restore_optimizer(content["optimizer"], content["step"])
-        if self._scaler is not None and content["scaler"]:
-            self._scaler.load_state_dict(content["scaler"])
-        restore_random_state(content["random"])
-        self.step, self.best = content["step"], content["best"]
-        self.bad_steps, self.skipped_steps = content["bad_steps"]
-        self.unreadable = set(content["unreadable"])
+        restore(self, content)
         log.info("resuming at step %d of %d", self.step, self.config.train.steps)
-
-    def _restore_optimizer(self, state: dict[int, Any], step: int) -> None:
-        """Bring back momenta, and the schedule by running it up to the step, so that changed settings count."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            for _ in range(step):
-                self.schedule.step()
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
     # ---------------------------------------------------------------------------------------------- helpers
 
     def _batches(self) -> Iterator[tuple[StepBatch, float]]:
         """Batches from the current step to the last, each with the seconds waited for it."""
-        rank, world = self.fabric.global_rank, self.fabric.world_size
-        seed = self.config.train.seed
-        loader = training_loader(self.train_sets, self.config.data, seed=seed, start=self.step, rank=rank, world=world)
-        stream = iter(loader)
+        where = {"rank": self.fabric.global_rank, "world": self.fabric.world_size}
+        where |= {"seed": self.config.train.seed, "start": self.step}
+        streams = [iter(training_loader(self.train_sets, self.config.data, **where))]
+        if self.target_sets:
+            streams.append(iter(target_loader(self.target_sets, self.config.data, **where)))
         for _ in range(self.step, self.config.train.steps):
             started = time.perf_counter()
             try:
-                views, problems = next(stream)
+                loaded = [next(stream) for stream in streams]
             except RuntimeError:
                 if self.stopping:  # the signal reached the loading processes too
                     return
                 raise
-            self._note_unreadable(problems)
-            yield StepBatch(source=views), time.perf_counter() - started
+            self._note_unreadable([problem for _, problems in loaded for problem in problems])
+            views = [view for view, _ in loaded]
+            if len(views) == 2 and not self.target_labelled:
+                views[1] = replace(views[1], truths=None)
+            yield StepBatch(*views), time.perf_counter() - started
 
     def _note_unreadable(self, problems: list[str]) -> None:
         for problem in problems:
@@ -317,8 +440,11 @@ class Trainer:
             if problem not in self.unreadable:
                 log.warning("skipped: %s", problem)
                 self.unreadable.add(problem)
-        if problems and len(self.unreadable) >= sum(len(image_set) for image_set in self.train_sets):
-            raise UserError("no training image can be read; see the messages above")
+        for sets in (self.train_sets, self.target_sets):
+            if problems and sets and len(self.unreadable) >= sum(len(image_set) for image_set in sets):
+                files = {str(record.path) for image_set in sets for record in image_set.records}
+                if files <= {problem.partition(": image cannot")[0] for problem in self.unreadable}:
+                    raise UserError("no training image can be read; see the messages above")
 
     def _on_device(self, batch: StepBatch) -> StepBatch:
         return StepBatch(batch.source.to(self.fabric.device), batch.target and batch.target.to(self.fabric.device))
@@ -327,7 +453,8 @@ class Trainer:
         self.log.count(images * self.fabric.world_size, seconds, waited)
         self.log.step(self.step)
         if self._due(self.config.train.log_every) or self.step == self.config.train.steps:
-            self.log.row(self.step, {"lr": self.schedule.get_last_lr()[0], **losses})
+            pseudo = self.labeller.row() if self.adapting else {}
+            self.log.row(self.step, {"lr": self.schedule.get_last_lr()[0], **losses, **pseudo})
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
@@ -346,27 +473,12 @@ class Trainer:
         return self.best["step"] if self.best else None
 
     @property
-    def _scaler(self) -> Any:
+    def scaler(self) -> Any:
         return getattr(self.fabric.strategy.precision, "scaler", None)
 
-    def _fingerprints(self) -> dict[str, str]:
-        return {image_set.name: image_set.fingerprint for image_set in [*self.train_sets, *self.test_sets]}
-
-    def _open_folder(self) -> None:
-        if not self.fabric.is_global_zero:
-            return
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"output_dir={self.folder} cannot be written to ({error})") from None
-        save_config(self.config, self.folder / "config.yaml")
-        datasets = {
-            image_set.name: {"images": len(image_set), "fingerprint": image_set.fingerprint}
-            for image_set in [*self.train_sets, *self.test_sets]
-        }
-        content = provenance(self.config, str(self.fabric.device), datasets)
-        write_atomically(self.folder / "run.json", json.dumps(content, indent=2) + "\n")
-        report_problems([*self.train_sets, *self.test_sets], self.unreadable, self.folder)
+    def fingerprints(self) -> dict[str, str]:
+        sets = [*self.train_sets, *self.target_sets, *self.test_sets]
+        return {image_set.name: image_set.fingerprint for image_set in sets}
 
 
 def seed_everything(seed: int) -> None:

@@ -172,3 +172,36 @@ def test_settings_that_the_saved_state_does_not_fit_are_refused(tmp_path, change
     trainer(tmp_path, "train.steps=1").train()
     with pytest.raises(UserError, match=f"was trained with {change.split('=')[0]}="):
         trainer(tmp_path, "train.steps=2", change, resume=True)
+
+
+ADAPTING = [
+    *("data.target=[shapes_clipart_train]", "data.views=[weak,strong]", "adaptation.burn_in_steps=4"),
+    *("train.steps=9", "train.save_every=2", "train.eval_every=4", "ema.decay=0.9", "train.log_every=4"),
+    *("mixing.probability=0.6", "alignment.parts=[image,instance]", "train.loss_weights={alignment: 0.1}"),
+    *("pseudo_labels.threshold=adaptive", "pseudo_labels.floor=0.05", "pseudo_labels.score=0.2"),
+    "data.workers=1",
+]
+
+
+def test_killed_in_burn_in_at_the_hand_over_and_in_adaptation_and_resumed_ends_bit_identical(tmp_path, datasets_root):
+    whole, folder = tmp_path / "whole", tmp_path / "killed"
+    done = run(whole, *ADAPTING)
+    assert done.returncode == 0, done.stderr
+    for number, checkpoint in enumerate(("step_0000002.pt", "step_0000004.pt", "step_0000006.pt")):
+        words = [*command(folder, *(["--resume"] if number else [])), *ADAPTING]
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env())
+        wait_for(folder / "checkpoints" / checkpoint, process)
+        time.sleep(0.1 * number)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = run(folder, "--resume", *ADAPTING)
+    assert done.returncode == 0, done.stderr
+    a, b = last_checkpoint(whole), last_checkpoint(folder)
+    for part in ("config", "unreadable"):
+        a.pop(part), b.pop(part)
+    assert a["adapting"]
+    assert a["labeller"]["histogram"].sum() > 0
+    assert_same_tensors(a, b)
+    for name in ALIKE:
+        assert (whole / name).read_bytes() == (folder / name).read_bytes(), name
+    assert "burn-in" in (whole / "results.json").read_text()

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lossmix_det.structures import ImageBatch, Instances, Supervision, split_evenly
+from lossmix_det.structures import ImageBatch, Instances, Supervision
 
 
 def instances(count: int) -> Instances:
@@ -32,7 +32,7 @@ def test_instances_are_selected_by_mask_with_all_their_fields():
 
 
 def test_union_keeps_the_order_and_gives_each_box_the_weight_of_its_image():
-    joined = Instances.union(instances(2), instances(1), 0.25, 0.75)
+    joined = Instances.union(instances(2).weighted(0.25, 0.5), instances(1).weighted(0.75, 0.5))
     assert_close(joined.weights, torch.tensor([0.25, 0.25, 0.75]))
     assert_close(joined.classes, torch.tensor([0, 1, 0]))
     assert Instances.union(instances(2), instances(1)).weights is None
@@ -70,12 +70,15 @@ def test_batches_are_joined_on_the_larger_canvas():
     assert joined.pixels[0].sum() == 12
 
 
-def test_a_batch_is_cut_into_equal_parts_with_its_keys():
-    parts = ImageBatch(torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 2, 2), ((2, 2),) * 4, (1, 2, 3, 4)).split(2)
-    assert [part.keys for part in parts] == [(1, 2), (3, 4)]
-    assert parts[1].pixels[0, 0, 0, 0] == 2
-    with pytest.raises(ValueError, match="3 images cannot be cut into 2"):
-        split_evenly([1, 2, 3], 2)
+def test_some_images_are_taken_with_their_keys_and_canvas():
+    batch = ImageBatch(
+        torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 2, 2), ((2, 2), (1, 2), (2, 1), (1, 1)), (1, 2, 3, 4)
+    )
+    part = batch.take([3, 1])
+    assert (part.keys, part.sizes) == ((4, 2), ((1, 1), (1, 2)))
+    assert part.pixels[:, 0, 0, 0].tolist() == [3, 1]
+    assert batch.on_canvas(4, 3).pixels.shape == (4, 3, 4, 3)
+    assert batch.on_canvas(4, 3).sizes == batch.sizes
 
 
 def test_bytes_become_floats_between_zero_and_one():
@@ -102,4 +105,24 @@ def test_only_images_with_a_weight_are_active():
         (instances(1),) * 4, torch.tensor([0.0, 0.5, 0.0, 1.0]), torch.tensor([0.0, 0.5, 0.2, 0.0])
     )
     assert supervision.active == [1, 2, 3]
-    assert [part.active for part in supervision.split(2)] == [[1], [0, 1]]
+    assert [supervision.take(part).active for part in ([0, 1], [2, 3])] == [[1], [0, 1]]
+
+
+def test_a_part_of_a_supervision_is_a_mean_over_its_share():
+    supervision = Supervision(tuple(instances(1) for _ in range(6)), torch.ones(6), torch.ones(6), mean_over=4)
+    assert supervision.take([0, 2, 4]).mean_over == 2
+    halved = supervision.scaled(torch.tensor([0.5] * 6))
+    assert halved.mean_over == 4
+    assert halved.class_weights.tolist() == [0.5] * 6
+    assert supervision.scaled(1.0, mean_over=2).mean_over == 2
+
+
+def test_boxes_are_weighted_on_top_of_the_weights_that_they_have():
+    pseudo = Instances(torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64), box_weights=torch.tensor([0.0, 1.0]))
+    own = pseudo.weighted(0.5, 0.25)
+    assert own.weights.tolist() == [0.5, 0.5]
+    assert own.box_weights.tolist() == [0.0, 0.25]
+    assert Instances.union(own, pseudo).weights is None
+    joined = Instances.union(own, pseudo.weighted(1, 1))
+    assert joined.weights.tolist() == [0.5, 0.5, 1, 1]
+    assert joined.box_weights.tolist() == [0.0, 0.25, 0, 1]

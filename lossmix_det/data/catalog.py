@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import replace
 from pathlib import Path
 
 from lossmix_det.config import Config, DatasetConfig
 from lossmix_det.data import shapes
-from lossmix_det.data.coco import read_coco
+from lossmix_det.data.coco import read_coco, read_coco_images
 from lossmix_det.data.folder import read_folder
 from lossmix_det.data.records import ImageSet, Problems, RawImage, build, found_classes
-from lossmix_det.data.voc import read_voc
+from lossmix_det.data.voc import read_voc, read_voc_images
 from lossmix_det.errors import UserError, nearest
+
+log = logging.getLogger(__name__)
 
 VOC_CLASSES = [
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -133,6 +136,35 @@ def _check_names(name: str, classes: list[str], known: list[str] | None) -> None
             f"data set {name!r} has none of the classes {', '.join(classes)}{nearest(classes[0], known)}; "
             f"its own are {', '.join(known)}"
         )
+
+
+def load_target(name: str, config: Config, classes: list[str]) -> ImageSet:
+    """Read the images of a target set, and its labels where it has usable ones, to measure pseudo-labels with.
+
+    Raises:
+        UserError: there are no images.
+    """
+    try:
+        return load(name, config, classes)
+    except UserError as error:
+        entry, problems = find(name, config), Problems(skip=config.data.on_error == "skip")
+        images = _read_images(entry, problems)
+        if not images:
+            raise UserError(
+                f"data set {name!r} lists no image; check its split, {entry.split or 'all images'!r}"
+            ) from None
+        log.warning("target %s: its labels are of no use (%s), so pseudo-labels are not measured", name, error)
+        return build(name, images, classes, None, problems, labelled=False)
+
+
+def _read_images(entry: DatasetConfig, problems: Problems) -> list[RawImage]:
+    """The images of a declared data set, whatever its labels are like."""
+    root = Path(entry.root)
+    if entry.format == "coco":
+        return read_coco_images(root / entry.annotations, root / entry.images, problems)
+    if entry.format == "folder":
+        return read_folder(root / entry.images)
+    return read_voc_images(root, entry.split, problems, images=entry.images)
 
 
 def load_sets(config: Config) -> tuple[list[ImageSet], list[ImageSet]]:

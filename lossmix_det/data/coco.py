@@ -39,6 +39,17 @@ def read_coco(annotations: Path, images: Path, problems: Problems) -> tuple[list
             problems.fail(f"{where} {_reason(error)}")
             continue
         objects[image_id].append(item)
+    result = _raw_images(entries, objects, images, problems)
+    return result, {name: number for number, name in sorted(names.items())}
+
+
+def read_coco_images(annotations: Path, images: Path, problems: Problems) -> list[RawImage]:
+    """Every image that the file lists, without a look at its annotations or categories."""
+    content = _load(annotations, ("images",))
+    return _raw_images(*_images(content["images"], annotations, problems), images, problems)
+
+
+def _raw_images(entries: Any, objects: Any, images: Path, problems: Problems) -> list[RawImage]:
     result = []
     for image_id, (where, entry) in entries.items():
         try:
@@ -48,10 +59,10 @@ def read_coco(annotations: Path, images: Path, problems: Problems) -> tuple[list
             continue
         size = (entry["width"], entry["height"]) if "width" in entry and "height" in entry else None
         result.append(RawImage(where, path, objects[image_id], size, image_id))
-    return result, {name: number for number, name in sorted(names.items())}
+    return result
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path, keys: tuple[str, ...] = ("images", "annotations", "categories")) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
@@ -60,7 +71,7 @@ def _load(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}:{error.lineno}: malformed JSON ({error.msg}); was the file copied whole?") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from None
-    for key in ("images", "annotations", "categories"):
+    for key in keys:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise UserError(f"{path}: no list named {key!r}; a COCO file has images, annotations and categories")
     return content

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -162,7 +162,14 @@ class StreamSampler(Sampler):
 
 
 def training_loader(
-    sets: list[ImageSet], config: DataConfig, *, seed: int, start: int = 0, rank: int = 0, world: int = 1
+    sets: list[ImageSet],
+    config: DataConfig,
+    *,
+    seed: int,
+    stream: int = 0,
+    start: int = 0,
+    rank: int = 0,
+    world: int = 1,
 ) -> DataLoader:
     """Batches of (`Views`, problems) without end, from step ``start`` on."""
     images = TrainingImages(sets, config)
@@ -170,12 +177,26 @@ def training_loader(
         [record.size for record in images.records],
         config.batch_size,
         seed=seed,
+        stream=stream,
         start=start,
         rank=rank,
         world=world,
         group_by_shape=config.group_by_shape,
     )
     return DataLoader(images, batch_sampler=sampler, collate_fn=collate_views, **_loading(config.workers))
+
+
+def target_loader(sets: list[ImageSet], config: DataConfig, **where: int) -> DataLoader:
+    """The second stream: both views of every target image, whatever its labels say.
+
+    Args:
+        sets: of the target domain; their truths come along only if all of them have any.
+        config: of the data.
+        where: ``seed``, ``start``, ``rank`` and ``world``, as for `training_loader`.
+    """
+    size = config.target_batch_size or config.batch_size
+    config = replace(config, views=["weak", "strong"], drop_empty=False, batch_size=size)
+    return training_loader(sets, config, stream=1, **where)
 
 
 def evaluation_loader(image_set: ImageSet, config: DataConfig, *, rank: int = 0, world: int = 1) -> DataLoader:

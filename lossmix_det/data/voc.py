@@ -37,10 +37,11 @@ def read_voc(
     """
     image_folder = contained(root, images or "JPEGImages", "images")
     annotation_folder = contained(root, annotations or "Annotations", "annotations")
-    for folder in (image_folder, annotation_folder):
-        if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder; a VOC data set has JPEGImages and Annotations under its root")
-    files = {path.stem: path for path in sorted(image_folder.iterdir()) if path.suffix.lower() in SUFFIXES}
+    files = _image_files(image_folder)
+    if not annotation_folder.is_dir():
+        raise UserError(
+            f"{annotation_folder}: no such folder; a VOC data set has JPEGImages and Annotations in its root"
+        )
     result = []
     for where, name in _names(root, split, annotation_folder, problems):
         xml = annotation_folder / f"{name}.xml"
@@ -52,6 +53,23 @@ def read_voc(
         if raw is not None:
             result.append(raw)
     return result
+
+
+def read_voc_images(root: Path, split: str, problems: Problems, *, images: str = "") -> list[RawImage]:
+    """The images of a split, or all there are, without a look at any annotation."""
+    folder = contained(root, images or "JPEGImages", "images")
+    files = _image_files(folder)
+    if not split:
+        return [RawImage(str(path), path, []) for path in files.values()]
+    names = _names(root, split, folder, problems)
+    return [RawImage(where, files.get(name) or folder / f"{name}.jpg", []) for where, name in names]
+
+
+def _image_files(folder: Path) -> dict[str, Path]:
+    """Images by the name that lists call them."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; a VOC data set has JPEGImages and Annotations in its root")
+    return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES}
 
 
 def _names(root: Path, split: str, annotations: Path, problems: Problems) -> Iterator[tuple[str, str]]:

@@ -1,9 +1,9 @@
 """Detectors behind one contract: `Detector`."""
 
 from lossmix_det.config import ModelConfig
-from lossmix_det.engines.base import LOSSES, Detector, Encoding
+from lossmix_det.engines.base import LOSSES, Detector, Encoding, Marker, Scores
 
-__all__ = ["LOSSES", "Detector", "Encoding", "build_detector"]
+__all__ = ["LOSSES", "Detector", "Encoding", "Marker", "Scores", "build_detector"]
 
 
 def build_detector(config: ModelConfig, num_classes: int, strict: bool = False) -> Detector:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,11 +40,36 @@ class Encoding:
     scored: Any = None
 
 
+class Scores(NamedTuple):
+    """Head outputs of R boxes: features (R, D), class logits (R, K + 1), offsets (R, C, 4); what C and the place of the
+    background are is the engine's."""
+
+    features: Tensor
+    logits: Tensor
+    deltas: Tensor
+
+
+@dataclass(frozen=True)
+class Marker:
+    """A teacher and what it saw, to score the student's samples by (soft pseudo-labels).
+
+    Args:
+        detector: the teacher, in inference mode.
+        encoding: of its images, on the student's canvas.
+        temperature: that its logits are divided by.
+    """
+
+    detector: Detector
+    encoding: Encoding
+    temperature: float = 1.0
+
+
 class Detector(nn.Module, ABC):
     """Three verbs that every engine provides; the loop above them knows no engine."""
 
     num_classes: int
     norm: str  # of its backbone, as in `model.norm`
+    roi_width: int  # D, features of a proposal
 
     @abstractmethod
     def encode(self, images: ImageBatch) -> Encoding:
@@ -55,19 +80,41 @@ class Detector(nn.Module, ABC):
         """
 
     @abstractmethod
-    def losses(self, encoding: Encoding, supervision: Supervision) -> dict[str, Tensor]:
+    def losses(self, encoding: Encoding, supervision: Supervision, marker: Marker | None = None) -> dict[str, Tensor]:
         """Score an encoding against one truth per image, each image with its own weight.
 
         With every weight 1 the four losses equal the engine's stock losses on the same samples. An image of weight 0
         counts as an image of the batch but contributes nothing, and its truth is not looked at.
+
+        Args:
+            encoding: of the images.
+            supervision: their truths and weights.
+            marker: the teacher whose scores stand for the truths that name a ``teacher_image``.
 
         Returns:
             Scalars under the names in `LOSSES`.
         """
 
     @abstractmethod
+    def detections(self, encoding: Encoding) -> list[Instances]:
+        """What a detector in inference mode finds in an encoding: instances in pixels of each image, best first."""
+
     def detect(self, images: ImageBatch) -> list[Instances]:
         """Detections of each image in its own pixels, best first; in inference mode, whatever the module's mode."""
+        with inference_mode_of(self):
+            return self.detections(self.encode(images))
+
+    @abstractmethod
+    def score(self, encoding: Encoding, boxes: list[Tensor]) -> Scores:
+        """Head outputs of any boxes, (R, 4) per image, one image after the other; as part of the one forward pass."""
+
+    @abstractmethod
+    def score_proposals(self, encoding: Encoding, count: int) -> Scores:
+        """Head outputs of the first ``count`` proposals of each image, those that truths had scored being reused."""
+
+    @abstractmethod
+    def levels(self) -> dict[str, int]:
+        """Channels of each feature level, finest first, by its name in `Encoding.features`."""
 
     @abstractmethod
     def heads(self) -> dict[str, nn.Module]:
@@ -76,6 +123,14 @@ class Detector(nn.Module, ABC):
     @abstractmethod
     def exported(self) -> dict[str, Tensor]:
         """The state dict that the engine's own library loads without any code of ours."""
+
+    @abstractmethod
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Load what `exported` gave.
+
+        Raises:
+            RuntimeError: it is of another model.
+        """
 
 
 class inference_mode_of:  # noqa: N801 - used like a function

@@ -7,7 +7,7 @@ image (and, where the truth carries weights, of the box that it was matched to),
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 
 from lossmix_det.config import ModelConfig
-from lossmix_det.engines.base import LOSSES, Detector, Encoding, inference_mode_of
+from lossmix_det.engines.base import LOSSES, Detector, Encoding, Marker, Scores
 from lossmix_det.engines.sampling import KeyedSampler
 from lossmix_det.engines.torchvision_models import build_model, norm_of
 from lossmix_det.structures import ImageBatch, Instances, Supervision
@@ -56,7 +56,7 @@ class ScoredProposals:
         self.counts, self.share = counts, share
         self.rows: dict[int, Tensor] = {}
         self.size = 0
-        self.outputs: list[tuple[Tensor, Tensor]] = []
+        self.outputs: list[Scores] = []
 
     def place(self, image: int, index: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of the outputs for the boxes of an image, and which of the boxes are yet to be scored, in this order."""
@@ -84,6 +84,7 @@ class TorchvisionRCNN(Detector):
             stock = part.fg_bg_sampler
             part.fg_bg_sampler = KeyedSampler(stock.batch_size_per_image, stock.positive_fraction)
         head = self.model.roi_heads.box_head
+        self.roi_width = self.model.roi_heads.box_predictor.cls_score.in_features
         self.shares_scores = not any(isinstance(part, nn.BatchNorm2d) for part in head.modules())
 
     def encode(self, images: ImageBatch) -> Encoding:
@@ -104,7 +105,7 @@ class TorchvisionRCNN(Detector):
         scored = ScoredProposals([len(found) for found in proposals], self.shares_scores)
         return Encoding(features, anchors, objectness, deltas, proposals, batch, images, scored)
 
-    def losses(self, encoding: Encoding, supervision: Supervision) -> dict[str, Tensor]:
+    def losses(self, encoding: Encoding, supervision: Supervision, marker: Marker | None = None) -> dict[str, Tensor]:
         if len(supervision) != len(encoding.batch):
             raise ValueError(f"supervision is of {len(supervision)} images, the encoding of {len(encoding.batch)}")
         active = supervision.active
@@ -112,16 +113,28 @@ class TorchvisionRCNN(Detector):
             return {name: encoding.objectness.new_zeros(()) for name in LOSSES}
         truths = [{"boxes": truth.boxes, "labels": truth.classes + 1} for truth in supervision.truths]
         self._set_keys(encoding.batch.keys, active)
-        losses = self._rpn_losses(encoding, supervision, truths, active)
-        return losses | self._roi_losses(encoding, supervision, truths, active)
+        losses = self._rpn_losses(encoding, supervision, truths, active, marker)
+        return losses | self._roi_losses(encoding, supervision, truths, active, marker)
 
-    def detect(self, images: ImageBatch) -> list[Instances]:
-        with inference_mode_of(self):
-            batch = self._normalised(images)
-            features = self._features(batch)
-            proposals, _ = self.model.rpn(batch, features)
-            detections, _ = self.model.roi_heads(features, proposals, batch.image_sizes)
-        return [Instances(found["boxes"].float(), found["labels"] - 1, found["scores"].float()) for found in detections]
+    def detections(self, encoding: Encoding) -> list[Instances]:
+        found, _ = self.model.roi_heads(encoding.features, encoding.proposals, encoding.images.image_sizes)
+        return [Instances(each["boxes"].float(), each["labels"] - 1, each["scores"].float()) for each in found]
+
+    def score(self, encoding: Encoding, boxes: list[Tensor]) -> Scores:
+        heads = self.model.roi_heads
+        pooled = heads.box_roi_pool(encoding.features, boxes, encoding.images.image_sizes)
+        features = heads.box_head(pooled)
+        logits, deltas = heads.box_predictor(features)
+        return Scores(features, logits, deltas.reshape(len(deltas), deltas.shape[1] // 4, 4))
+
+    def score_proposals(self, encoding: Encoding, count: int) -> Scores:
+        best = [proposals[:count] for proposals in encoding.proposals]
+        chosen = {image: (torch.arange(len(boxes), device=boxes.device), boxes) for image, boxes in enumerate(best)}
+        return self._scores(encoding, chosen)
+
+    def levels(self) -> dict[str, int]:
+        # Those that proposals are pooled from; pyramids have one more, for the first stage alone.
+        return dict.fromkeys(self.model.roi_heads.box_roi_pool.featmap_names, self.model.backbone.out_channels)
 
     def heads(self) -> dict[str, nn.Module]:
         rpn, predictor = self.model.rpn.head, self.model.roi_heads.box_predictor
@@ -130,6 +143,9 @@ class TorchvisionRCNN(Detector):
 
     def exported(self) -> dict[str, Tensor]:
         return self.model.state_dict()
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        self.model.load_state_dict(state)
 
     def _normalised(self, images: ImageBatch) -> ImageList:
         """Normalise, and zero the padding afterwards, as torchvision pads after normalising."""
@@ -159,7 +175,12 @@ class TorchvisionRCNN(Detector):
     # ------------------------------------------------------------------------------------------- first stage
 
     def _rpn_losses(
-        self, encoding: Encoding, supervision: Supervision, truths: list[dict[str, Tensor]], active: list[int]
+        self,
+        encoding: Encoding,
+        supervision: Supervision,
+        truths: list[dict[str, Tensor]],
+        active: list[int],
+        marker: Marker | None,
     ) -> dict[str, Tensor]:
         """Objectness and anchor offsets. Equals `RegionProposalNetwork.compute_loss` at weight 1."""
         rpn = self.model.rpn
@@ -172,14 +193,22 @@ class TorchvisionRCNN(Detector):
         samples = self._samples(supervision, active, matched, foreground)
         index = torch.cat(chosen)
         logits = encoding.objectness[samples.images, index].float()
-        class_loss = F.binary_cross_entropy_with_logits(logits, foreground.float(), reduction="none")
-
         anchors = [encoding.anchors[image][where] for image, where in zip(active, chosen, strict=True)]
         boxes = [truths[image]["boxes"] for image in active]
+        objectness, offsets = foreground.float(), self._offsets(rpn.box_coder, boxes, matched, anchors)
+        soft = _soft_samples(supervision, samples)
+        if soft is not None and marker is not None:
+            mask, teacher_images = soft
+            place = teacher_images[mask], index[mask]
+            objectness[mask] = (marker.encoding.objectness[place].float() / marker.temperature).sigmoid()
+            both = mask & foreground
+            taught = marker.encoding.deltas[teacher_images[both], index[both]]
+            offsets[mask[foreground]] = taught.to(offsets)
+        class_loss = F.binary_cross_entropy_with_logits(logits, objectness, reduction="none")
         predicted = encoding.deltas[samples.images[foreground], index[foreground]]
         return {
             "rpn_class": _weighted_sum(class_loss, samples.class_weights, samples.normalizers),
-            "rpn_box": _box_loss(predicted, self._offsets(rpn.box_coder, boxes, matched, anchors), samples),
+            "rpn_box": _box_loss(predicted, offsets, samples),
         }
 
     def _match_anchors(self, anchors: Tensor, boxes: Tensor) -> Tensor:
@@ -191,7 +220,12 @@ class TorchvisionRCNN(Detector):
     # ------------------------------------------------------------------------------------------ second stage
 
     def _roi_losses(
-        self, encoding: Encoding, supervision: Supervision, truths: list[dict[str, Tensor]], active: list[int]
+        self,
+        encoding: Encoding,
+        supervision: Supervision,
+        truths: list[dict[str, Tensor]],
+        active: list[int],
+        marker: Marker | None,
     ) -> dict[str, Tensor]:
         """Class and box of sampled proposals. Equals `fastrcnn_loss` at weight 1."""
         heads = self.model.roi_heads
@@ -208,33 +242,68 @@ class TorchvisionRCNN(Detector):
         ]
         samples = self._samples(supervision, active, matched, label > 0)
         candidates = [found[index] for found, index in zip(candidates, chosen, strict=True)]
-        logits, deltas = self._scores(encoding, dict(zip(active, zip(chosen, candidates, strict=True), strict=True)))
-        class_loss = F.cross_entropy(logits.float(), label, reduction="none")
-        predicted = deltas.reshape(len(label), -1, 4)[samples.foreground, label[samples.foreground]]
+        scores = self._scores(encoding, dict(zip(active, zip(chosen, candidates, strict=True), strict=True)))
         wanted = self._offsets(heads.box_coder, boxes, matched, candidates)
+        soft = _soft_samples(supervision, samples)
+        if soft is None or marker is None:
+            class_loss = F.cross_entropy(scores.logits.float(), label, reduction="none")
+        else:
+            targets = F.one_hot(label, scores.logits.shape[1]).float()
+            samples, label, wanted = self._marked(marker, soft, samples, torch.cat(candidates), label, targets, wanted)
+            class_loss = F.cross_entropy(scores.logits.float(), targets, reduction="none")
+        predicted = scores.deltas[samples.foreground, label[samples.foreground]]
         return {
             "roi_class": _weighted_sum(class_loss, samples.class_weights, samples.normalizers),
             "roi_box": _box_loss(predicted, wanted, samples),
         }
 
-    def _scores(self, encoding: Encoding, chosen: dict[int, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Logits and offsets of the chosen boxes, image after image; a proposal is scored once for all truths.
+    def _scores(self, encoding: Encoding, chosen: dict[int, tuple[Tensor, Tensor]]) -> Scores:
+        """Head outputs of the chosen boxes, image after image; a proposal is scored once for all truths.
 
         Args:
             encoding: keeps what was scored.
             chosen: per image the indices of the boxes among its proposals (beyond them: of the truth) and the boxes.
         """
-        scored, heads = encoding.scored, self.model.roi_heads
+        scored = encoding.scored
         rows, fresh = [], [found.new_zeros((0, 4)) for found in encoding.proposals]
         for image, (index, boxes) in chosen.items():
             row, new = scored.place(image, index)
             rows.append(row)
             fresh[image] = boxes[new]
-        pooled = heads.box_roi_pool(encoding.features, fresh, encoding.images.image_sizes)
-        scored.outputs.append(heads.box_predictor(heads.box_head(pooled)))
+        scored.outputs.append(self.score(encoding, fresh))
         row = torch.cat(rows)
-        logits, deltas = (torch.cat(parts)[row] for parts in zip(*scored.outputs, strict=True))
-        return logits, deltas
+        return Scores(*(torch.cat(parts)[row] for parts in zip(*scored.outputs, strict=True)))
+
+    @staticmethod
+    def _marked(
+        marker: Marker,
+        soft: tuple[Tensor, Tensor],
+        samples: Samples,
+        boxes: Tensor,
+        label: Tensor,
+        targets: Tensor,
+        wanted: Tensor,
+    ) -> tuple[Samples, Tensor, Tensor]:
+        """Let the teacher say what the samples of soft truths are, writing its class probabilities into ``targets``.
+
+        Returns:
+            Samples, labels and offsets in which the foreground is where the teacher sees an object.
+        """
+        mask, teacher_images = soft
+        numbers = teacher_images[mask]
+        order = numbers.argsort(stable=True)
+        counts = numbers.bincount(minlength=len(marker.encoding.batch)).tolist()
+        with torch.no_grad():
+            scores = marker.detector.score(marker.encoding, list(boxes[mask][order].split(counts)))
+        logits, deltas = torch.empty_like(scores.logits), torch.empty_like(scores.deltas)
+        logits[order], deltas[order] = scores.logits, scores.deltas
+        targets[mask] = (logits.float() / marker.temperature).softmax(dim=1)
+        label = label.clone()
+        label[mask] = logits.argmax(dim=1)
+        offsets = wanted.new_zeros(len(label), 4)
+        offsets[samples.foreground] = wanted
+        offsets[mask] = deltas[torch.arange(len(numbers), device=label.device), label[mask]].to(offsets)
+        return replace(samples, foreground=label > 0), label, offsets[label > 0]
 
     # ----------------------------------------------------------------------------------------------- weights
 
@@ -251,13 +320,18 @@ class TorchvisionRCNN(Detector):
         device = foreground.device
         counts = torch.tensor([len(match) for match in matched])
         # Images that teach nothing count as images with as many samples as the others have on average.
-        total = counts.sum() * len(supervision) / len(active)
-        normalizer = total.expand(len(counts)) if self.normalizer == "samples" else counts * len(supervision)
-        shares = [
-            _instance_weights(supervision.truths[image], match, supervision.background_weight)
-            for image, match in zip(active, matched, strict=True)
-        ]
-        share = torch.cat(shares)
+        images = supervision.mean_over or len(supervision)
+        total = counts.sum() * images / len(active)
+        normalizer = total.expand(len(counts)) if self.normalizer == "samples" else counts * images
+        truths = [supervision.truths[image] for image in active]
+        background = supervision.background_weight
+        share, box_share = (
+            torch.cat([_instance_weights(w, match, background) for w, match in zip(weights, matched, strict=True)])
+            for weights in (
+                [truth.weights for truth in truths],
+                [truth.weights if truth.box_weights is None else truth.box_weights for truth in truths],
+            )
+        )
 
         def per_sample(values: Tensor) -> Tensor:
             return values.repeat_interleave(counts).to(device)
@@ -265,19 +339,28 @@ class TorchvisionRCNN(Detector):
         return Samples(
             images=per_sample(torch.tensor(active)),
             class_weights=per_sample(supervision.class_weights[active]) * share,
-            box_weights=per_sample(supervision.box_weights[active]) * share,
+            box_weights=per_sample(supervision.box_weights[active]) * box_share,
             normalizers=per_sample(normalizer.float()),
             foreground=foreground,
         )
 
 
-def _instance_weights(truth: Instances, matched: Tensor, background_weight: float) -> Tensor:
+def _soft_samples(supervision: Supervision, samples: Samples) -> tuple[Tensor, Tensor] | None:
+    """(S,) mask of the samples that a teacher scores, and (S,) which of its images; None if there are none."""
+    numbers = [-1 if truth.teacher_image is None else truth.teacher_image for truth in supervision.truths]
+    if max(numbers) < 0:
+        return None
+    teacher_images = torch.tensor(numbers, device=samples.images.device)[samples.images]
+    return teacher_images >= 0, teacher_images
+
+
+def _instance_weights(weights: Tensor | None, matched: Tensor, background_weight: float) -> Tensor:
     """(S,) weight of the matched box of each sample; all 1 if the truth carries no weights."""
-    if truth.weights is None:
+    if weights is None:
         return torch.ones(len(matched), device=matched.device)
-    if not len(truth):
+    if not len(weights):
         return torch.full((len(matched),), background_weight, device=matched.device)
-    return torch.where(matched >= 0, truth.weights[matched.clamp(min=0)], background_weight)
+    return torch.where(matched >= 0, weights[matched.clamp(min=0)], background_weight)
 
 
 def _weighted_sum(losses: Tensor, weights: Tensor, normalizers: Tensor) -> Tensor:

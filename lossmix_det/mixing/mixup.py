@@ -8,6 +8,7 @@ Images are aligned at the top-left corner and zero-filled, as by Zhang et al. (a
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,20 +53,56 @@ def unmixed(count: int) -> Mix:
 def draw_mix(count: int, config: MixingConfig, rng: np.random.Generator) -> Mix:
     """Draw partners and λ ~ Beta(α, α) for a batch; every rule draws the same numbers from the same generator.
 
-    An image stays unmixed with probability 1 - ``probability``. Under the ``noise`` rule λ is moved into
-    [1 - ``noise_share``, 1], so that the other image only disturbs; a share of 1 leaves it where it is.
+    An image stays unmixed with probability 1 - ``probability``.
     """
-    partner = draw_partners(count, rng)
-    lam = rng.beta(config.alpha, config.alpha, count)
-    chosen = rng.random(count) < config.probability
+    return _mix(draw_partners(count, rng), np.arange(count), config, rng)
+
+
+def draw_domain_mix(sources: int, targets: int, config: MixingConfig, rng: np.random.Generator, *, both: bool) -> Mix:
+    """Draw partners and λ for images of two domains, the source's first.
+
+    Each image takes a partner of its own or of the other domain, as often as ``pairs`` says.
+
+    Args:
+        sources, targets: how many images there are of each.
+        config: of mixing.
+        rng: draws.
+        both: mix the images of both domains; otherwise those of the source alone, with partners of either (burn-in).
+    """
+    pairs = config.pairs
+    partner = _partners_of(sources, targets, (pairs.source_source, pairs.source_target), rng)
+    if both:
+        other = _partners_of(targets, sources, (pairs.target_target, pairs.source_target), rng)
+        partner = np.concatenate([partner, np.where(other < targets, other + sources, other - targets)])
+    return _mix(partner, np.arange(len(partner)), config, rng)
+
+
+def _partners_of(own: int, other: int, odds: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
+    """Partners for the images of one domain, counting its own images before those of the other."""
+    circle = draw_partners(own, rng)
+    across = own + np.resize(rng.permutation(other), own) if other else circle
+    chosen = rng.random(own)
+    return np.where(chosen * sum(odds) < odds[1], across, circle) if sum(odds) else np.arange(own)
+
+
+def _mix(partner: np.ndarray, own: np.ndarray, config: MixingConfig, rng: np.random.Generator) -> Mix:
+    """Under the ``noise`` rule λ is moved into [1 - ``noise_share``, 1]: the other image only disturbs."""
+    low, high = config.lam_range
+    lam = low + (high - low) * rng.beta(config.alpha, config.alpha, len(own))
+    chosen = rng.random(len(own)) < config.probability
     if config.rule == "noise":
-        lam = 1 - config.noise_share * (1 - lam)
-    lam = np.where(chosen & (partner != np.arange(count)), lam, 1.0)
+        lam = as_noise(lam, config.noise_share)
+    lam = np.where(chosen & (partner != own), lam, 1.0)
     return Mix(torch.from_numpy(partner), torch.from_numpy(lam).float())
 
 
-def mixup(images: ImageBatch, mix: Mix) -> ImageBatch:
-    """Blend each image with its partner: x~ = λ·x + (1 - λ)·x[partner].
+def as_noise(lam: Any, share: float) -> Any:
+    """λ moved into [1 - share, 1]; a share of 1 leaves it where it is."""
+    return 1 - share * (1 - lam)
+
+
+def mixup(images: ImageBatch, mix: Mix, pool: ImageBatch | None = None) -> ImageBatch:
+    """Blend each image with its partner: x~ = λ·x + (1 - λ)·pool[partner].
 
     Both are aligned at the top-left corner and zero-filled to the larger height and width, which become the size of
     the mixed image. λ = 1 gives the image itself and λ = 0 the partner, at their own sizes.
@@ -73,13 +110,15 @@ def mixup(images: ImageBatch, mix: Mix) -> ImageBatch:
     Args:
         images: float pixels.
         mix: partners and weights.
+        pool: the images that partners are taken from, on the same canvas; absent: ``images``.
     """
+    pool = pool or images
     lam = mix.lam.to(images.pixels).view(-1, 1, 1, 1)
     partner = mix.partner.to(images.pixels.device)
 
-    pixels = torch.lerp(images.pixels[partner], images.pixels, lam)
+    pixels = torch.lerp(pool.pixels[partner], images.pixels, lam)
     sizes = tuple(
-        _mixed_size(size, images.sizes[other], weight)
+        _mixed_size(size, pool.sizes[other], weight)
         for size, other, weight in zip(images.sizes, mix.partner.tolist(), mix.lam.tolist(), strict=True)
     )
     return replace(images, pixels=pixels, sizes=sizes)

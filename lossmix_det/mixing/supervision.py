@@ -18,75 +18,95 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from lossmix_det.config import MixingConfig
 from lossmix_det.mixing.mixup import Mix
 from lossmix_det.structures import Instances, Supervision
 
 
-def supervise(truths: Sequence[Instances], mix: Mix, config: MixingConfig) -> list[Supervision]:
-    """The supervisions of a mixed batch; an unmixed image is taught its own truth with weight 1 under every rule.
+def supervise(
+    taught: Supervision | Sequence[Instances], mix: Mix, config: MixingConfig, pool: Supervision | None = None
+) -> list[Supervision]:
+    """The supervisions of a mixed batch; an unmixed image is taught its own truth with its own weight under every rule.
+
+    An image of weight 0 has no truth to teach (an unlabelled one, or one without pseudo-labels): then the mixed image
+    is taught that of the other alone, with the share that the rule gives it.
 
     Args:
-        truths: of each image before mixing.
+        taught: of each image before mixing; bare truths have weight 1.
         mix: partners and λ that the images were mixed with.
         config: ``rule`` and its settings.
+        pool: of the images that partners are taken from; absent: ``taught``.
 
     Raises:
         ValueError: counts disagree.
     """
-    if len(truths) != len(mix.lam):
-        raise ValueError(f"{len(truths)} truths for {len(mix.lam)} mixed images")
-    return RULES[config.rule](truths, mix, config)
+    if not isinstance(taught, Supervision):
+        taught = Supervision.full(taught)
+    if len(taught) != len(mix.lam):
+        raise ValueError(f"{len(taught)} truths for {len(mix.lam)} mixed images")
+    partners = (pool or taught).take(mix.partner.tolist())
+    return RULES[config.rule](taught, partners, mix, config)
 
 
-def _none(truths: Sequence[Instances], mix: Mix, config: MixingConfig) -> list[Supervision]:
-    return [Supervision.full(truths)]
+def _none(own: Supervision, partners: Supervision, mix: Mix, config: MixingConfig) -> list[Supervision]:
+    return [own]
 
 
-def _lossmix(truths: Sequence[Instances], mix: Mix, config: MixingConfig) -> list[Supervision]:
+def _lossmix(own: Supervision, partners: Supervision, mix: Mix, config: MixingConfig) -> list[Supervision]:
     """{(A, λ), (B, 1 - λ)}: the loss is λ·L(x~, A) + (1 - λ)·L(x~, B)."""
     total = torch.where(mix.mixed, _weight_sum(config, 1.0), 1.0)
-    own, other = total * mix.lam, total * (1 - mix.lam)
-    return [
-        Supervision(tuple(truths), own, own),
-        Supervision(_partners(truths, mix), other, other),
-    ]
+    return [own.scaled(total * mix.lam), partners.scaled(total * (1 - mix.lam))]
 
 
-def _lossmix_instance(truths: Sequence[Instances], mix: Mix, config: MixingConfig) -> list[Supervision]:
+def _lossmix_instance(own: Supervision, partners: Supervision, mix: Mix, config: MixingConfig) -> list[Supervision]:
     """One assignment over the boxes of both, each positive weighted as its box."""
     total = _weight_sum(config, 1.0)
-
-    def of(own: Instances, other: Instances, lam: float) -> Instances:
-        return Instances.union(own, other, total * lam, total * (1 - lam)) if lam < 1 else own
-
-    triples = zip(truths, _partners(truths, mix), mix.lam.tolist(), strict=True)
-    weights = torch.ones(len(truths))
-    return [Supervision(tuple(of(*triple) for triple in triples), weights, weights, config.background_weight)]
+    return [_joined(own, partners, mix, (total * mix.lam, total * (1 - mix.lam)), config.background_weight)]
 
 
-def _union(truths: Sequence[Instances], mix: Mix, config: MixingConfig) -> list[Supervision]:
-    triples = zip(truths, _partners(truths, mix), mix.mixed.tolist(), strict=True)
-    joined = tuple(Instances.union(own, other) if mixed else own for own, other, mixed in triples)
-    weights = torch.where(mix.mixed, _weight_sum(config, 2.0) / 2, 1.0)
-    return [Supervision(joined, weights, weights)]
+def _union(own: Supervision, partners: Supervision, mix: Mix, config: MixingConfig) -> list[Supervision]:
+    ones = torch.ones_like(mix.lam)
+    joined = _joined(own, partners, mix, (ones, ones), 1.0)
+    return [joined.scaled(torch.where(mix.mixed, _weight_sum(config, 2.0) / 2, 1.0))]
 
 
-def _noise(truths: Sequence[Instances], mix: Mix, config: MixingConfig) -> list[Supervision]:
-    weights = torch.where(mix.mixed, _weight_sum(config, 1.0), 1.0)
-    return [Supervision(tuple(truths), weights, weights)]
+def _noise(own: Supervision, partners: Supervision, mix: Mix, config: MixingConfig) -> list[Supervision]:
+    return [own.scaled(torch.where(mix.mixed, _weight_sum(config, 1.0), 1.0))]
+
+
+def _joined(
+    own: Supervision, partners: Supervision, mix: Mix, shares: tuple[Tensor, Tensor], background_weight: float
+) -> Supervision:
+    """One truth of the boxes of both images, each box weighted by its image's weight times its share.
+
+    The background is weighted as the image itself is, or as its partner where the image has nothing to teach.
+    """
+    truths, class_weights, box_weights = [], own.class_weights.clone(), own.box_weights.clone()
+    for index in torch.nonzero(mix.mixed).flatten().tolist():
+        class_weights[index] = box_weights[index] = own.class_weights[index] or partners.class_weights[index]
+    for index, mixed in enumerate(mix.mixed.tolist()):
+        if not mixed:
+            truths.append(own.truths[index])
+            continue
+        parts = [
+            side.truths[index].weighted(
+                float(share[index] * side.class_weights[index] / class_weights[index]),
+                float(share[index] * side.box_weights[index] / class_weights[index]),
+            )
+            for side, share in zip((own, partners), shares, strict=True)
+            if side.class_weights[index] > 0
+        ]
+        truths.append(Instances.union(*parts) if len(parts) == 2 else (parts or [Instances.empty()])[0])
+    return Supervision(tuple(truths), class_weights, box_weights, background_weight)
 
 
 def _weight_sum(config: MixingConfig, default: float) -> float:
     return default if config.weight_sum is None else config.weight_sum
 
 
-def _partners(truths: Sequence[Instances], mix: Mix) -> tuple[Instances, ...]:
-    return tuple(truths[other] for other in mix.partner.tolist())
-
-
-Rule = Callable[[Sequence[Instances], Mix, MixingConfig], list[Supervision]]
+Rule = Callable[[Supervision, Supervision, Mix, MixingConfig], list[Supervision]]
 RULES: dict[str, Rule] = {
     "none": _none,
     "lossmix": _lossmix,

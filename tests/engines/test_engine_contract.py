@@ -270,7 +270,8 @@ def test_class_and_box_weights_are_separate(slim):
 def test_instance_weights_of_one_are_the_union(slim):
     batch = images()
     union = tuple(Instances.union(a, b) for a, b in zip(TRUTHS_A, TRUTHS_B, strict=True))
-    weighted_union = tuple(Instances.union(a, b, 1.0, 1.0) for a, b in zip(TRUTHS_A, TRUTHS_B, strict=True))
+    pairs = [(a.weighted(1.0, 1.0), b.weighted(1.0, 1.0)) for a, b in zip(TRUTHS_A, TRUTHS_B, strict=True)]
+    weighted_union = tuple(Instances.union(*pair) for pair in pairs)
     ones = torch.ones(3)
     ours = losses(slim, batch, Supervision(weighted_union, ones, ones, background_weight=1.0))
     stock = stock_losses(slim, batch, union)
@@ -285,7 +286,7 @@ def test_positives_carry_the_weight_of_their_box_and_background_its_setting(slim
     ones = torch.ones(1)
 
     def loss(weight_a: float, weight_b: float, background: float) -> dict[str, torch.Tensor]:
-        a = Instances.union(TRUTHS_A[0], TRUTHS_B[0], weight_a, weight_b)
+        a = Instances.union(TRUTHS_A[0].weighted(weight_a, weight_a), TRUTHS_B[0].weighted(weight_b, weight_b))
         return losses(slim, batch, Supervision((a,), ones, ones, background))
 
     only_a, only_b, only_background = loss(1, 0, 0), loss(0, 1, 0), loss(0, 0, 1)
@@ -300,7 +301,7 @@ def test_positives_carry_the_weight_of_their_box_and_background_its_setting(slim
 
 
 def test_background_weight_holds_for_an_image_without_boxes(slim):
-    bare = Instances.union(Instances.empty(), Instances.empty(), 0.5, 0.5)
+    bare = Instances.empty().weighted(0.5, 0.5)
     ones = torch.ones(1)
     half = losses(slim, images(1), Supervision((bare,), ones, ones, 0.5))
     full = stock_losses(slim, images(1), (Instances.empty(),))
@@ -331,7 +332,7 @@ def test_keys_give_an_image_the_same_samples_in_any_batch():
     torch.rand(7)  # the global generator must not matter
     parts = [
         losses(detector, single, Supervision.full(TRUTHS_A[index : index + 1]))
-        for index, single in enumerate(batch.split(3))
+        for index, single in enumerate(batch.take([place]) for place in range(3))
     ]
     for name in LOSSES:
         assert_close(whole[name], sum(part[name] for part in parts) / 3, **CLOSE)
