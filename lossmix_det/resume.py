@@ -31,7 +31,7 @@ def check_continues(content: dict[str, Any], config: Config, classes: list[str],
             f"{config.output_dir} was trained on the classes {', '.join(content['classes'])}, the data now has "
             f"{', '.join(classes)}; restore the data set or give another output_dir"
         )
-    before, now = _flat(content["config"]), _flat(as_dict(config))
+    before, now = flat(content["config"]), flat(as_dict(config))
     changed = [key for key in now if key in before and before[key] != now[key]]
     for key in changed:
         if key in FIXED:
@@ -44,8 +44,9 @@ def check_continues(content: dict[str, Any], config: Config, classes: list[str],
             log.warning("data set %s has changed since the run was started", name)
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by their dotted key."""
+    result: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return result

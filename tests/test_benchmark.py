@@ -2,14 +2,15 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 from runs import ROOT, TINY
 
 from lossmix_det.cli import run_tool
 from lossmix_det.errors import UserError
-from lossmix_det.report import benchmark, compare, cost
-from lossmix_det.report.compare import Suite, page
+from lossmix_det.report import benchmark, compare, cost, curves
+from lossmix_det.report.compare import Run, Suite, page
 
 
 def results(folder, name, seed, photo, clipart):
@@ -19,9 +20,12 @@ def results(folder, name, seed, photo, clipart):
         "shapes_photo_test": {"AP50": photo, "AP": photo / 2},
         "shapes_clipart_test": {"AP50": clipart, "AP": 1.0},
     }
-    (path / "results.json").write_text(json.dumps({"student": scores}))
+    for metrics in scores.values():
+        metrics["classes"] = {"star": {"AP50": metrics["AP50"] + 1}, "cross": {"AP50": None}}
+    other = {name: {"AP50": 0.0, "AP": 0.0} for name in scores}
+    (path / "results.json").write_text(json.dumps({"student": other, "teacher": scores}))
     run = {
-        "config": {"train": {"steps": 5}, "data": {"batch_size": 4}},
+        "config": {"train": {"steps": 5, "precision": "32"}, "data": {"batch_size": 4}},
         "versions": dict.fromkeys(("torch", "torchvision", "albumentations"), "1.0"),
         "python": "3.11",
         "device": "cpu",
@@ -40,12 +44,64 @@ def test_the_table_gives_mean_deviation_and_paired_gain(tmp_path):
         results(tmp_path, "source_only", seed, base, 40)
         results(tmp_path, "lossmix", seed, mixed, 41)
     chosen = options(tmp_path, "--seeds", "1", "2", "--methods", "source_only", "lossmix", "union")
-    text = page(benchmark.MIXING, chosen.methods, chosen)
+    text = page(benchmark.MIXING, planned(benchmark.MIXING, chosen), chosen)
     assert "| lossmix | 72.0 ± 2.8 | 36.0 ± 1.4 | 41.0 ± 0.0 | 1.0 ± 0.0 | 2 of 2 |" in text
     assert "| lossmix | +4.0 ± 2.0 | +1.0 ± 0.0 |" in text
-    assert "| union | failed | failed | failed | failed | 0 of 2 |" in text
+    assert "| union | – | – | – | – | 0 of 2 |" in text
+    assert "by class" not in text
     command = "python tools/benchmark.py --suite mixing --seeds 1 2 --methods source_only lossmix union --runs "
     assert command + str(tmp_path) in text
+
+
+def planned(suite, chosen) -> list[Run]:
+    return [compare._planned(suite, chosen, method, seed) for seed in chosen.seeds for method in chosen.methods]
+
+
+def adapted(folder, method: str, seed: int) -> None:
+    """What a finished run of adaptation leaves behind for the curves."""
+    path = folder / "shapes" / f"{method}_seed{seed}"
+    (path / "scores.csv").write_text("step,student/a/AP50,teacher/a/AP50\n5,10.0,\n10,20.0,30.0\n")
+    rows = "".join(f"{step},0.5,0.25\n" for step in range(1, 21))
+    (path / "metrics.csv").write_text("step,pseudo/precision,pseudo/recall\n" + rows)
+    (path / "detections_shapes_clipart_test.json").write_text(json.dumps([{"score": 0.9}, {"score": 0.05}]))
+
+
+def test_adaptation_has_classes_gains_over_both_baselines_and_curves(tmp_path):
+    suite = Suite("s", Path("configs/shapes"), ("a", "b"), ("a", "b"), adapts=True)
+    chosen = options(tmp_path, "--seeds", "1", "2", "--methods", "a", "b")
+    for seed, (one, two) in enumerate([(10, 20), (12, 26)], start=1):
+        for method, value in (("a", one), ("b", two)):
+            results(tmp_path, method, seed, 0, value)
+            adapted(tmp_path, method, seed)
+    compare._write(suite, planned(suite, chosen), chosen, tmp_path / "page.md")
+    text = (tmp_path / "page.md").read_text()
+    assert "| b | 24.0 ± 4.2 | – |" in text  # by class: one more than the mean
+    assert "minus that of `a`" in text
+    assert "| b | +0.0 ± 0.0 | +12.0 ± 2.0 |" in text
+    assert "| a | +0.0 ± 0.0 | -12.0 ± 2.0 |" in text
+    assert "![Scores and pseudo-labels over the steps](page.png)" in text
+    assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_curves_are_means_over_seeds_of_the_model_that_is_reported(tmp_path):
+    chosen = options(tmp_path, "--seeds", "1", "2", "--methods", "a")
+    for seed in (1, 2):
+        results(tmp_path, "a", seed, 0, 1)
+        adapted(tmp_path, "a", seed)
+    runs = planned(benchmark.MIXING, chosen)
+    assert dict(curves._scores(runs)) == {("a", 5): [10.0, 10.0], ("a", 10): [30.0, 30.0]}
+    assert dict(curves._metric(runs, "pseudo/recall")) == {("a", 10): [0.25, 0.25], ("a", 20): [0.25, 0.25]}
+    assert curves._detection_scores(runs[0]) == [0.9]
+
+
+def test_several_jobs_share_the_machine(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    assert [compare._environment(place, 3)["CUDA_VISIBLE_DEVICES"] for place in range(3)] == ["4", "6", "4"]
+    assert compare._environment(0, 1)["CUDA_VISIBLE_DEVICES"] == "4,6"
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    assert compare._environment(1, 2)["OMP_NUM_THREADS"] == "4"
 
 
 def test_a_failed_run_is_shown_and_not_dropped(tmp_path, monkeypatch):
@@ -54,19 +110,25 @@ def test_a_failed_run_is_shown_and_not_dropped(tmp_path, monkeypatch):
     chosen.overrides = ["data.train=[nowhere]"]
     compare.compare(benchmark.MIXING, chosen, tmp_path / "unused.md")
     assert "no run has finished" in (tmp_path / "t.md").read_text()
+    (run,) = planned(benchmark.MIXING, chosen)
+    assert run.complaint().startswith("error: unknown data set 'nowhere'")
+    results(tmp_path / "runs", "union", 5, 1, 1)
+    chosen.seeds = [5, 4]
+    text = page(benchmark.MIXING, planned(benchmark.MIXING, chosen), chosen)
+    assert "* union, seed 4: error: unknown data set 'nowhere'" in text
     assert "unknown data set 'nowhere'" in (tmp_path / "runs" / "shapes" / "union_seed4" / "log.txt").read_text()
 
 
 def test_a_suite_trains_and_what_is_done_is_not_done_again(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    suite = Suite("small", ROOT / "configs" / "shapes", ("source_only", "union"), "source_only")
-    words = ["--seeds", "5", "--output", str(tmp_path / "t.md")]
+    suite = Suite("small", ROOT / "configs" / "shapes", ("source_only", "union"), ("source_only",))
+    words = ["--seeds", "5", "--output", str(tmp_path / "t.md"), "--jobs", "2"]
     chosen = options(tmp_path / "runs", *words)
     chosen.overrides = [*TINY, "train.steps=2"]
     compare.compare(suite, chosen, tmp_path / "unused.md")
     text = (tmp_path / "t.md").read_text()
     assert text.count("| 1 of 1 |") == 2
-    monkeypatch.setattr(compare, "_run", lambda *_: pytest.fail("ran again"))
+    monkeypatch.setattr(compare, "_train", lambda *_: pytest.fail("ran again"))
     compare.compare(suite, chosen, tmp_path / "unused.md")
     assert (tmp_path / "t.md").read_text() == text
 

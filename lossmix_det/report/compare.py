@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
+import queue
 import shlex
 import statistics
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from typing import Any
 from lossmix_det.checkpoint import write_atomically
 from lossmix_det.config import as_dict, load_config
 from lossmix_det.errors import UserError, nearest
+from lossmix_det.report.curves import draw_curves
 
 log = logging.getLogger(__name__)
 
@@ -31,104 +35,202 @@ class Suite:
         title: of the page.
         configs: folder of ``<method>.yaml``.
         methods: in the order of the table.
-        baseline: the method that gains are counted from.
+        baselines: the methods that gains are counted from.
+        adapts: draw curves of scores and pseudo-labels, and a table by class of the last test set.
     """
 
     title: str
     configs: Path
     methods: tuple[str, ...]
-    baseline: str
+    baselines: tuple[str, ...]
+    adapts: bool = False
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method with one seed, in a folder of its own."""
+
+    method: str
+    seed: int
+    config: Path
+    folder: Path
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / "results.json").is_file()
+
+    def scores(self) -> dict[str, Any] | None:
+        """By test set, of the model that the run reports (its average, if it keeps one); None if it did not finish."""
+        if not self.finished:
+            return None
+        return list(json.loads((self.folder / "results.json").read_text()).values())[-1]
+
+    def about(self) -> dict[str, Any] | None:
+        path = self.folder / "run.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def complaint(self) -> str:
+        """The last words of a run that failed."""
+        path = self.folder / "log.txt"
+        lines = path.read_text(errors="replace").strip().splitlines() if path.is_file() else []
+        return lines[-1] if lines else "not run"
 
 
 def compare(suite: Suite, options: argparse.Namespace, default_output: Path) -> None:
-    """Run what has not run yet, one process at a time, and rewrite the page after each run.
+    """Run what has not run yet, and rewrite the page after each run.
 
     Raises:
-        UserError: an unknown method.
+        UserError: an unknown method, or a folder that holds a run with other settings.
     """
     methods = options.methods or list(suite.methods)
     for method in methods:
         if method not in suite.methods:
             raise UserError(f"unknown method {method!r}{nearest(method, list(suite.methods))}")
+    if options.jobs < 1:
+        raise UserError(f"--jobs {options.jobs}: at least one run at a time")
+    runs = [_planned(suite, options, method, seed) for seed in options.seeds for method in methods]
     output = options.output or default_output
-    for seed in options.seeds:
-        for method in methods:
-            folder = options.runs / suite.configs.name / f"{method}_seed{seed}"
-            if (folder / "results.json").is_file():
-                _check_settings(suite.configs / f"{method}.yaml", folder, seed, options.overrides)
-            else:
-                _run(suite.configs / f"{method}.yaml", folder, seed, options.overrides)
-            write_atomically(output, page(suite, methods, options))
+    for run in runs:
+        if run.finished:
+            _check_settings(run, options.overrides)
+    _write(suite, runs, options, output)
+    places: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for place in range(options.jobs):
+        places.put(place)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        waiting = [pool.submit(_train, run, options, places) for run in runs if not run.finished]
+        for done in as_completed(waiting):
+            done.result()
+            _write(suite, runs, options, output)
     log.info("wrote %s", output)
 
 
-def _check_settings(config: Path, folder: Path, seed: int, overrides: list[str]) -> None:
+def _planned(suite: Suite, options: argparse.Namespace, method: str, seed: int) -> Run:
+    folder = options.runs / suite.configs.name / f"{method}_seed{seed}"
+    return Run(method, seed, suite.configs / f"{method}.yaml", folder)
+
+
+def _check_settings(run: Run, overrides: list[str]) -> None:
     """Refuse scores of a run with other settings than those asked for now."""
-    wanted = as_dict(load_config(config, [f"output_dir={folder}", f"train.seed={seed}", *overrides]))
-    found = json.loads((folder / "run.json").read_text())["config"]
+    wanted = as_dict(load_config(run.config, [f"output_dir={run.folder}", f"train.seed={run.seed}", *overrides]))
+    found = (run.about() or {}).get("config", {})
     changed = [key for key in wanted if wanted[key] != found.get(key)]
     if changed:
         raise UserError(
-            f"{folder} holds a run with other settings ({', '.join(changed)}); give another folder by --runs"
+            f"{run.folder} holds a run with other settings ({', '.join(changed)}); give another folder by --runs"
         )
 
 
-def _run(config: Path, folder: Path, seed: int, overrides: list[str]) -> None:
+def _train(run: Run, options: argparse.Namespace, places: queue.SimpleQueue[int]) -> None:
     """One training run as its own process, resumed if it was interrupted; its words go to a file beside."""
-    words = [sys.executable, "tools/train_net.py", "--config-file", str(config), "--resume"]
-    words += [f"output_dir={folder}", f"train.seed={seed}", *overrides]
+    words = [sys.executable, "tools/train_net.py", "--config-file", str(run.config), "--resume"]
+    words += [f"output_dir={run.folder}", f"train.seed={run.seed}", *options.overrides]
     log.info("%s", shlex.join(words[1:]))
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "log.txt", "a") as file:
-        done = subprocess.run(words, stdout=file, stderr=subprocess.STDOUT, check=False)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    place = places.get()
+    with open(run.folder / "log.txt", "a") as file:
+        environment = _environment(place, options.jobs)
+        done = subprocess.run(words, stdout=file, stderr=subprocess.STDOUT, check=False, env=environment)
+    places.put(place)
     if done.returncode:
-        log.warning("failed with status %d; see %s", done.returncode, folder / "log.txt")
+        log.warning("%s seed %d failed: %s; see %s", run.method, run.seed, run.complaint(), run.folder / "log.txt")
 
 
-def page(suite: Suite, methods: list[str], options: argparse.Namespace) -> str:
-    """The table in Markdown, from whatever results there are; runs that failed or are missing are shown as such."""
-    scores = {method: [_scores(suite, options, method, seed) for seed in options.seeds] for method in methods}
-    some = next((found for runs in scores.values() for found in runs if found), None)
-    if some is None:
-        return f"# {suite.title}\n\nno run has finished\n"
-    sets = list(some)
+def _environment(place: int, jobs: int) -> dict[str, str]:
+    """A GPU for each of several jobs, or its share of the CPU's cores."""
+    import torch
+
+    environment = dict(os.environ)
+    gpus = torch.cuda.device_count()
+    if gpus and jobs > 1:
+        visible = environment.get("CUDA_VISIBLE_DEVICES")
+        names = visible.split(",") if visible else [str(index) for index in range(gpus)]
+        environment["CUDA_VISIBLE_DEVICES"] = names[place % len(names)]
+    elif jobs > 1:
+        environment["OMP_NUM_THREADS"] = str(max((os.cpu_count() or 1) // jobs, 1))
+    return environment
+
+
+# ------------------------------------------------------------------------------------------------------ the page
+
+
+def _write(suite: Suite, runs: list[Run], options: argparse.Namespace, output: Path) -> None:
+    picture = output.with_suffix(".png") if suite.adapts and draw_curves(runs, output.with_suffix(".png")) else None
+    write_atomically(output, page(suite, runs, options, picture))
+
+
+def page(suite: Suite, runs: list[Run], options: argparse.Namespace, picture: Path | None = None) -> str:
+    """The tables in Markdown, from whatever results there are; runs that failed or are missing are shown as such."""
+    lines = [f"# {suite.title}", "", "```", _command(options), "```", ""]
+    finished = [run for run in runs if run.finished]
+    if not finished:
+        return "\n".join([*lines, "no run has finished"]) + "\n"
+    sets = list(finished[0].scores())
+    lines += [_about(finished), "", *_summary(runs, sets)]
+    for baseline in suite.baselines:
+        lines += ["", *_gains(runs, baseline, sets)]
+    if suite.adapts:
+        lines += ["", *_by_class(runs, sets[-1])]
+    if picture:
+        lines += ["", f"![Scores and pseudo-labels over the steps]({picture.name})"]
+    lines += ["", *_failures(runs)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _by_method(runs: list[Run]) -> dict[str, list[Run]]:
+    methods = dict.fromkeys(run.method for run in runs)
+    return {method: [run for run in runs if run.method == method] for method in methods}
+
+
+def _summary(runs: list[Run], sets: list[str]) -> list[str]:
     columns = [(name, metric) for name in sets for metric in METRICS]
-    lines = [f"# {suite.title}", "", "```", _command(options), "```", "", _about(suite, options, methods), ""]
-    lines += ["| method | " + " | ".join(f"{name} {metric}" for name, metric in columns) + " | runs |"]
+    lines = ["| method | " + " | ".join(f"{name} {metric}" for name, metric in columns) + " | runs |"]
     lines += ["|---|" + "---:|" * (len(columns) + 1)]
-    for method in methods:
-        finished = [found for found in scores[method] if found]
-        cells = [_cell([found[name][metric] for found in finished]) for name, metric in columns]
-        lines.append(f"| {method} | " + " | ".join(cells) + f" | {len(finished)} of {len(options.seeds)} |")
-    return "\n".join([*lines, "", *_gains(suite, methods, scores, sets)]) + "\n"
+    for method, own in _by_method(runs).items():
+        found = [run.scores() for run in own if run.finished]
+        cells = [_cell([scores[name][metric] for scores in found]) for name, metric in columns]
+        lines.append(f"| {method} | " + " | ".join(cells) + f" | {len(found)} of {len(own)} |")
+    return lines
 
 
-def _gains(suite: Suite, methods: list[str], scores: dict[str, list[Any]], sets: list[str]) -> list[str]:
-    """Differences to the baseline, seed by seed, with their standard error."""
-    if suite.baseline not in methods:
+def _gains(runs: list[Run], baseline: str, sets: list[str]) -> list[str]:
+    """Differences to a baseline, seed by seed, with their standard error."""
+    methods = _by_method(runs)
+    base = {run.seed: run.scores() for run in methods.get(baseline, []) if run.finished}
+    if not base:
         return []
-    lines = [f"AP50 minus that of `{suite.baseline}` with the same seed: mean ± standard error.", ""]
+    lines = [f"AP50 minus that of `{baseline}` with the same seed: mean ± standard error.", ""]
     lines += ["| method | " + " | ".join(sets) + " |", "|---|" + "---:|" * len(sets)]
-    for method in methods:
-        pairs = [pair for pair in zip(scores[method], scores[suite.baseline], strict=True) if all(pair)]
-        if method == suite.baseline or not pairs:
+    for method, own in methods.items():
+        pairs = [(run.scores(), base[run.seed]) for run in own if run.finished and run.seed in base]
+        if method == baseline or not pairs:
             continue
-        cells = [_cell([own[name]["AP50"] - base[name]["AP50"] for own, base in pairs], error=True) for name in sets]
+        cells = [_cell([one[name]["AP50"] - two[name]["AP50"] for one, two in pairs], error=True) for name in sets]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return lines
 
 
-def _scores(suite: Suite, options: argparse.Namespace, method: str, seed: int) -> dict[str, Any] | None:
-    """Scores by test set of the model that a run reports (its average, if it keeps one); None if it did not finish."""
-    path = options.runs / suite.configs.name / f"{method}_seed{seed}" / "results.json"
-    if not path.is_file():
-        return None
-    return list(json.loads(path.read_text()).values())[-1]
+def _by_class(runs: list[Run], test_set: str) -> list[str]:
+    methods = {method: [run.scores() for run in own if run.finished] for method, own in _by_method(runs).items()}
+    classes = list(next(found for found in methods.values() if found)[0][test_set]["classes"])
+    lines = [f"AP50 by class on {test_set}: mean ± standard deviation.", ""]
+    lines += ["| method | " + " | ".join(classes) + " |", "|---|" + "---:|" * len(classes)]
+    for method, found in methods.items():
+        values = ([scores[test_set]["classes"][name]["AP50"] for scores in found] for name in classes)
+        lines.append(f"| {method} | " + " | ".join(_cell([v for v in row if v is not None]) for row in values) + " |")
+    return lines
+
+
+def _failures(runs: list[Run]) -> list[str]:
+    failed = [run for run in runs if not run.finished and (run.folder / "log.txt").is_file()]
+    if not failed:
+        return []
+    return ["Not finished:", "", *(f"* {run.method}, seed {run.seed}: {run.complaint()}" for run in failed)]
 
 
 def _cell(values: list[float], error: bool = False) -> str:
     if not values:
-        return "failed"
+        return "–"
     sign = "+" if error else ""
     if len(values) == 1:
         return f"{values[0]:{sign}.1f}"
@@ -139,20 +241,22 @@ def _cell(values: list[float], error: bool = False) -> str:
 def _command(options: argparse.Namespace) -> str:
     words = ["python", "tools/benchmark.py", "--suite", options.suite, "--seeds", *map(str, options.seeds)]
     words += ["--methods", *options.methods] if options.methods else []
+    words += ["--jobs", str(options.jobs)] if options.jobs > 1 else []
     words += ["--runs", str(options.runs)] if options.runs != DEFAULT_RUNS else []
     words += ["--output", str(options.output)] if options.output else []
     return shlex.join([*words, *options.overrides])
 
 
-def _about(suite: Suite, options: argparse.Namespace, methods: list[str]) -> str:
+def _about(finished: list[Run]) -> str:
     """Versions, steps and data of the first finished run, as it recorded them."""
-    paths = (options.runs / suite.configs.name / f"{m}_seed{s}" / "run.json" for s in options.seeds for m in methods)
-    runs = [json.loads(path.read_text()) for path in paths if path.is_file()]
-    run, revisions = runs[0], dict.fromkeys(str(run["git_revision"]) for run in runs)
+    found = [about for about in (run.about() for run in finished) if about]
+    run, revisions = found[0], dict.fromkeys(str(about["git_revision"]) for about in found)
     train, data = run["config"]["train"], run["config"]["data"]
     versions = ", ".join(f"{name} {run['versions'][name]}" for name in ("torch", "torchvision", "albumentations"))
+    seeds = ", ".join(map(str, dict.fromkeys(each.seed for each in finished)))
     return (
-        f"Seeds {', '.join(map(str, options.seeds))}; {train['steps']} steps of {data['batch_size']} images each; "
+        f"Seeds {seeds}; {train['steps']} steps of {data['batch_size']} images each; "
         f"scores of the last step in percent, mean ± standard deviation over seeds. "
-        f"Python {run['python']}, {versions}, on {run['device']}. Revision {', '.join(revisions)}."
+        f"Python {run['python']}, {versions}, on {run['device']} ({train['precision']}). "
+        f"Revision {', '.join(revisions)}."
     )
