@@ -138,6 +138,7 @@ class MixingConfig:
     rule: str = choice("lossmix", "lossmix_instance", "union", "noise", "none")
     alpha: float = number(1.0, 1e-3, 1e3)  # lam ~ Beta(alpha, alpha)
     probability: float = number(0.5, 0, 1)  # share of the images that are mixed
+    burn_in_probability: float | None = number(None, 0, 1)  # the same in burn-in; null: probability
     off_last_steps: int = number(0, 0)  # train on clean images at the end
     weight_sum: float | None = number(None, 1e-3, 1e3)  # weights of one mixed image; null: 2 for union, else 1
     background_weight: float = number(1.0, 0, 1e3)  # lossmix_instance: weight of background samples
@@ -168,8 +169,8 @@ class OptimizerConfig:
 class EmaConfig:
     decay: float = number(0.0, 0, 1)  # share kept of the average per step; 0 keeps no average
     warmup: bool = True  # start at (1 + step) / (10 + step), so that a short run is not its initial weights
-    # Adaptation: the teacher is a copy of the student as burn-in ends; or the average kept since the first step; or that
-    # average, from which the student starts again too.
+    # Adaptation: the teacher is a copy of the student as burn-in ends; or the average kept since the first step; or
+    # that average, from which the student starts again too.
     start: str = choice("copy", "follow", "restart")
 
 

@@ -26,7 +26,8 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> Optimizer:
         {"params": [parameter for parameter in learning if parameter.ndim <= 1], "weight_decay": 0.0},
     ]
     if config.name == "adamw":
-        # Fused is several times faster on a CPU; on a GPU it would unscale fp16 gradients itself, before they are clipped.
+        # Fused is several times faster on a CPU; on a GPU it would unscale fp16 gradients itself, and clipping needs
+        # them unscaled before.
         return AdamW(groups, lr=config.lr, fused=all(parameter.device.type == "cpu" for parameter in learning))
     return SGD(groups, lr=config.lr, momentum=config.momentum)
 

@@ -117,8 +117,12 @@ class BurnIn:
     teaches_target = False
 
     def __init__(self, config: Config, clean: bool = False) -> None:
-        self.mixing = MixingConfig(rule="none") if clean else config.mixing
+        self.mixing = MixingConfig(rule="none") if clean else self._settings(config.mixing)
         self.supervised_weight = config.adaptation.supervised_weight
+
+    def _settings(self, mixing: MixingConfig) -> MixingConfig:
+        share = mixing.burn_in_probability
+        return mixing if share is None else replace(mixing, probability=share)
 
     def compose(self, batch: StepBatch, rng: np.random.Generator, pseudo_labels: Supervision | None = None) -> Lesson:
         """The source's views, and the target's strong view where it is taught; each mixed within its view.
@@ -194,6 +198,9 @@ class Adaptation(BurnIn):
     """Labelled images, and target images with the teacher's pseudo-labels, mixed within and across the domains."""
 
     teaches_target = True
+
+    def _settings(self, mixing: MixingConfig) -> MixingConfig:
+        return mixing
 
     def _burn_in_rule(self, mix: Mix, sources: int, mixing: MixingConfig) -> tuple[Mix, Tensor | None]:
         return mix, None

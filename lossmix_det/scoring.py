@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from lossmix_det.data.records import ImageSet
 from lossmix_det.engines import Detector
 from lossmix_det.errors import UserError
 from lossmix_det.evaluation import detect_all, evaluate
+from lossmix_det.evaluation.tables import SUMMARY
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +60,32 @@ def score_models(
                 if image_set.labelled:
                     results[name][image_set.name] = evaluate(_without(image_set, set(unreadable)), found)
     return results, detections, problems
+
+
+def check_metric(metric: str, test_sets: list[ImageSet]) -> None:
+    """Refuse a metric that no evaluation will give.
+
+    Args:
+        metric: ``<metric>`` of the last test set, or ``<test set>/<metric>``.
+        test_sets: those without truths have no scores.
+
+    Raises:
+        UserError: with what there is instead.
+    """
+    name, _, short = metric.rpartition("/")
+    scored = [image_set.name for image_set in test_sets if image_set.labelled]
+    if short not in SUMMARY or (name and name not in scored):
+        raise UserError(
+            f"train.best_metric={metric!r} is not among the scores; test sets: {', '.join(scored)}; "
+            f"metrics: {', '.join(SUMMARY)}"
+        )
+
+
+def metric_of(metric: str, results: dict[str, dict[str, Any]]) -> float:
+    """That metric of the model that is reported, the last one; nan where nothing was scored."""
+    name, _, short = metric.rpartition("/")
+    sets = list(results.values())[-1]
+    return sets[name or next(reversed(sets))][short] if sets else math.nan
 
 
 def report_problems(sets: list[ImageSet], unreadable: set[str], folder: Path) -> None:

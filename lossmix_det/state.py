@@ -37,8 +37,8 @@ def collect(run: Trainer) -> dict[str, Any]:
         "best": run.best,
         "burned_in": run.burned_in,
         "bad_steps": [run.bad_steps, run.skipped_steps],
-        "unreadable": sorted(run.unreadable),
-        "fingerprints": run.fingerprints(),
+        "unreadable": sorted(run.streams.unreadable),
+        "fingerprints": run.streams.fingerprints(),
         "config": as_dict(run.config),
     }
 
@@ -49,7 +49,7 @@ def restore(run: Trainer, content: dict[str, Any]) -> None:
     Raises:
         UserError: the checkpoint is of another model, or of other classes.
     """
-    check_continues(content, run.config, run.classes, run.fingerprints())
+    check_continues(content, run.config, run.classes, run.streams.fingerprints())
     run.detector.restore(content["student"])
     if content["adapting"] and not run.adapting:
         run.begin_adaptation()
@@ -66,7 +66,7 @@ def restore(run: Trainer, content: dict[str, Any]) -> None:
     restore_random_state(content["random"])
     run.step, run.best, run.burned_in = content["step"], content["best"], content["burned_in"]
     run.bad_steps, run.skipped_steps = content["bad_steps"]
-    run.unreadable = set(content["unreadable"])
+    run.streams.unreadable = set(content["unreadable"])
 
 
 def _restore_optimizer(run: Trainer, state: dict[int, Any], step: int) -> None:

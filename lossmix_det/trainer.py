@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import random
 import time
 import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,28 +20,23 @@ from torch.optim.swa_utils import AveragedModel
 
 from lossmix_det.adaptation import Labeller
 from lossmix_det.alignment import Alignment
-from lossmix_det.checkpoint import Checkpoints, read_checkpoint, write_atomically
+from lossmix_det.checkpoint import Checkpoints, read_checkpoint
 from lossmix_det.config import Config
-from lossmix_det.data.catalog import load_sets, load_target
-from lossmix_det.data.loaders import target_loader, training_loader
 from lossmix_det.engines import Detector, build_detector
 from lossmix_det.errors import UserError
-from lossmix_det.evaluation import print_tables, write_results
-from lossmix_det.evaluation.tables import SUMMARY
-from lossmix_det.export import export_model
 from lossmix_det.optimization import build_optimizer, build_schedule
 from lossmix_det.phases import Lesson, phase_at
+from lossmix_det.publish import burned_in_folder, publish, write_detections
 from lossmix_det.runlog import RunLog, open_folder
-from lossmix_det.scoring import report_problems, score_models
+from lossmix_det.scoring import check_metric, metric_of, report_problems, score_models
 from lossmix_det.signals import catching_signals
 from lossmix_det.state import collect, restore, start_from
+from lossmix_det.streams import Streams
 from lossmix_det.structures import StepBatch, Supervision
 from lossmix_det.student import StudentStep
 from lossmix_det.teacher import averaged
 
 log = logging.getLogger(__name__)
-
-BURNED_IN = "burn-in"  # the student as burn-in ended, in tables and files
 
 
 class Trainer:
@@ -67,8 +60,9 @@ class Trainer:
         if self.checkpoints.paths() and not resume:
             raise UserError(f"{self.folder} already holds a run; continue it with --resume, or give another output_dir")
         seed_everything(config.train.seed)
-        self._load_data()
-        self._check_best_metric()
+        self.streams = Streams(config, fabric)
+        self.classes = self.streams.classes
+        check_metric(config.train.best_metric, self.streams.test_sets)
         self.detector: Detector = build_detector(config.model, len(self.classes)).to(fabric.device)
         if config.adaptation.burn_in_from and config.data.target:
             start_from(self.detector, config.adaptation.burn_in_from, self.classes)
@@ -76,19 +70,11 @@ class Trainer:
         self.step = self.bad_steps = self.skipped_steps = 0
         self.best: dict[str, Any] | None = None
         self.burned_in: dict[str, Any] = {}  # scores as burn-in ended
-        self.unreadable: set[str] = set()
         self.results: dict[str, Any] = {}
         self.detections: dict[str, list[dict[str, Any]]] = {}
         self.stopping, self._evaluated = False, -1
         if resume:
             self._resume()
-
-    def _load_data(self) -> None:
-        with self.fabric.rank_zero_first():  # the first process generates the benchmark, the others find it there
-            self.train_sets, self.test_sets = load_sets(self.config)
-            self.classes = self.train_sets[0].classes
-            self.target_sets = [load_target(name, self.config, self.classes) for name in self.config.data.target]
-        self.target_labelled = bool(self.target_sets) and all(each.labelled for each in self.target_sets)
 
     def _build(self) -> None:
         """The student with its optimizer, and what adapts it."""
@@ -125,10 +111,9 @@ class Trainer:
 
     def train(self) -> bool:
         """Train to the last step, evaluating and saving on the way; true if it got there, false if told to stop."""
-        sets = [*self.train_sets, *self.target_sets, *self.test_sets]
         if self.fabric.is_global_zero:
-            open_folder(self.folder, self.config, str(self.fabric.device), sets)
-            report_problems(sets, self.unreadable, self.folder)
+            open_folder(self.folder, self.config, str(self.fabric.device), self.streams.sets)
+            report_problems(self.streams.sets, self.streams.unreadable, self.folder)
         with catching_signals(self.stop):
             while self._learn_on():
                 log.warning("going on from step %d", self.step)
@@ -144,7 +129,7 @@ class Trainer:
         steps = self.config.train.steps
         self.log = RunLog(self.folder, self.step, steps, self.console, self.fabric.is_global_zero)
         try:
-            for batch, waited in self._batches():
+            for batch, waited in self.streams.batches(self.step, lambda: self.stopping):
                 if self.labeller is not None and not self.adapting and self.step >= self._burn_in_steps:
                     self._hand_over()
                 started = time.perf_counter()
@@ -248,13 +233,12 @@ class Trainer:
 
     def _hand_over(self) -> None:
         """Burn-in has ended: score what it gave, and let the teacher begin."""
-        if self.test_sets:
+        if self.streams.test_sets:
             if self._evaluated != self.step:
                 self._evaluate_safely()
             self.burned_in = self.results["student"]
             if self.fabric.is_global_zero:
-                for name, found in self.detections.items():
-                    write_atomically(self._burned_in_file(name), json.dumps(found))
+                write_detections(self.detections, burned_in_folder(self))
         self.begin_adaptation()
         log.info("step %d: burn-in ends; the teacher labels the target from here on", self.step)
         self.save()
@@ -317,12 +301,12 @@ class Trainer:
 
     def evaluate(self) -> None:
         """Score every model on every test set, and remember whether the reported one is the best so far."""
-        scored = score_models(self.models(), self.test_sets, self.config, self.fabric, self.console)
+        scored = score_models(self.models(), self.streams.test_sets, self.config, self.fabric, self.console)
         self.results, self.detections, problems = scored
-        self.unreadable.update(problems)
+        self.streams.unreadable.update(problems)
         self._evaluated = self.step
         self.log.scores(self.step, self.results)
-        value = self._best_value()
+        value = metric_of(self.config.train.best_metric, self.results)
         if not math.isnan(value) and (self.best is None or value > self.best["value"]):
             self.best = {"metric": self.config.train.best_metric, "value": value, "step": self.step}
 
@@ -334,60 +318,12 @@ class Trainer:
             self._write_checkpoint()
             raise
 
-    def _check_best_metric(self) -> None:
-        """Refuse a metric that no evaluation will give, before anything is trained."""
-        name, _, metric = self.config.train.best_metric.rpartition("/")
-        scored = [image_set.name for image_set in self.test_sets if image_set.labelled]
-        if metric not in SUMMARY or (name and name not in scored):
-            raise UserError(
-                f"train.best_metric={self.config.train.best_metric!r} is not among the scores; "
-                f"test sets: {', '.join(scored)}; metrics: {', '.join(SUMMARY)}"
-            )
-
-    def _best_value(self) -> float:
-        name, _, metric = self.config.train.best_metric.rpartition("/")
-        sets = list(self.results.values())[-1]
-        name = name or next(reversed(sets), "")
-        if not sets:
-            return math.nan
-        return sets[name][metric]
-
     def _finish(self) -> None:
-        """Write scores, detections, exports and pictures, and print the tables."""
         if not self.results:  # resumed after the last step
             self.log = RunLog(self.folder, self.step, self.step, self.console, False)
             self.evaluate()
-        if not self.fabric.is_global_zero:
-            return
-        results = ({BURNED_IN: self.burned_in} if self.burned_in else {}) | self.results
-        write_results(results, self.folder)
-        for name, found in self.detections.items():
-            write_atomically(self.folder / f"detections_{name}.json", json.dumps(found))
-        for name, model in self.models().items():
-            export_model(model, self.config, self.classes, self.folder / "export" / f"{name}.pth")
-        report_problems([*self.train_sets, *self.target_sets, *self.test_sets], self.unreadable, self.folder)
-        print_tables(results, self.console)
-        self._draw()
-        if self.skipped_steps:
-            log.warning(
-                "%d of %d steps were skipped because of a loss that was not finite", self.skipped_steps, self.step
-            )
-        self.console.print(f"results, detections, checkpoints and exports are in {self.folder}", soft_wrap=True)
-
-    def _draw(self) -> None:
-        """Detections before and after adaptation, on the last test set."""
-        if not self.test_sets or not self._burned_in_file(self.test_sets[-1].name).is_file():
-            return
-        from lossmix_det.drawing import draw_before_after  # slow to import, and only needed here
-
-        image_set = self.test_sets[-1]
-        before = json.loads(self._burned_in_file(image_set.name).read_text())
-        path = self.folder / "before_after.png"
-        draw_before_after(image_set, before, self.detections[image_set.name], path)
-        self.console.print(f"detections before and after adaptation: {path}", soft_wrap=True)
-
-    def _burned_in_file(self, name: str) -> Path:
-        return self.folder / "burn_in" / f"detections_{name}.json"
+        if self.fabric.is_global_zero:
+            publish(self)
 
     # ------------------------------------------------------------------------------------- saving, resuming
 
@@ -411,40 +347,6 @@ class Trainer:
         log.info("resuming at step %d of %d", self.step, self.config.train.steps)
 
     # ---------------------------------------------------------------------------------------------- helpers
-
-    def _batches(self) -> Iterator[tuple[StepBatch, float]]:
-        """Batches from the current step to the last, each with the seconds waited for it."""
-        where = {"rank": self.fabric.global_rank, "world": self.fabric.world_size}
-        where |= {"seed": self.config.train.seed, "start": self.step}
-        streams = [iter(training_loader(self.train_sets, self.config.data, **where))]
-        if self.target_sets:
-            streams.append(iter(target_loader(self.target_sets, self.config.data, **where)))
-        for _ in range(self.step, self.config.train.steps):
-            started = time.perf_counter()
-            try:
-                loaded = [next(stream) for stream in streams]
-            except RuntimeError:
-                if self.stopping:  # the signal reached the loading processes too
-                    return
-                raise
-            self._note_unreadable([problem for _, problems in loaded for problem in problems])
-            views = [view for view, _ in loaded]
-            if len(views) == 2 and not self.target_labelled:
-                views[1] = replace(views[1], truths=None)
-            yield StepBatch(*views), time.perf_counter() - started
-
-    def _note_unreadable(self, problems: list[str]) -> None:
-        for problem in problems:
-            if self.config.data.on_error == "raise":
-                raise UserError(f"{problem}; correct it, or set data.on_error=skip to leave it out")
-            if problem not in self.unreadable:
-                log.warning("skipped: %s", problem)
-                self.unreadable.add(problem)
-        for sets in (self.train_sets, self.target_sets):
-            if problems and sets and len(self.unreadable) >= sum(len(image_set) for image_set in sets):
-                files = {str(record.path) for image_set in sets for record in image_set.records}
-                if files <= {problem.partition(": image cannot")[0] for problem in self.unreadable}:
-                    raise UserError("no training image can be read; see the messages above")
 
     def _on_device(self, batch: StepBatch) -> StepBatch:
         return StepBatch(batch.source.to(self.fabric.device), batch.target and batch.target.to(self.fabric.device))
@@ -475,10 +377,6 @@ class Trainer:
     @property
     def scaler(self) -> Any:
         return getattr(self.fabric.strategy.precision, "scaler", None)
-
-    def fingerprints(self) -> dict[str, str]:
-        sets = [*self.train_sets, *self.target_sets, *self.test_sets]
-        return {image_set.name: image_set.fingerprint for image_set in sets}
 
 
 def seed_everything(seed: int) -> None:

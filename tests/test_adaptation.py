@@ -287,8 +287,8 @@ def test_burn_in_may_come_from_a_checkpoint_or_an_export(tmp_path):
         assert_same_tensors(expected, dict(it.detector.exported()))
     with pytest.raises(UserError, match="was trained on the classes circle"):
         trainer(tmp_path / "b", *ADAPT, f"adaptation.burn_in_from={tmp_path / 'first' / path}", "data.classes=[star]")
+    words = [f"adaptation.burn_in_from={tmp_path / 'first' / path}", "model.architecture=resnet18_fpn"]
     with pytest.raises(UserError, match="is not of the model that the configuration names"):
-        words = [f"adaptation.burn_in_from={tmp_path / 'first' / path}", "model.architecture=resnet18_fpn"]
         trainer(tmp_path / "c", *ADAPT, *words)
     with pytest.raises(UserError, match="no such checkpoint"):
         trainer(tmp_path / "d", *ADAPT, "adaptation.burn_in_from=nowhere.pt")

@@ -31,6 +31,8 @@ FLOORS = {
     "runlog": 3,
     "scoring": 4,
     "state": 4,
+    "streams": 4,
+    "publish": 4,
     "trainer": 4,
     "cli": 5,
     "report": 6,

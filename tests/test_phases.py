@@ -212,6 +212,12 @@ def test_every_rule_sees_the_same_pairs_and_lam_in_burn_in_the_sources_slots_alo
     assert ((mixed >= 0.2) & (mixed <= 0.6)).all()
 
 
+def test_burn_in_may_mix_less_than_adaptation():
+    settings = config(burn_in_probability=0.0)
+    assert not compose(BurnIn(settings), batch()).domains.mixed.any()
+    assert compose(Adaptation(settings), batch(), pseudo(1.0, 1.0)).domains.mixed.all()
+
+
 def test_phases_follow_one_another():
     settings = Config()
     settings.train.steps = 10

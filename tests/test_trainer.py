@@ -25,7 +25,7 @@ def gradients_of_one_step(folder, monkeypatch, *overrides):
         return 1.0
 
     monkeypatch.setattr(it, "_descend", catch)
-    loader = training_loader(it.train_sets, it.config.data, seed=0)
+    loader = training_loader(it.streams.train_sets, it.config.data, seed=0)
     views, _ = next(iter(loader))
     it.learn(StepBatch(source=views))
     return caught
@@ -200,7 +200,7 @@ def test_bf16_trains_with_finite_losses_near_those_of_fp32(tmp_path):
 
 def test_both_views_of_every_image_are_taught(tmp_path):
     it = trainer(tmp_path, "data.views=[weak,strong]", "mixing.rule=union", "mixing.probability=1.0")
-    views, _ = next(iter(training_loader(it.train_sets, it.config.data, seed=0)))
+    views, _ = next(iter(training_loader(it.streams.train_sets, it.config.data, seed=0)))
     import numpy as np
 
     lesson = SourceOnly(it.config.mixing).compose(StepBatch(views), np.random.default_rng(0))

@@ -1,0 +1,87 @@
+"""The batches of a run: source, and target where there is one, from any step on."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from lightning_fabric import Fabric
+
+from lossmix_det.config import Config
+from lossmix_det.data.catalog import load_sets, load_target
+from lossmix_det.data.loaders import target_loader, training_loader
+from lossmix_det.data.records import ImageSet
+from lossmix_det.errors import UserError
+from lossmix_det.structures import StepBatch
+
+log = logging.getLogger(__name__)
+
+
+class Streams:
+    """The data sets of a run, and the files among them that could not be read.
+
+    Args:
+        config: of the run.
+        fabric: launched; its first process generates the benchmark, the others find it there.
+
+    Raises:
+        UserError: something is missing or wrong.
+    """
+
+    def __init__(self, config: Config, fabric: Fabric) -> None:
+        self.config, self.fabric = config, fabric
+        with fabric.rank_zero_first():
+            self.train_sets, self.test_sets = load_sets(config)
+            self.classes = self.train_sets[0].classes
+            self.target_sets = [load_target(name, config, self.classes) for name in config.data.target]
+        self.target_labelled = all(each.labelled for each in self.target_sets)
+        self.unreadable: set[str] = set()
+
+    @property
+    def sets(self) -> list[ImageSet]:
+        return [*self.train_sets, *self.target_sets, *self.test_sets]
+
+    def fingerprints(self) -> dict[str, str]:
+        return {image_set.name: image_set.fingerprint for image_set in self.sets}
+
+    def batches(self, start: int, stopping: Callable[[], bool]) -> Iterator[tuple[StepBatch, float]]:
+        """Batches from a step to the last, each with the seconds waited for it.
+
+        Args:
+            start: the step.
+            stopping: whether the run has been told to stop; then a failing loader only ends the stream.
+        """
+        where = {"rank": self.fabric.global_rank, "world": self.fabric.world_size}
+        where |= {"seed": self.config.train.seed, "start": start}
+        streams = [iter(training_loader(self.train_sets, self.config.data, **where))]
+        if self.target_sets:
+            streams.append(iter(target_loader(self.target_sets, self.config.data, **where)))
+        for _ in range(start, self.config.train.steps):
+            started = time.perf_counter()
+            try:
+                loaded = [next(stream) for stream in streams]
+            except RuntimeError:
+                if stopping():  # the signal reached the loading processes too
+                    return
+                raise
+            self._note([problem for _, problems in loaded for problem in problems])
+            views = [view for view, _ in loaded]
+            if self.target_sets and not self.target_labelled:
+                views[1] = replace(views[1], truths=None)
+            yield StepBatch(*views), time.perf_counter() - started
+
+    def _note(self, problems: list[str]) -> None:
+        for problem in problems:
+            if self.config.data.on_error == "raise":
+                raise UserError(f"{problem}; correct it, or set data.on_error=skip to leave it out")
+            if problem not in self.unreadable:
+                log.warning("skipped: %s", problem)
+                self.unreadable.add(problem)
+        if problems:
+            bad = {problem.partition(": image cannot")[0] for problem in self.unreadable}
+            for sets in (self.train_sets, self.target_sets):
+                files = {str(record.path) for image_set in sets for record in image_set.records}
+                if files and files <= bad:
+                    raise UserError("no training image can be read; see the messages above")
