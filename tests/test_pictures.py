@@ -3,7 +3,7 @@ import sys
 import numpy as np
 from matplotlib import pyplot as plt
 from PIL import Image
-from runs import TINY
+from runs import TINY, trainer
 
 from lossmix_det.cli import run_tool
 from lossmix_det.report import pictures
@@ -34,6 +34,37 @@ def test_every_rule_is_drawn_with_its_truths_and_weights(tmp_path, monkeypatch):
     assert union == "weights 1.00"
     assert boxes == joined > 1
     assert np.asarray(Image.open(path)).std() > 20
+
+
+ADAPT = ["data.target=[shapes_clipart_train]", "data.views=[strong]", "ema.decay=0.9", "adaptation.burn_in_steps=1"]
+
+
+def test_burn_in_and_adaptation_are_drawn_with_a_teachers_pseudo_labels(tmp_path, monkeypatch):
+    trainer(tmp_path / "run", "train.steps=1").train()
+    drawn = []
+
+    def keep(figure):
+        drawn.extend((axis.get_title(), [patch.get_edgecolor()[:3] for patch in axis.patches]) for axis in figure.axes)
+        close(figure)
+
+    close = plt.close
+    monkeypatch.setattr(plt, "close", keep)
+    words = ["--images", "2", "--teacher", str(tmp_path / "run" / "export" / "student.pth"), *ADAPT]
+    words += ["pseudo_labels.score=0.1", "mixing.probability=1.0", "mixing.pairs.source_source=0"]
+    assert draw(monkeypatch, tmp_path / "phases.png", *words) == 0
+    burn_in, adaptation = drawn[:4], drawn[4:]
+    assert [title for title, _ in burn_in[:2]] == ["mixed, weights 1.00"] * 2  # only the sources' truths are known
+    assert [title for title, _ in burn_in[2:]] == ["", ""]
+    assert len(adaptation) == 4
+    both = [len(set(colours)) for title, colours in adaptation if title.count(",") == 2]
+    assert both
+    assert 2 in both  # an annotated and a pseudo-labelled truth in one image
+    assert np.asarray(Image.open(tmp_path / "phases.png")).std() > 20
+
+
+def test_a_teacher_needs_a_target(tmp_path, monkeypatch, capsys):
+    assert draw(monkeypatch, tmp_path / "x.png", "--teacher", "x.pth") == 2
+    assert "--teacher needs data.target" in capsys.readouterr().err
 
 
 def test_a_mistake_is_one_sentence(tmp_path, monkeypatch, capsys):
