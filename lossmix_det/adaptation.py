@@ -14,7 +14,7 @@ from lossmix_det.config import Config
 from lossmix_det.engines import Detector, Marker
 from lossmix_det.engines.base import inference_mode_of
 from lossmix_det.guards import Guard
-from lossmix_det.pseudo_labels import Thresholds, matches, select
+from lossmix_det.pseudo_labels import Thresholds, right, select
 from lossmix_det.structures import ImageBatch, Instances, Supervision, Views
 
 
@@ -33,7 +33,7 @@ class Labeller:
         self.guard = Guard(config.adaptation, self.labels.score)
         self.factor, self.restores = 1.0, 0  # of the unsupervised weight; halved by each restoration
         self.problem: str | None = None
-        self._forget()
+        self.counts: dict[str, Tensor] = {}  # since the last row, over all processes
 
     def label(
         self, teacher: Detector, target: Views, canvas: tuple[int, int], step: int
@@ -54,11 +54,10 @@ class Labeller:
         with inference_mode_of(teacher), self.fabric.autocast():
             encoding = teacher.encode(images.on_canvas(*canvas) if soft else images)
             detections = teacher.detections(encoding)
-        counts = self._sum(self.thresholds.count(detections))
-        self.thresholds.remember(counts)
+        seen = self._sum({"scores": self.thresholds.count(detections)})
+        self.thresholds.remember(seen["scores"])
         kept = self._select(detections, images)
-        self._watch(detections, kept, len(images))
-        self._measure(kept, target.truths)
+        self._watch(detections, kept, target.truths)
         weights = torch.tensor([float(soft or bool(len(each)) or self.labels.empty == "background") for each in kept])
         weights *= self.unsupervised_weight(step)
         if soft:
@@ -76,20 +75,29 @@ class Labeller:
 
     def row(self) -> dict[str, float]:
         """What is logged of the pseudo-labels since the last row."""
-        names = ("images", "empty", "labels", "right", "truths")
-        images, empty, labels, right, truths = self._sum(torch.tensor([self.counts[n] for n in names])).tolist()
-        by_class = self._sum(self.by_class).tolist()
-        row = {}
-        if images:
-            row = {"pseudo/per_image": labels / images, "pseudo/images_without": empty / images}
-            row |= {f"pseudo/{name}": n / images for name, n in zip(self.classes, by_class, strict=True)}
-            if self.labels.threshold == "adaptive":
-                least = self.thresholds.least().tolist()
-                row |= {f"threshold/{name}": value for name, value in zip(self.classes, least, strict=True)}
-            if self.measured:
-                row["pseudo/precision"] = right / labels if labels else float("nan")
-                row["pseudo/recall"] = right / truths if truths else float("nan")
-        self._forget()
+        if not self.counts:
+            return {}
+        images, labels, right, truths = (self.counts[name] for name in ("images", "labels", "right", "truths"))
+        total = float(images.sum())
+        row = {
+            "pseudo/per_image": float(labels.sum()) / total,
+            "pseudo/images_without": float(self.counts["empty"]) / total,
+        }
+        measured = bool(self.counts["measured"])
+        if measured:
+            row |= {
+                "pseudo/precision": _share(right.sum(), labels.sum()),
+                "pseudo/recall": _share(right.sum(), truths.sum()),
+            }
+        for index, name in enumerate(self.classes):
+            row[f"pseudo/per_image/{name}"] = float(labels[index]) / total
+            if measured:
+                row[f"pseudo/precision/{name}"] = _share(right[index], labels[index])
+                row[f"pseudo/recall/{name}"] = _share(right[index], truths[index])
+        if self.labels.threshold == "adaptive":
+            least = self.thresholds.least().tolist()
+            row |= {f"pseudo/threshold/{name}": value for name, value in zip(self.classes, least, strict=True)}
+        self.counts = {}
         return row
 
     def state_dict(self) -> dict[str, Any]:
@@ -98,46 +106,52 @@ class Labeller:
             "guard": self.guard.state_dict(),
             "factor": [self.factor, self.restores],
             "counts": self.counts,
-            "by_class": self.by_class,
-            "measured": self.measured,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.thresholds.histogram = state["histogram"]
         self.guard.load_state_dict(state["guard"])
         self.factor, self.restores = state["factor"]
-        self.counts, self.by_class, self.measured = state["counts"], state["by_class"], state["measured"]
+        self.counts = state["counts"]
 
     def _select(self, detections: list[Instances], images: ImageBatch) -> list[Instances]:
         least = self.thresholds.least()
         pairs = zip(detections, images.sizes, strict=True)
         return [select(found, least, size, self.labels) for found, size in pairs]
 
-    def _watch(self, detections: list[Instances], kept: list[Instances], images: int) -> None:
-        sums = torch.tensor([sum(float(found.scores.sum()) for found in detections), sum(map(len, kept)), images])
-        score, labels, images = self._sum(sums).tolist()
-        best = max((float(found.scores.max()) for found in detections if len(found)), default=0.0)
-        self.problem = self.guard.observe(score / images, best, int(labels))
-
-    def _measure(self, kept: list[Instances], truths: tuple[Instances, ...] | None) -> None:
-        self.counts["images"] += len(kept)
-        self.counts["empty"] += sum(not len(each) for each in kept)
-        self.counts["labels"] += sum(map(len, kept))
-        for each in kept:
-            self.by_class += each.classes.cpu().bincount(minlength=len(self.classes))
+    def _watch(self, detections: list[Instances], kept: list[Instances], truths: tuple[Instances, ...] | None) -> None:
+        """Count what was found, and let the guard see it."""
+        found = torch.cat([each.scores for each in detections])
+        step = {
+            "found": found.sum().reshape(1).cpu().double(),
+            "images": torch.tensor([float(len(kept))]),
+            "empty": torch.tensor([float(sum(not len(each) for each in kept))]),
+            "measured": torch.tensor([float(truths is not None)]),
+            "labels": self._by_class(kept),
+            "right": torch.zeros(len(self.classes)),
+            "truths": torch.zeros(len(self.classes)),
+        }
         if truths is not None:
-            self.measured = True
-            self.counts["truths"] += sum(map(len, truths))
-            self.counts["right"] += sum(matches(each, truth) for each, truth in zip(kept, truths, strict=True))
+            hits = [each[right(each, truth)] for each, truth in zip(kept, truths, strict=True)]
+            step |= {"right": self._by_class(hits), "truths": self._by_class(truths)}
+        step = self._sum(step)
+        self.counts = {name: self.counts.get(name, 0) + value for name, value in step.items()}
+        per_image = float(step["found"]) / float(step["images"])
+        best = float(found.max()) if len(found) else 0.0
+        self.problem = self.guard.observe(per_image, best, int(step["labels"].sum()))
 
-    def _forget(self) -> None:
-        self.counts = dict.fromkeys(("images", "empty", "labels", "right", "truths"), 0.0)
-        self.by_class = torch.zeros(len(self.classes), dtype=torch.float64)
-        self.measured = False
+    def _by_class(self, instances: Sequence[Instances]) -> Tensor:
+        classes = torch.cat([each.classes for each in instances]).cpu()
+        return classes.bincount(minlength=len(self.classes))
 
-    def _sum(self, values: Tensor) -> Tensor:
-        """Over all processes."""
-        if self.fabric.world_size == 1:
-            return values
-        moved = values.to(self.fabric.device, torch.float32 if self.fabric.device.type == "mps" else torch.float64)
-        return self.fabric.all_reduce(moved, reduce_op="sum").cpu()
+    def _sum(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Over all processes, in one message."""
+        flat = torch.cat([value.double().flatten() for value in values.values()])
+        if self.fabric.world_size > 1:
+            flat = self.fabric.all_reduce(flat.to(self.fabric.device), reduce_op="sum").cpu()
+        parts = flat.split([value.numel() for value in values.values()])
+        return {name: part.view_as(values[name]) for name, part in zip(values, parts, strict=True)}
+
+
+def _share(part: Tensor, whole: Tensor) -> float:
+    return float(part / whole) if whole else float("nan")

@@ -72,9 +72,7 @@ class Alignment(nn.Module):
 
     def forward(self, detector: Detector, encoding: Encoding, domains: Domains) -> dict[str, Tensor]:
         """``alignment/image`` and ``alignment/instance``: for each, source's mean and target's mean added up."""
-        weights = domains.weights
-        if self.config.mixed == "skip":
-            weights = _over_unmixed(domains)
+        weights = domains.weights if self.config.mixed == "soft" else domains.unmixed_weights
         losses = {}
         if "image" in self.discriminators:
             losses["alignment/image"] = self._image_loss(encoding, domains.shares, weights)
@@ -100,12 +98,3 @@ class Alignment(nn.Module):
         shares = shares.repeat_interleave(counts).to(logits)
         weights = (weights / counts.clamp(min=1)).repeat_interleave(counts).to(logits)
         return (weights * F.binary_cross_entropy_with_logits(logits, shares, reduction="none")).sum()
-
-
-def _over_unmixed(domains: Domains) -> Tensor:
-    """Weights by which the unmixed images alone make up the mean of each domain."""
-    weights = torch.zeros_like(domains.weights)
-    for share in (0.0, 1.0):
-        chosen = ~domains.mixed & (domains.shares == share)
-        weights[chosen] = 1 / max(int(chosen.sum()), 1)
-    return weights

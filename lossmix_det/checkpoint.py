@@ -78,10 +78,11 @@ class Checkpoints:
             old.unlink()
         return path
 
-    def drop_after(self, step: int) -> None:
-        """Delete the numbered checkpoints of later steps."""
+    def rewind(self, content: dict[str, Any]) -> None:
+        """Make an earlier step the latest: write it, and only then delete those that came after."""
+        save_tensors(content, self.folder / f"step_{content['step']:07d}.pt")
         for path in self.paths():
-            if int(NAME.fullmatch(path.name)[1]) > step:
+            if int(NAME.fullmatch(path.name)[1]) > content["step"]:
                 path.unlink()
 
     def latest_readable(self) -> Path | None:

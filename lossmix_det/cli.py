@@ -95,11 +95,15 @@ def launch(config: Config, options: argparse.Namespace):
     world = options.num_gpus * options.num_machines
     if options.num_gpus < 1 or options.num_machines < 1 or not 0 <= options.machine_rank < options.num_machines:
         raise UserError("--num-gpus and --num-machines must be at least 1, --machine-rank below --num-machines")
-    if config.data.batch_size % (world * config.train.accumulate):
-        raise UserError(
-            f"data.batch_size={config.data.batch_size} cannot be shared evenly by {world} processes"
-            f" × train.accumulate={config.train.accumulate}"
-        )
+    sizes = {"batch_size": config.data.batch_size}
+    if config.data.target and config.data.target_batch_size:
+        sizes["target_batch_size"] = config.data.target_batch_size
+    for name, size in sizes.items():
+        if size % (world * config.train.accumulate):
+            raise UserError(
+                f"data.{name}={size} cannot be shared evenly by {world} processes"
+                f" × train.accumulate={config.train.accumulate}"
+            )
     _set_rendezvous(options)
     backend = "gloo" if device == "cpu" else "nccl"
     fabric = Fabric(

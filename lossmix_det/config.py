@@ -144,7 +144,7 @@ class MixingConfig:
     background_weight: float = number(1.0, 0, 1e3)  # lossmix_instance: weight of background samples
     noise_share: float = number(0.1, 0, 1)  # noise: the largest share of the other image
     lam_range: list[float] = items(0.0, 1.0)  # lam is moved into this range: low + (high - low)·lam
-    views: list[str] = items("weak", "strong")  # views whose images are mixed, each with images of the same view
+    views: list[str] = items("weak", "strong")  # views whose images are mixed; partners are of the same view
     pairs: PairsConfig = field(default_factory=PairsConfig)
     burn_in_rule: str = choice("noise", "lam", "max")  # source×target while the target has no truth; see docs/method.md
 
@@ -160,8 +160,9 @@ class OptimizerConfig:
     gamma: float = number(0.1, 0, 1)
     warmup_steps: int = number(50, 0)
     warmup_factor: float = number(0.001, 0, 1)
-    restart_step: int = number(0, 0)  # run the schedule up to here, then anew with restart_lr; 0: never
-    restart_lr: float = number(2e-4, 0, 1e3)
+    # Null: one schedule over all steps. Else it runs through up to adaptation.burn_in_steps, and anew from there with
+    # this rate, whether or not there is a target.
+    restart_lr: float | None = number(None, 0, 1e3)
     clip_norm: float = number(1.0, 0)  # largest norm of the gradient; 0 switches clipping off
 
 
@@ -196,11 +197,11 @@ class AdaptationConfig:
 
     burn_in_steps: int = number(400, 0)  # supervised steps before the teacher counts
     burn_in_from: str = ""  # a checkpoint or export to start from instead of burning in
-    supervised_weight: float = number(1.0, 0, 1e3)  # of every truth of the source
+    supervised_weight: float = number(1.0, 1e-6, 1e3)  # of every truth of the source
     unsupervised_weight: float = number(1.0, 0, 1e3)  # of every pseudo-label
     ramp_steps: int = number(0, 0)  # the unsupervised weight grows from 0 over so many steps after burn-in
     guard_steps: int = number(50, 1)  # warn after so many steps without a pseudo-label; window that collapse is seen in
-    collapse_ratio: float = number(8.0, 1)  # collapse: so many times fewer or more pseudo-labels than at hand-over
+    collapse_ratio: float = number(8.0, 1)  # so many times less or more found (sum of scores) than after hand-over
     restores: int = number(3, 0)  # on_collapse=restore: give up after so many
 
 
@@ -221,7 +222,8 @@ class TrainConfig:
     precision: str = choice("32", "bf16", "fp16")
     seed: int = number(0, 0, 2**32 - 1)
     device: str = choice("auto", "cpu", "cuda")
-    loss_weights: dict[str, float] = field(default_factory=dict)  # by name, 1 if not named; 0 leaves a term out
+    # By <kind>/<loss> or <kind> (source, target, mixed, alignment); not named: alignment 0.1, else 1; 0 leaves it out.
+    loss_weights: dict[str, float] = field(default_factory=dict)
     max_bad_steps: int = number(10, 1)  # stop after this many steps in a row whose loss is not finite
     on_collapse: str = choice(
         "warn", "stop", "restore"
@@ -305,74 +307,84 @@ def _check_value(key: str, value: Any, limits: Any) -> None:
 
 def _check_together(config: Config) -> None:
     """What no single field can say."""
-    data, train, augment = config.data, config.train, config.data.augment
-    mixing, labels = config.mixing, config.pseudo_labels
-    shares = {"data.augment.erasing": augment.erasing, "optimizer.milestones": config.optimizer.milestones}
-    classes = data.classes or []
-    names = {"data.train": data.train, "data.target": data.target, "data.test": data.test, "data.classes": classes}
+    for holds, message in (*_data_rules(config), *_list_rules(config), *_adaptation_rules(config)):
+        if not holds:
+            raise UserError(message)
+
+
+Rule = tuple[Any, str]  # whether it holds, and what is said if not
+
+
+def _data_rules(config: Config) -> list[Rule]:
+    data, sizes, parts = config.data, config.data.augment.min_sizes, config.train.accumulate
     batches = {"batch_size": data.batch_size, "target_batch_size": data.target_batch_size or data.batch_size}
-    weights = {"train.loss_weights": train.loss_weights, "pseudo_labels.class_scores": labels.class_scores}
-    for holds, message in (
+    classes = [str(name) for name in data.classes or []]
+    rules: list[Rule] = [
         (data.views and _known(data.views, VIEWS), f"data.views={data.views} must be [weak], [strong] or both"),
+        (sizes and min(sizes) >= 32, f"data.augment.min_sizes={sizes} needs sizes of at least 32 pixels"),
+        (len(set(classes)) == len(classes), f"data.classes={classes} names a class twice"),
+    ]
+    for name, size in batches.items():
+        message = f"data.{name}={size} is no multiple of train.accumulate={parts}; change either"
+        rules.append((size % parts == 0, message))
+    return rules
+
+
+def _list_rules(config: Config) -> list[Rule]:
+    """Lists and tables of one kind of value."""
+    data, mixing, erasing = config.data, config.mixing, config.data.augment.erasing
+    shares = {"data.augment.erasing": erasing, "optimizer.milestones": config.optimizer.milestones}
+    names = {"data.train": data.train, "data.target": data.target, "data.test": data.test}
+    names["data.classes"] = data.classes or []
+    tables = {
+        "train.loss_weights": config.train.loss_weights,
+        "pseudo_labels.class_scores": config.pseudo_labels.class_scores,
+    }
+    low, high = mixing.lam_range if len(mixing.lam_range) == 2 else (1.0, 0.0)
+    rules: list[Rule] = [
+        (len(erasing) <= 3, f"data.augment.erasing={erasing} has more than three probabilities"),
+        (0 <= low <= high <= 1, f"mixing.lam_range={mixing.lam_range} must be [low, high] within 0 … 1"),
         (_known(mixing.views, VIEWS), f"mixing.views={mixing.views} may name weak and strong"),
         (
             _known(config.alignment.parts, PARTS),
             f"alignment.parts={config.alignment.parts} may name image and instance",
         ),
+    ]
+    for key, values in shares.items():
+        rules.append((all(0 <= value <= 1 for value in values), f"{key}={values} must lie within 0 … 1"))
+    for key, values in names.items():
+        rules.append((all(isinstance(value, str) for value in values), f"{key}={values} must be a list of names"))
+    for key, table in tables.items():
+        for name, weight in table.items():
+            rules.append((0 <= weight < math.inf, f"{key}.{name}={weight} must be a number of at least 0"))
+    return rules
+
+
+def _adaptation_rules(config: Config) -> list[Rule]:
+    adaptation, steps, rule = config.adaptation, config.train.steps, config.mixing.rule
+    adapts, burn_in = bool(config.data.target), config.adaptation.burn_in_steps
+    return [
         (
-            len(mixing.lam_range) == 2 and 0 <= mixing.lam_range[0] <= mixing.lam_range[-1] <= 1,
-            f"mixing.lam_range={mixing.lam_range} must be [low, high] within 0 … 1",
-        ),
-        (
-            not (config.adaptation.burn_in_from and config.adaptation.burn_in_steps),
+            not (adaptation.burn_in_from and burn_in),
             "adaptation.burn_in_from takes the place of burn-in; set adaptation.burn_in_steps=0 with it",
         ),
         (
-            not data.target or config.adaptation.burn_in_steps < train.steps,
-            f"adaptation.burn_in_steps={config.adaptation.burn_in_steps} leaves nothing of train.steps={train.steps} "
-            f"to adapt in",
+            adapts or not adaptation.burn_in_from,
+            "adaptation.burn_in_from needs data.target; to train on from weights set model.weights",
         ),
         (
-            config.optimizer.restart_step < train.steps,
-            f"optimizer.restart_step={config.optimizer.restart_step} must lie before train.steps={train.steps}",
+            not adapts or burn_in < steps,
+            f"adaptation.burn_in_steps={burn_in} leaves nothing of train.steps={steps} to adapt in",
         ),
         (
-            labels.kind == "hard" or mixing.rule not in ("union", "lossmix_instance"),
-            f"pseudo_labels.kind=soft has no boxes that mixing.rule={mixing.rule} could join; use lossmix or noise",
-        ),
-        (
-            not data.target or config.ema.decay,
+            not adapts or config.ema.decay,
             "ema.decay=0 keeps no teacher; set it, to 0.999 say, to adapt to data.target",
         ),
-        *(
-            (
-                size % train.accumulate == 0,
-                f"data.{name}={size} is no multiple of train.accumulate={train.accumulate}; change either",
-            )
-            for name, size in batches.items()
-        ),
         (
-            bool(augment.min_sizes) and min(augment.min_sizes, default=0) >= 32,
-            f"data.augment.min_sizes={augment.min_sizes} needs sizes of at least 32 pixels",
+            config.pseudo_labels.kind == "hard" or rule not in ("union", "lossmix_instance"),
+            f"pseudo_labels.kind=soft has no boxes that mixing.rule={rule} could join; use lossmix or noise",
         ),
-        (len(augment.erasing) <= 3, f"data.augment.erasing={augment.erasing} has more than three probabilities"),
-        *(
-            (all(0 <= v <= 1 for v in values), f"{key}={values} must lie within 0 … 1")
-            for key, values in shares.items()
-        ),
-        *(
-            (all(isinstance(v, str) for v in values), f"{key}={values} must be a list of names")
-            for key, values in names.items()
-        ),
-        (len({str(name) for name in classes}) == len(classes), f"data.classes={classes} names a class twice"),
-        *(
-            (0 <= weight < math.inf, f"{key}.{name}={weight} must be a number of at least 0")
-            for key, table in weights.items()
-            for name, weight in table.items()
-        ),
-    ):
-        if not holds:
-            raise UserError(message)
+    ]
 
 
 def _known(chosen: list[str], known: tuple[str, ...]) -> bool:

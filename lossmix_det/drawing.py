@@ -53,7 +53,13 @@ def save(figure: Figure, path: Path, dpi: int = 64) -> None:
 
 
 def draw_before_after(
-    image_set: ImageSet, before: list[dict[str, Any]], after: list[dict[str, Any]], path: Path, count: int = 6
+    image_set: ImageSet,
+    before: list[dict[str, Any]],
+    after: list[dict[str, Any]],
+    path: Path,
+    *,
+    count: int = 6,
+    high_bit_depth: str = "full",
 ) -> None:
     """A row of images with the truth where there is one, and a row each with what was detected before and after.
 
@@ -62,13 +68,14 @@ def draw_before_after(
         before, after: COCO results.
         path: of the PNG.
         count: how many images, spread over the set.
+        high_bit_depth: how 16-bit images are read.
     """
     places = np.unique(np.linspace(0, len(image_set) - 1, min(count, len(image_set))).round().astype(int))
     rows = [("before", before), ("after", after)]
     figure, axes = plt.subplots(len(rows) + 1, len(places), figsize=(2.4 * len(places), 2.1 * 3), squeeze=False)
     for column, place in enumerate(places):
         record = image_set.records[place]
-        image = read(record.path)
+        image = read(record.path, high_bit_depth)
         for row, (title, found) in enumerate([("truth", None), *rows]):
             axis = axes[row][column]
             axis.imshow(image)

@@ -6,6 +6,8 @@ from typing import Any
 
 from lossmix_det.config import AdaptationConfig
 
+FAINT = 0.1  # sum of scores per image below which there is no reference yet
+
 
 class Guard:
     """Watches how much the teacher finds on the target, in windows of ``guard_steps``.
@@ -43,7 +45,7 @@ class Guard:
         if self.starved == self.config.guard_steps:
             return (
                 f"no pseudo-label for {self.starved} steps: the teacher's highest score was {self.best:.2f}, "
-                f"pseudo_labels.score is {self.score:g}; lower it, or lengthen adaptation.burn_in_steps"
+                f"pseudo_labels.score is {self.score:g}; lower it, or start again with longer adaptation.burn_in_steps"
             )
         return self._collapse()
 
@@ -52,16 +54,19 @@ class Guard:
             return None
         now = self.level
         if self.reference is None:
+            if now < FAINT:  # nothing to collapse from; starvation is said by itself
+                return None
             self.reference = now
         ratio = self.config.collapse_ratio
-        was, self.collapsed = self.collapsed, not self.reference / ratio <= now <= max(self.reference, 1e-3) * ratio
+        was, self.collapsed = self.collapsed, not self.reference / ratio <= now <= self.reference * ratio
         if not self.collapsed or was:
             return None
         change = "vanish" if now < self.reference else "explode"
         return (
             f"the teacher's detections on the target {change}: {now:.2f} per image (sum of scores) over the last "
             f"{len(self.recent)} steps, {self.reference:.2f} after hand-over; lower adaptation.unsupervised_weight, "
-            f"raise pseudo_labels.score or ema.decay, or lengthen adaptation.burn_in_steps"
+            f"raise pseudo_labels.score or ema.decay, or start again with longer "
+            f"adaptation.burn_in_steps"
         )
 
     @property
@@ -76,7 +81,7 @@ class Guard:
         if self.reference is None:
             return True
         margin = self.config.collapse_ratio**0.5
-        return self.reference / margin <= self.level <= max(self.reference, 1e-3) * margin
+        return self.reference / margin <= self.level <= self.reference * margin
 
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("recent", "reference", "starved", "best", "collapsed")}

@@ -32,18 +32,18 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> Optimizer:
     return SGD(groups, lr=config.lr, momentum=config.momentum)
 
 
-def build_schedule(optimizer: Optimizer, config: OptimizerConfig, steps: int) -> LRScheduler:
+def build_schedule(optimizer: Optimizer, config: OptimizerConfig, steps: int, burn_in_steps: int = 0) -> LRScheduler:
     """Linear warm-up from ``warmup_factor``, then multi-step, cosine to zero, or constant; stepped once a step.
 
-    With ``restart_step`` the whole schedule is run through up to that step, and again from there to the end with
-    ``restart_lr``, so that burn-in ends as an ordinary training does.
+    With ``restart_lr`` the whole schedule is run through by the end of burn-in, and again from there to the end at that
+    rate, so that burn-in ends as an ordinary training does.
     """
+    restart = burn_in_steps if config.restart_lr is not None and burn_in_steps < steps else 0
 
     def factor(step: int) -> float:
-        if config.restart_step and step >= config.restart_step:
-            rest = _factor(step - config.restart_step, steps - config.restart_step, config)
-            return rest * config.restart_lr / max(config.lr, 1e-12)
-        return _factor(step, config.restart_step or steps, config)
+        if restart and step >= restart:
+            return _factor(step - restart, steps - restart, config) * config.restart_lr / max(config.lr, 1e-12)
+        return _factor(step, restart or steps, config)
 
     return LambdaLR(optimizer, factor)
 

@@ -25,15 +25,15 @@ class Domains:
     Args:
         shares: (N,) weight of target pixels in each image: 0 source, 1 target, between for mixed ones.
         weights: (N,) weight of each image; those of each domain's slots add up to 1, so that both count alike.
-        mixed: (N,) bool.
+        unmixed_weights: (N,) the same, if mixed images are left out.
     """
 
-    def __init__(self, shares: Tensor, weights: Tensor, mixed: Tensor) -> None:
-        self.shares, self.weights, self.mixed = shares, weights, mixed
+    def __init__(self, shares: Tensor, weights: Tensor, unmixed_weights: Tensor) -> None:
+        self.shares, self.weights, self.unmixed_weights = shares, weights, unmixed_weights
 
     def take(self, indices: list[int]) -> Domains:
-        weights = self.weights[indices] * (len(self.weights) / len(indices))
-        return Domains(self.shares[indices], weights, self.mixed[indices])
+        scale = len(self.weights) / len(indices)
+        return Domains(self.shares[indices], self.weights[indices] * scale, self.unmixed_weights[indices] * scale)
 
 
 class Lesson:
@@ -235,11 +235,16 @@ def _join(views: list[MixedView]) -> Lesson:
             part = rule.scaled(chosen.float(), mean_over=max(counts[of_target], 1))
             if part.active:
                 supervisions.setdefault(name, []).append(part)
-    number = torch.where(is_target, counts[True], counts[False])
-    domains = Domains(torch.cat([view.shares for view in views]), 1 / number, mixed)
+    shares = torch.cat([view.shares for view in views])
+    domains = Domains(shares, _per_domain(is_target, ~is_target), _per_domain(is_target & ~mixed, ~is_target & ~mixed))
     images = ImageBatch.cat([view.images for view in views])
     blocks = [int(part) for view in views for part in ((~view.is_target).sum(), view.is_target.sum()) if part]
     return Lesson(images, supervisions, blocks, domains)
+
+
+def _per_domain(*chosen: Tensor) -> Tensor:
+    """(N,) weights that add up to 1 over each of the groups, 0 outside of them."""
+    return sum(group.float() / max(int(group.sum()), 1) for group in chosen)
 
 
 def of_view(mixing: MixingConfig, name: str) -> MixingConfig:

@@ -84,16 +84,16 @@ def select(detections: Instances, least: Tensor, size: tuple[int, int], config: 
     return Instances(boxes[kept], detections.classes[kept], chosen, box_weights=box_weights)
 
 
-def matches(found: Instances, truth: Instances, iou: float = 0.5) -> int:
-    """How many pseudo-labels, best first, each find a truth of their class that none before them has taken."""
+def right(found: Instances, truth: Instances, iou: float = 0.5) -> Tensor:
+    """(N,) bool: which pseudo-labels, best first, find a truth of their class that none before them has taken."""
+    result = torch.zeros(len(found), dtype=torch.bool, device=found.boxes.device)
     if not len(found) or not len(truth):
-        return 0
+        return result
     overlaps = box_iou(found.boxes, truth.boxes)
     overlaps[found.classes[:, None] != truth.classes] = 0
-    taken = 0
-    for row in overlaps:
+    for place, row in enumerate(overlaps):
         best = int(row.argmax())
         if row[best] >= iou:
             overlaps[:, best] = 0
-            taken += 1
-    return taken
+            result[place] = True
+    return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,5 +58,8 @@ def _draw(run: Trainer) -> None:
     from lossmix_det.drawing import draw_before_after  # slow to import, and only needed here
 
     path = run.folder / "before_after.png"
-    draw_before_after(image_set, json.loads(before.read_text()), run.detections[image_set.name], path)
+    bad = {problem.partition(": image cannot")[0] for problem in run.streams.unreadable}
+    sound = replace(image_set, records=[record for record in image_set.records if str(record.path) not in bad])
+    found = json.loads(before.read_text()), run.detections[image_set.name]
+    draw_before_after(sound, *found, path, high_bit_depth=run.config.data.high_bit_depth)
     run.console.print(f"detections before and after adaptation: {path}", soft_wrap=True)

@@ -60,16 +60,16 @@ class MetricsFile:
     def add(self, row: dict[str, float]) -> None:
         """Append one row; a name that was not there before rewrites the file with another column.
 
-        A second row of a step takes the place of the first.
+        A second row of a step is merged into the first.
         """
         again = bool(self.rows) and self.rows[-1]["step"] == row["step"]
+        row = {**self.rows[-1], **row} if again else row
         self.rows = [*self.rows[:-1], row] if again else [*self.rows, row]
         if set(row) <= set(self.columns) and not again:
             with open(self.path, "a") as file:
                 file.write(self._text([row]))
         else:
             self.columns += [name for name in row if name not in self.columns]
-            self.columns = [name for name in self.columns if any(name in kept for kept in self.rows)]
             write_atomically(self.path, self._text(self.rows, header=True))
 
     def write_json(self) -> None:

@@ -29,6 +29,7 @@ def collect(run: Trainer) -> dict[str, Any]:
         "ema": teacher.module.exported() if teacher is not None else {},
         "ema_updates": int(teacher.n_averaged) if teacher is not None else 0,
         "adapting": run.adapting,
+        "learning": run.learning,
         "labeller": run.labeller.state_dict() if run.labeller is not None else {},
         "alignment": run.alignment.state_dict() if run.alignment is not None else {},
         "optimizer": run.optimizer.state_dict()["state"],
@@ -50,9 +51,20 @@ def restore(run: Trainer, content: dict[str, Any]) -> None:
         UserError: the checkpoint is of another model, or of other classes.
     """
     check_continues(content, run.config, run.classes, run.streams.fingerprints())
+    if content["learning"] != run.learning:
+        raise UserError(
+            f"{run.config.output_dir} was trained with other learning parts than it has now; restore data.target, "
+            f"alignment.parts and the zeros in train.loss_weights, or give another output_dir"
+        )
+    burn_in = run.config.adaptation.burn_in_steps
+    if content["adapting"] and burn_in > content["step"]:
+        raise UserError(
+            f"{run.config.output_dir} has ended burn-in already, at or before step {content['step']}; "
+            f"adaptation.burn_in_steps={burn_in} needs another output_dir"
+        )
     run.detector.restore(content["student"])
     if content["adapting"] and not run.adapting:
-        run.begin_adaptation()
+        run.prepare_adaptation()
     if run.teacher is not None:
         run.teacher.module.restore(content["ema"] or content["student"])
         run.teacher.n_averaged.fill_(max(content["ema_updates"], 1))
@@ -80,8 +92,14 @@ def _restore_optimizer(run: Trainer, state: dict[int, Any], step: int) -> None:
     run.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-def start_from(detector: Detector, path: str, classes: list[str]) -> None:
+def start_from(detector: Detector, path: str, classes: list[str], setting: str) -> None:
     """Give a detector the weights of another run's checkpoint (its average if it has one) or export.
+
+    Args:
+        detector: of the same model.
+        path: of the file.
+        classes: that it detects.
+        setting: what named the file, for messages.
 
     Raises:
         UserError: the file is missing or damaged, or of another model or other classes.
@@ -90,13 +108,13 @@ def start_from(detector: Detector, path: str, classes: list[str]) -> None:
     trained_on = classes_of(Path(path))
     if trained_on and trained_on != classes:
         raise UserError(
-            f"adaptation.burn_in_from={path} was trained on the classes {', '.join(trained_on)}, the data has "
+            f"{setting} {path} was trained on the classes {', '.join(trained_on)}, the data has "
             f"{', '.join(classes)}; set data.classes to the former"
         )
     try:
         detector.restore(state)
     except (RuntimeError, KeyError) as error:
         raise UserError(
-            f"adaptation.burn_in_from={path} is not of the model that the configuration names ({first_line(error)}); "
+            f"{setting} {path} is not of the model that the configuration names ({first_line(error)}); "
             f"set model.architecture and model.norm to those of that run"
         ) from None

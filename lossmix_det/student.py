@@ -10,6 +10,7 @@ from lossmix_det.errors import UserError, nearest
 from lossmix_det.phases import Lesson
 
 KINDS = ("source", "target", "mixed")
+ALIGNMENT_WEIGHT = 0.1  # Adaptive Teacher's
 
 
 class StudentStep(nn.Module):
@@ -17,25 +18,38 @@ class StudentStep(nn.Module):
 
     Args:
         detector: the student.
-        loss_weights: by ``<kind>/<loss>`` or ``<kind>``, 1 if neither is named.
+        loss_weights: by ``<kind>/<loss>`` or ``<kind>``; not named: 0.1 for alignment, 1 for all others.
         alignment: reads the same encoding where a lesson has domains; absent: nothing is aligned.
+        adapts: there is a target, so that there are other kinds than ``source``.
 
     Raises:
         UserError: a loss of that name does not exist, or none is left.
     """
 
-    def __init__(self, detector: Detector, loss_weights: dict[str, float], alignment: Alignment | None = None) -> None:
+    def __init__(
+        self,
+        detector: Detector,
+        loss_weights: dict[str, float],
+        alignment: Alignment | None = None,
+        adapts: bool = False,
+    ) -> None:
         super().__init__()
         self.detector, self.loss_weights, self.alignment = detector, loss_weights, alignment
-        known = [f"{kind}/{name}" for kind in KINDS for name in LOSSES]
-        known += ["alignment/image", "alignment/instance"]
-        known += [*KINDS, "alignment"]
+        kinds = KINDS if adapts else KINDS[:1]
+        known = [f"{kind}/{name}" for kind in kinds for name in LOSSES] + [*kinds]
+        known += ["alignment", "alignment/image", "alignment/instance"] if adapts else []
         for name in loss_weights:
             if name not in known:
                 raise UserError(f"train.loss_weights names no loss {name!r}{nearest(name, known)}")
         off = [name for name in LOSSES if not self.weight(f"source/{name}")]
         if len(off) == len(LOSSES):
             raise UserError("train.loss_weights leaves no loss with a weight; nothing would be learned")
+        for name in LOSSES if adapts else ():
+            if bool(self.weight(f"mixed/{name}")) != bool(self.weight(f"source/{name}")):
+                raise UserError(
+                    f"train.loss_weights leaves out {name} of one kind only; give source/{name} and mixed/{name} a "
+                    f"weight above 0 both, or 0 both, because an image may be either"
+                )
         for name in off:  # declared as not learning, because DDP waits for the gradient of everything else
             detector.heads()[name].requires_grad_(False)
 
@@ -53,7 +67,13 @@ class StudentStep(nn.Module):
         return {name: value for name, value in losses.items() if self.weight(name)}
 
     def weight(self, name: str) -> float:
-        return self.loss_weights.get(name, self.loss_weights.get(name.partition("/")[0], 1.0))
+        return weight_of(name, self.loss_weights)
 
     def total(self, losses: dict[str, Tensor]) -> Tensor:
         return sum(self.weight(name) * value for name, value in losses.items())
+
+
+def weight_of(name: str, loss_weights: dict[str, float]) -> float:
+    """The weight of a loss, as named itself or by its kind."""
+    kind = name.partition("/")[0]
+    return loss_weights.get(name, loss_weights.get(kind, ALIGNMENT_WEIGHT if kind == "alignment" else 1.0))

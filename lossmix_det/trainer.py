@@ -26,14 +26,14 @@ from lossmix_det.engines import Detector, build_detector
 from lossmix_det.errors import UserError
 from lossmix_det.optimization import build_optimizer, build_schedule
 from lossmix_det.phases import Lesson, phase_at
-from lossmix_det.publish import burned_in_folder, publish, write_detections
+from lossmix_det.publish import BURNED_IN, burned_in_folder, publish, write_detections
 from lossmix_det.runlog import RunLog, open_folder
 from lossmix_det.scoring import check_metric, metric_of, report_problems, score_models
 from lossmix_det.signals import catching_signals
 from lossmix_det.state import collect, restore, start_from
 from lossmix_det.streams import Streams
 from lossmix_det.structures import StepBatch, Supervision
-from lossmix_det.student import StudentStep
+from lossmix_det.student import StudentStep, weight_of
 from lossmix_det.teacher import averaged
 
 log = logging.getLogger(__name__)
@@ -64,15 +64,15 @@ class Trainer:
         self.classes = self.streams.classes
         check_metric(config.train.best_metric, self.streams.test_sets)
         self.detector: Detector = build_detector(config.model, len(self.classes)).to(fabric.device)
-        if config.adaptation.burn_in_from and config.data.target:
-            start_from(self.detector, config.adaptation.burn_in_from, self.classes)
+        if config.adaptation.burn_in_from and not self.checkpoints.paths():
+            start_from(self.detector, config.adaptation.burn_in_from, self.classes, "adaptation.burn_in_from")
         self._build()
         self.step = self.bad_steps = self.skipped_steps = 0
         self.best: dict[str, Any] | None = None
         self.burned_in: dict[str, Any] = {}  # scores as burn-in ended
         self.results: dict[str, Any] = {}
         self.detections: dict[str, list[dict[str, Any]]] = {}
-        self.stopping, self._evaluated = False, -1
+        self.stopping = self.improved = False
         if resume:
             self._resume()
 
@@ -82,7 +82,9 @@ class Trainer:
         self.adapting = False
         self.labeller = Labeller(config, self.classes, self.fabric) if config.data.target else None
         self.alignment = self._build_alignment()
-        self.student_step = StudentStep(self.detector, config.train.loss_weights, self.alignment)
+        adapts = bool(config.data.target)
+        self.student_step = StudentStep(self.detector, config.train.loss_weights, self.alignment, adapts)
+        self.learning = [name for name, value in self.student_step.named_parameters() if value.requires_grad]
         optimizer = build_optimizer(self.student_step, config.optimizer)
         if self.alignment is not None:  # until there is something to align; DDP waits for all that learns
             self.alignment.requires_grad_(False)
@@ -95,17 +97,15 @@ class Trainer:
 
     def _build_alignment(self) -> Alignment | None:
         config, weights = self.config, self.config.train.loss_weights
-        parts = [
-            part
-            for part in config.alignment.parts
-            if weights.get(f"alignment/{part}", weights.get("alignment", 1.0)) > 0
-        ]
+        parts = [part for part in config.alignment.parts if weight_of(f"alignment/{part}", weights)]
         if not parts or not config.data.target:
             return None
         return Alignment(replace(config.alignment, parts=parts), self.detector).to(self.fabric.device)
 
     def new_schedule(self) -> None:
-        self.schedule = build_schedule(self.optimizer, self.config.optimizer, self.config.train.steps)
+        config = self.config
+        burn_in_steps = config.adaptation.burn_in_steps
+        self.schedule = build_schedule(self.optimizer, config.optimizer, config.train.steps, burn_in_steps)
 
     # ------------------------------------------------------------------------------------------------- story
 
@@ -114,6 +114,8 @@ class Trainer:
         if self.fabric.is_global_zero:
             open_folder(self.folder, self.config, str(self.fabric.device), self.streams.sets)
             report_problems(self.streams.sets, self.streams.unreadable, self.folder)
+        if self._restorable and not self.checkpoints.healthy.is_file():  # the setting is newer than the run
+            self._write_checkpoint()
         with catching_signals(self.stop):
             while self._learn_on():
                 log.warning("going on from step %d", self.step)
@@ -143,7 +145,7 @@ class Trainer:
                     return True
                 if self._due(self.config.train.eval_every) or self.step == steps:
                     self._evaluate_safely()
-                if self._due(self.config.train.save_every) or self.step in (steps, self._best_step):
+                if self._due(self.config.train.save_every) or self.step == steps or self.improved:
                     self.save()
                 self.stopping = self._anywhere(self.stopping)
                 if self.stopping:
@@ -232,24 +234,28 @@ class Trainer:
         return self.config.adaptation.burn_in_steps
 
     def _hand_over(self) -> None:
-        """Burn-in has ended: score what it gave, and let the teacher begin."""
-        if self.streams.test_sets:
-            if self._evaluated != self.step:
-                self._evaluate_safely()
-            self.burned_in = self.results["student"]
-            if self.fabric.is_global_zero:
-                write_detections(self.detections, burned_in_folder(self))
-        self.begin_adaptation()
+        """Burn-in has ended: the teacher begins, and what adaptation starts from is scored."""
+        if self.teacher is not None and self.config.ema.start == "restart":
+            self.detector.load_state_dict(self.teacher.module.state_dict())
+        self.prepare_adaptation()
         log.info("step %d: burn-in ends; the teacher labels the target from here on", self.step)
+        if self.streams.test_sets:
+            scored = score_models(
+                {BURNED_IN: self.detector}, self.streams.test_sets, self.config, self.fabric, self.console
+            )
+            results, detections, problems = scored
+            self.burned_in = results[BURNED_IN]
+            self.streams.unreadable.update(problems)
+            self.log.scores(self.step, results)
+            if self.fabric.is_global_zero:
+                write_detections(detections, burned_in_folder(self))
         self.save()
 
-    def begin_adaptation(self) -> None:
-        """The teacher starts as `ema.start` says, and the discriminators begin to learn."""
+    def prepare_adaptation(self) -> None:
+        """From here on there is a teacher, a copy of the student if there was no average, and discriminators learn."""
         self.adapting = True
         if self.teacher is None:
             self.teacher = averaged(self.detector, self.config.ema)
-        elif self.config.ema.start == "restart":
-            self.detector.load_state_dict(self.teacher.module.state_dict())
         if self.alignment is not None:
             self.alignment.requires_grad_(True)
             self.student = self.fabric.setup_module(self.student_step)  # DDP takes stock of what learns only once
@@ -282,13 +288,13 @@ class Trainer:
                 f"collapsed again after {restores - 1} restorations; lower adaptation.unsupervised_weight, lengthen "
                 f"adaptation.burn_in_steps, or raise adaptation.restores"
             )
+        best = self.best  # its file stays, and is of the same run
         self.fabric.barrier()
         restore(self, read_checkpoint(self.checkpoints.healthy))
         self.labeller.factor, self.labeller.restores = factor, restores
-        self.bad_steps = 0
+        self.best, self.bad_steps = best, 0
         if self.fabric.is_global_zero:
-            self.checkpoints.drop_after(self.step)
-        self._write_checkpoint()
+            self.checkpoints.rewind(collect(self))
         self.fabric.barrier()
         log.warning("restored step %d; pseudo-labels now weigh %g of what is set", self.step, factor)
 
@@ -304,11 +310,11 @@ class Trainer:
         scored = score_models(self.models(), self.streams.test_sets, self.config, self.fabric, self.console)
         self.results, self.detections, problems = scored
         self.streams.unreadable.update(problems)
-        self._evaluated = self.step
         self.log.scores(self.step, self.results)
         value = metric_of(self.config.train.best_metric, self.results)
         if not math.isnan(value) and (self.best is None or value > self.best["value"]):
             self.best = {"metric": self.config.train.best_metric, "value": value, "step": self.step}
+            self.improved = True  # until it is saved
 
     def _evaluate_safely(self) -> None:
         """Evaluate; if that fails, because of a damaged test image say, what was learned is saved first."""
@@ -336,7 +342,8 @@ class Trainer:
     def _write_checkpoint(self) -> None:
         if self.fabric.is_global_zero:
             healthy = self._restorable and self.labeller.guard.healthy and not self.bad_steps
-            self.checkpoints.save(collect(self), is_best=self._best_step == self.step, is_healthy=healthy)
+            self.checkpoints.save(collect(self), is_best=self.improved, is_healthy=healthy)
+        self.improved = False
 
     def _resume(self) -> None:
         content = self.checkpoints.load_latest()
@@ -369,10 +376,6 @@ class Trainer:
 
     def _anywhere(self, here: bool) -> bool:
         return not self._everywhere(not here)
-
-    @property
-    def _best_step(self) -> int | None:
-        return self.best["step"] if self.best else None
 
     @property
     def scaler(self) -> Any:

@@ -16,6 +16,7 @@ from torch.testing import assert_close
 
 from lossmix_det.engines import LOSSES
 from lossmix_det.errors import UserError
+from lossmix_det.runlog import RunLog
 from lossmix_det.structures import ImageBatch, Instances, StepBatch, Views
 
 ADAPT = [
@@ -28,7 +29,7 @@ ADAPT = [
     "mixing.rule=none",
     "optimizer.clip_norm=0",
 ]
-ALIGN = ["alignment.parts=[image,instance]", "train.loss_weights={alignment: 0.1}"]
+ALIGN = ["alignment.parts=[image,instance]"]
 STOCK = dict(zip(LOSSES, ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"), strict=True))
 HEIGHT, WIDTH, COUNT = 64, 96, 2
 
@@ -41,7 +42,7 @@ def adapting(folder: Path, *overrides: str, sure: bool = True):
         predictor = it.detector.model.roi_heads.box_predictor.cls_score
         torch.nn.init.normal_(predictor.weight, std=0.3)
         torch.nn.init.normal_(it.detector.model.rpn.head.bbox_pred.weight, std=0.05)
-    it.begin_adaptation()
+    it.prepare_adaptation()
     return it
 
 
@@ -223,7 +224,8 @@ def test_the_average_may_be_kept_since_the_first_step(tmp_path, start):
     it.learn(batch())
     it.teacher.update_parameters(it.detector)
     average = {name: value.clone() for name, value in it.teacher.module.state_dict().items()}
-    it.begin_adaptation()
+    it.log = RunLog(tmp_path, 0, 4, it.console, active=True)
+    it._hand_over()
     assert_same_tensors(average, dict(it.teacher.module.state_dict()))
     same = all(torch.equal(average[name], value) for name, value in it.detector.state_dict().items())
     assert same == (start == "restart")
@@ -270,13 +272,15 @@ def test_the_unsupervised_weight_grows_along_its_ramp(tmp_path):
 
 
 def test_the_targets_labels_are_measured_and_never_taught(tmp_path):
-    it = adapting(tmp_path, *SURE)
+    it, other_run = adapting(tmp_path / "a", *SURE), adapting(tmp_path / "b", *SURE)
     hidden = batch()
     told = StepBatch(hidden.source, replace(hidden.target, truths=views(10).truths))
-    one, other = (gradients(it, step) for step in (hidden, told))
+    one, other = gradients(it, hidden), gradients(other_run, told)
     assert_same_gradients(one, other)
-    assert it.labeller.measured
-    assert it.labeller.counts["truths"] == 3
+    row = other_run.labeller.row()
+    assert row["pseudo/per_image/circle"] >= 0
+    assert {"pseudo/precision", "pseudo/recall/square"} <= row.keys()
+    assert "pseudo/precision" not in it.labeller.row()
 
 
 def test_burn_in_may_come_from_a_checkpoint_or_an_export(tmp_path):
@@ -310,7 +314,8 @@ def test_burn_in_may_come_from_a_checkpoint_or_an_export(tmp_path):
         (["data.target_batch_size=3", "train.accumulate=2"], "data.target_batch_size=3 is no multiple"),
         (["pseudo_labels.kind=soft", "mixing.rule=union"], "use lossmix or noise"),
         (["data.target=[nowhere]"], "unknown data set 'nowhere'"),
-        (["optimizer.restart_step=4"], "must lie before train.steps"),
+        (["data.target=[]", "adaptation.burn_in_from=x.pt"], "needs data.target"),
+        (["train.loss_weights={source/roi_box: 0.0}"], "give source/roi_box and mixed/roi_box a weight above 0 both"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_one_sentence(tmp_path, words, message):
@@ -319,7 +324,7 @@ def test_settings_that_cannot_be_meant_are_one_sentence(tmp_path, words, message
 
 
 def test_the_schedule_starts_anew_at_the_restart(tmp_path):
-    words = ["optimizer.lr=0.01", "optimizer.restart_lr=0.004", "optimizer.restart_step=5", "train.steps=10"]
+    words = ["optimizer.lr=0.01", "optimizer.restart_lr=0.004", "adaptation.burn_in_steps=5", "train.steps=10"]
     it = trainer(tmp_path, *words, "optimizer.warmup_steps=1", "optimizer.schedule=cosine")
     rates = []
     for _ in range(10):
@@ -330,3 +335,59 @@ def test_the_schedule_starts_anew_at_the_restart(tmp_path):
     assert rates[6] == pytest.approx(0.004)
     assert rates[4] < rates[3] < rates[2]
     assert rates[9] < rates[8] < rates[7]
+
+
+def test_pseudo_boxes_are_float32_under_bf16(tmp_path):
+    """bfloat16 would count pixels beyond 64 in halves, and beyond 512 in fours."""
+    it = adapting(tmp_path, "train.precision=bf16", "pseudo_labels.score=0.3")
+    labels, _ = it.labeller.label(it.teacher.module, batch().target, (HEIGHT, WIDTH), 0)
+    boxes = torch.cat([truth.boxes for truth in labels.truths])
+    assert boxes.dtype == torch.float32
+    assert len(boxes) > 2
+    assert not torch.equal(boxes, boxes.bfloat16().float())
+
+
+def test_bf16_trains_with_everything_on(tmp_path):
+    it = trainer(tmp_path, *ADAPT, *ALIGN, "train.precision=bf16", "mixing.rule=lossmix", "adaptation.burn_in_steps=2")
+    assert it.train()
+    assert it.skipped_steps == 0
+
+
+def test_a_step_may_have_fewer_target_images_and_unequal_sizes(tmp_path):
+    words = [
+        "data.target_batch_size=2",
+        "mixing.rule=lossmix",
+        "data.augment.min_sizes=[64,96]",
+        "model.normalizer=images",
+    ]
+    it = trainer(tmp_path, *ADAPT, *ALIGN, *words, "adaptation.burn_in_steps=2", "train.accumulate=2")
+    assert it.train()
+    with open(tmp_path / "metrics.csv") as file:
+        last = list(csv.DictReader(file))[-1]
+    assert float(last["pseudo/images_without"]) <= 1
+    assert float(last["alignment/image"]) > 0
+
+
+def test_a_damaged_test_image_does_not_spoil_the_pictures(tmp_path, voc_folder):
+    path = voc_folder / "JPEGImages" / "two.png"
+    path.write_bytes(path.read_bytes()[:500])
+    words = [f"datasets.mine.root={voc_folder}", "data.train=[mine]", "data.test=[mine]", "data.target=[mine]"]
+    it = trainer(tmp_path / "run", *ADAPT, *words, "data.on_error=skip", "data.batch_size=1")
+    assert it.train()
+    assert (tmp_path / "run" / "before_after.png").is_file()
+
+
+def test_no_test_set_and_one_image_a_step_are_enough(tmp_path):
+    it = trainer(tmp_path, *ADAPT, "data.test=[]", "data.batch_size=1", "train.best_metric=AP50", "data.views=[weak]")
+    assert it.train()
+    assert not it.results["teacher"]
+
+
+def test_accumulation_leaves_alignment_of_unmixed_images_as_it_is(tmp_path, monkeypatch):
+    settings = [*ALIGN, "alignment.mixed=skip", "mixing.rule=lossmix", "mixing.probability=0.5", "train.seed=4"]
+    losses = []
+    for parts in (1, 2):
+        it = adapting(tmp_path / str(parts), *settings, "pseudo_labels.min_size=1000", f"train.accumulate={parts}")
+        found = [it.student_step(part)["alignment/image"] for part in it.lesson(batch()).split(parts)]
+        losses.append(sum(found) / parts)
+    assert_close(*losses)

@@ -25,7 +25,9 @@ def encoded(detector, sizes=((64, 96),) * 3):
 def domains(shares, mixed=(False,) * 3) -> Domains:
     shares = torch.tensor(shares)
     is_target = torch.tensor([False, False, True])
-    return Domains(shares, 1 / torch.where(is_target, 1, 2), torch.tensor(mixed))
+    chosen = ~torch.tensor(mixed)
+    clean = chosen / torch.where(is_target, (chosen & is_target).sum(), (chosen & ~is_target).sum()).clamp(min=1)
+    return Domains(shares, 1 / torch.where(is_target, 1, 2), clean)
 
 
 def aligned(detector, **settings) -> Alignment:

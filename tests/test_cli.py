@@ -100,6 +100,14 @@ def test_help_names_every_option_that_detectron2_users_know(capsys):
         assert option in printed
 
 
+def test_batches_that_processes_cannot_share_are_refused_before_anything_is_trained(capsys):
+    words = ["data.target=[shapes_clipart_train]", "ema.decay=0.9", "adaptation.burn_in_steps=1", "train.device=cpu"]
+    assert main("--num-gpus", "2", *words, "data.target_batch_size=2", "train.accumulate=2") == 2
+    assert "data.target_batch_size=2 cannot be shared evenly by 2 processes × train.accumulate=2" in (
+        capsys.readouterr().err
+    )
+
+
 def heavy_modules(words: list[str]) -> set[str]:
     """Which heavy modules are loaded by the time a command line has been answered."""
     code = f"import sys; {'; '.join(words)}; print(*(m for m in sys.modules if '.' not in m))"

@@ -13,11 +13,9 @@ from lossmix_det.resume import flat
 
 # What may differ from adaptive_teacher, by method.
 DIFFERENCES = {
-    "source_only": {"data.target", "adaptation.burn_in_steps", "alignment.parts", "train.loss_weights.alignment"},
-    "oracle": {
-        *("data.train", "data.target", "adaptation.burn_in_steps", "alignment.parts", "train.loss_weights.alignment"),
-    },
-    "mean_teacher": {"alignment.parts", "train.loss_weights.alignment"},
+    "source_only": {"data.target", "alignment.parts"},
+    "oracle": {"data.train", "data.target", "alignment.parts"},
+    "mean_teacher": {"alignment.parts"},
     "adaptive_teacher_noise": {"mixing.rule"},
     "adaptive_teacher_union": {"mixing.rule"},
     "adaptive_teacher_lossmix": {"mixing.rule"},

@@ -1,5 +1,5 @@
 import pytest
-from runs import last_checkpoint, trainer
+from runs import assert_same_tensors, last_checkpoint, trainer
 from test_adaptation import ADAPT
 
 from lossmix_det.checkpoint import read_checkpoint
@@ -53,6 +53,12 @@ def test_doubt_comes_before_collapse():
     assert not it.healthy
 
 
+def test_a_teacher_that_begins_with_nothing_has_nothing_to_collapse_from():
+    it = guard()
+    assert watch(it, [0.0, 0.0, 0.0, 0.05, 0.5, 2.0, 3.0, 3.0, 3.0]) == [None] * 9
+    assert it.reference is not None
+
+
 def test_the_state_comes_back():
     it, other = guard(), guard()
     watch(it, [2.0, 1.0, 2.0, 0.5], labels=0)
@@ -73,7 +79,7 @@ COLLAPSING = [
 
 def collapsing(folder, action: str, until: float, *overrides: str):
     """A run whose teacher goes blind at step 6 while pseudo-labels weigh more than ``until``."""
-    it = trainer(folder, *COLLAPSING, f"train.on_collapse={action}", *overrides)
+    it = trainer(folder, *COLLAPSING, f"train.on_collapse={action}", *overrides, resume=True)
     observe = it.labeller.guard.observe
 
     def blind(found, best, labels):
@@ -103,12 +109,37 @@ def test_collapse_goes_back_to_the_last_healthy_state_with_half_the_weight(tmp_p
     assert it.labeller.factor == 0.25
     assert caplog.text.count("restored step 6") == 2
     assert "pseudo-labels now weigh 0.25 of what is set" in caplog.text
-    assert read_checkpoint(tmp_path / "checkpoints" / "healthy.pt")["step"] <= 10
     content = last_checkpoint(tmp_path)
     assert content["step"] == 10
     assert content["labeller"]["factor"] == [0.25, 2]
     steps = [line.split(",")[0] for line in (tmp_path / "metrics.csv").read_text().splitlines()[1:]]
     assert steps == [str(step) for step in range(1, 11)]
+
+
+def test_what_is_restored_is_the_healthy_state_to_the_last_bit(tmp_path):
+    it = collapsing(tmp_path, "restore", 0.3)
+    restored, restore = [], it._restore_healthy
+
+    def watched():
+        healthy = read_checkpoint(tmp_path / "checkpoints" / "healthy.pt")
+        restore()
+        now = last_checkpoint(tmp_path)
+        for part in ("student", "ema", "optimizer", "step"):
+            assert_same_tensors(healthy[part], now[part], part)
+        assert_same_tensors(healthy["student"], dict(it.detector.exported()))
+        restored.append(now["step"])
+
+    it._restore_healthy = watched
+    it.train()
+    assert restored == [6, 6]
+
+
+def test_a_run_that_is_resumed_with_restoring_on_has_somewhere_to_go_back_to(tmp_path):
+    trainer(tmp_path, *COLLAPSING[:-3], "train.steps=4", "train.save_every=2").train()
+    it = collapsing(tmp_path, "restore", 0.3)
+    assert not (tmp_path / "checkpoints" / "healthy.pt").exists()
+    assert it.train()
+    assert it.labeller.restores == 2
 
 
 def test_restoring_gives_up_in_the_end(tmp_path):

@@ -10,14 +10,15 @@ import pytest
 import torch
 from runs import assert_same_tensors
 from test_adaptation import COUNT, adapting, batch, views
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from lossmix_det import phases
 from lossmix_det.config import Config, MixingConfig, ModelConfig, PairsConfig
-from lossmix_det.engines import Marker, build_detector
+from lossmix_det.engines import LOSSES, Marker, Scores, build_detector
 from lossmix_det.mixing import Mix, draw_domain_mix
 from lossmix_det.phases import Adaptation, BurnIn, phase_at
-from lossmix_det.structures import Instances, StepBatch, Supervision
+from lossmix_det.structures import StepBatch, Supervision
 
 
 def config(rule: str = "lossmix", **mixing) -> Config:
@@ -65,7 +66,7 @@ def test_every_pair_is_taught_both_truths_by_lam_and_each_domain_is_a_mean_of_it
     assert [len(s.truths[1]) for s in lesson.supervisions["mixed"]] == [1, 1, 2, 2]
     assert_close(lesson.domains.shares, torch.tensor([0.0, 0.25, 0.5, 1.0]))
     assert_close(lesson.domains.weights, torch.full((4,), 0.5))
-    assert lesson.domains.mixed.tolist() == [True, True, True, False]
+    assert_close(lesson.domains.unmixed_weights, torch.tensor([0.0, 0, 0, 1]))
     step = batch()
     source, target = step.source.strong.to_float().pixels, step.target.strong.to_float().pixels
     expected = [0.25 * source[0] + 0.75 * source[1], 0.75 * source[1] + 0.25 * target[0]]
@@ -170,7 +171,7 @@ def test_the_supervised_weight_and_the_weak_view(monkeypatch):
 
 def test_only_the_views_that_are_to_be_mixed_are():
     lesson = compose(Adaptation(config(views=["strong"])), batch(), pseudo(1.0, 1.0))
-    assert lesson.domains.mixed.tolist() == [True] * 4 + [False] * 2
+    assert_close(lesson.domains.unmixed_weights, torch.tensor([0.0, 0, 0, 0, 0.5, 0.5]))
 
 
 def test_composing_leaves_the_batch_as_it_was():
@@ -214,8 +215,8 @@ def test_every_rule_sees_the_same_pairs_and_lam_in_burn_in_the_sources_slots_alo
 
 def test_burn_in_may_mix_less_than_adaptation():
     settings = config(burn_in_probability=0.0)
-    assert not compose(BurnIn(settings), batch()).domains.mixed.any()
-    assert compose(Adaptation(settings), batch(), pseudo(1.0, 1.0)).domains.mixed.all()
+    assert "mixed" not in compose(BurnIn(settings), batch()).supervisions
+    assert set(compose(Adaptation(settings), batch(), pseudo(1.0, 1.0)).supervisions) == {"mixed"}
 
 
 def test_phases_follow_one_another():
@@ -233,7 +234,7 @@ def test_phases_follow_one_another():
 
 def test_a_student_that_agrees_with_its_teacher_learns_nothing_from_it(tmp_path):
     """Soft classes and offsets of the same network on the same pixels: every gradient is zero."""
-    it = adapting(tmp_path, "pseudo_labels.kind=soft", "pseudo_labels.score=0.3", "adaptation.supervised_weight=0.0")
+    it = adapting(tmp_path, "pseudo_labels.kind=soft", "pseudo_labels.score=0.3")
     step = batch()
     same = replace(step.target, strong=step.target.weak)
     it.detector.eval()  # the same proposals as the teacher's
@@ -244,48 +245,64 @@ def test_a_student_that_agrees_with_its_teacher_learns_nothing_from_it(tmp_path)
     assert losses["target/rpn_class"] > 0.01
     assert float(losses["target/roi_box"].detach()) == pytest.approx(0, abs=1e-6)
     assert float(losses["target/rpn_box"].detach()) == pytest.approx(0, abs=1e-6)
-    sum(losses.values()).backward()
+    sum(value for name, value in losses.items() if name.startswith("target/")).backward()
     assert max(float(p.grad.abs().max()) for p in it.detector.parameters() if p.grad is not None) < 1e-5
 
 
-def test_soft_losses_are_cross_entropies_with_the_teachers_scores(tmp_path):
-    """A teacher that says one thing of every sample: -Σ p·log q of what the student says, summed by hand."""
+def test_soft_losses_are_cross_entropies_with_the_teachers_scores():
+    """A teacher that says one thing of every sample: all four losses summed by hand over what was sampled."""
     torch.manual_seed(0)
     detector = build_detector(ModelConfig(), 6).train()
-    encoding = detector.encode(replace(views(10).strong.to_float()))
+    encoding = detector.encode(views(10).strong.to_float())
     teacher = build_detector(ModelConfig(), 6).eval()
-    logits = torch.tensor([2.0, -1.0, 0.5, 0.0, 3.0, 0.0, 0.0])
+    logits, says, shift = torch.tensor([2.0, -1.0, 0.5, 0.0, 3.0, 0.0, 0.0]), torch.tensor(1.5), torch.tensor(0.25)
     with torch.no_grad():
-        for layer, bias in ((teacher.heads()["roi_class"], logits), (teacher.heads()["rpn_class"], torch.tensor(1.5))):
+        for name, bias in zip(LOSSES, (says, shift, logits, shift), strict=True):
+            layer = teacher.heads()[name]
             layer.weight.zero_()
             layer.bias.copy_(bias.expand_as(layer.bias))
         marker = Marker(teacher, teacher.encode(views(10).weak.to_float()), temperature=2.0)
+    samples = []
+    sampler = detector.model.rpn.fg_bg_sampler
+    detector.model.rpn.fg_bg_sampler = lambda labels: samples.append(sampler(labels)) or samples[-1]
+    sampler.keys = None
     truths = tuple(replace(truth, teacher_image=index) for index, truth in enumerate(views(10).truths))
     found = detector.losses(encoding, Supervision.full(truths), marker)
 
-    q = torch.cat([scores.logits for scores in encoding.scored.outputs]).log_softmax(1)
+    scores = Scores(*(torch.cat(parts) for parts in zip(*encoding.scored.outputs, strict=True)))
     p = (logits / 2).softmax(0)
-    assert_close(found["roi_class"], -(p * q).sum(1).mean(), rtol=1e-4, atol=1e-5)
-    low, high = (
-        detector.losses(encoding, Supervision.full(some))["rpn_class"]
-        for some in (tuple(replace(t, teacher_image=None) for t in truths), [Instances.empty()] * COUNT)
-    )
-    assert found["rpn_class"] not in (low, high)
+    assert_close(found["roi_class"], -(p * scores.logits.log_softmax(1)).sum(1).mean(), rtol=1e-4, atol=1e-5)
+    boxes = smooth_l1(scores.deltas[:, 4], shift)  # the teacher sees class 4 everywhere
+    assert_close(found["roi_box"], boxes / len(scores.deltas), rtol=1e-4, atol=1e-5)
+
+    ((positive, negative),) = samples
+    chosen = torch.stack(positive) | torch.stack(negative)
+    logit, probability = encoding.objectness[chosen], (says / 2).sigmoid()
+    expected = -(probability * F.logsigmoid(logit) + (1 - probability) * F.logsigmoid(-logit)).mean()
+    assert_close(found["rpn_class"], expected, rtol=1e-4, atol=1e-5)
+    expected = smooth_l1(encoding.deltas[torch.stack(positive)], shift) / chosen.sum()
+    assert_close(found["rpn_box"], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_soft_and_hard_truths_are_blended_by_lam(tmp_path):
-    """A mixed image of a labelled source and a soft target: the loss is linear in λ."""
+def smooth_l1(values: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    return F.smooth_l1_loss(values, wanted.expand_as(values), beta=1 / 9, reduction="sum")
+
+
+def test_a_mixed_image_blends_a_hard_source_truth_and_a_soft_target_truth(tmp_path, monkeypatch):
+    """Both slots of one pair, against the two truths scored one by one on the same mixed image."""
     it = adapting(tmp_path, "pseudo_labels.kind=soft", "pseudo_labels.score=0.3")
-    step = batch()
+    step = only("strong", batch())
     labels, marker = it.labeller.label(it.teacher.module, step.target, step.canvas, 0)
-    encoding = it.detector.encode(step.target.strong.to_float())
-    hard = Supervision.full(step.source.truths)
-    one = it.detector.losses(encoding, hard, marker)
-    other = it.detector.losses(encoding, labels, marker)
-    for lam in (0.2, 0.9):
-        parts = [
-            it.detector.losses(encoding, supervision, marker)
-            for supervision in (hard.scaled(lam), labels.scaled(1 - lam))
-        ]
-        for name in one:
-            assert_close(parts[0][name] + parts[1][name], lam * one[name] + (1 - lam) * other[name])
+    fixed(monkeypatch, [COUNT, 1, 2, 3], [0.3, 1.0, 1.0, 1.0])
+    lesson = compose(Adaptation(config()), step, labels)
+    encoding = it.detector.encode(lesson.images)
+    found = [it.detector.losses(encoding, each, marker) for each in lesson.supervisions["mixed"]]
+
+    alone = it.detector.encode(lesson.images.take([0]))
+    hard = it.detector.losses(alone, Supervision.full(step.source.truths[:1]), marker)
+    soft = it.detector.losses(alone, Supervision.full(labels.truths[:1]), marker)
+    for name in LOSSES:
+        assert soft[name] > 0
+        # Two source slots, so that one image is half of the mean.
+        expected = (0.3 * hard[name] + 0.7 * soft[name]) / 2
+        assert_close(sum(part[name] for part in found), expected, rtol=1e-4, atol=1e-5)

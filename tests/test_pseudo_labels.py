@@ -4,7 +4,7 @@ import torch
 
 from lossmix_det.config import PseudoLabelConfig
 from lossmix_det.errors import UserError
-from lossmix_det.pseudo_labels import Thresholds, matches, select
+from lossmix_det.pseudo_labels import Thresholds, right, select
 from lossmix_det.structures import Instances
 
 CLASSES = ["cat", "dog", "fox"]
@@ -101,7 +101,7 @@ def test_a_truth_is_found_once_and_by_its_class_alone():
         (20, 20, 30, 30, 0, 0.7),  # of another class
         (20, 20, 30, 26, 1, 0.6),  # overlap 0.6: finds the second
     )
-    assert matches(labels, truth) == 2
-    assert matches(labels[:2], truth) == 1
-    assert matches(found((20, 20, 30, 24, 1, 0.9)), truth) == 0
-    assert matches(found(), truth) == matches(labels, found()) == 0
+    assert right(labels, truth).tolist() == [True, False, False, True]
+    assert right(found((20, 20, 30, 24, 1, 0.9)), truth).tolist() == [False]
+    assert right(found(), truth).tolist() == []
+    assert right(labels, found()).tolist() == [False] * 4

@@ -177,13 +177,13 @@ def test_settings_that_the_saved_state_does_not_fit_are_refused(tmp_path, change
 ADAPTING = [
     *("data.target=[shapes_clipart_train]", "data.views=[weak,strong]", "adaptation.burn_in_steps=4"),
     *("train.steps=9", "train.save_every=2", "train.eval_every=4", "ema.decay=0.9", "train.log_every=4"),
-    *("mixing.probability=0.6", "alignment.parts=[image,instance]", "train.loss_weights={alignment: 0.1}"),
+    *("mixing.probability=0.6", "alignment.parts=[image,instance]"),
     *("pseudo_labels.threshold=adaptive", "pseudo_labels.floor=0.05", "pseudo_labels.score=0.2"),
     "data.workers=1",
 ]
 
 
-def test_killed_in_burn_in_at_the_hand_over_and_in_adaptation_and_resumed_ends_bit_identical(tmp_path, datasets_root):
+def test_killed_in_burn_in_at_the_hand_over_and_in_adaptation_and_resumed_ends_bit_identical(tmp_path):
     whole, folder = tmp_path / "whole", tmp_path / "killed"
     done = run(whole, *ADAPTING)
     assert done.returncode == 0, done.stderr
@@ -205,3 +205,42 @@ def test_killed_in_burn_in_at_the_hand_over_and_in_adaptation_and_resumed_ends_b
     for name in ALIKE:
         assert (whole / name).read_bytes() == (folder / name).read_bytes(), name
     assert "burn-in" in (whole / "results.json").read_text()
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        ["ema.start=restart", "pseudo_labels.kind=soft", "mixing.rule=noise"],
+        ["ema.start=follow", "optimizer.restart_lr=0.0001", "alignment.mixed=skip"],
+    ],
+)
+@pytest.mark.parametrize("stop", [3, 4, 6])
+def test_other_ways_of_adapting_resume_exactly_too(tmp_path, variant, stop):
+    """Stopped before, at and after the hand-over of step 4."""
+    words = [*ADAPTING[:-1], *variant, "data.workers=0", "train.eval_every=0"]
+    trainer(tmp_path / "whole", *words).train()
+    first = trainer(tmp_path / "cut", *words)
+    learn = first.learn
+
+    def stop_there(batch):
+        first.stopping = first.step + 1 == stop
+        return learn(batch)
+
+    first.learn = stop_there
+    assert not first.train()
+    assert last_checkpoint(tmp_path / "cut")["step"] == stop
+    again = trainer(tmp_path / "cut", *words, resume=True)
+    assert again.train()
+    a, b = last_checkpoint(tmp_path / "whole"), last_checkpoint(tmp_path / "cut")
+    a.pop("config"), b.pop("config")
+    assert_same_tensors(a, b)
+
+
+def test_changes_that_the_saved_momenta_do_not_fit_are_refused(tmp_path):
+    words = [*ADAPTING, "data.workers=0", "train.eval_every=0", "train.steps=5"]
+    trainer(tmp_path, *words).train()
+    for change in ("alignment.parts=[image]", "train.loss_weights={alignment: 0.0}", "data.target=[]"):
+        with pytest.raises(UserError, match="was trained with other learning parts"):
+            trainer(tmp_path, *words, change, resume=True)
+    with pytest.raises(UserError, match="has ended burn-in already, at or before step 5"):
+        trainer(tmp_path, *words, "train.steps=9", "adaptation.burn_in_steps=7", resume=True)

@@ -139,22 +139,29 @@ def _check_names(name: str, classes: list[str], known: list[str] | None) -> None
 
 
 def load_target(name: str, config: Config, classes: list[str]) -> ImageSet:
-    """Read the images of a target set, and its labels where it has usable ones, to measure pseudo-labels with.
+    """Read every image of a target set, and its labels where all of them have usable ones, to measure with.
 
     Raises:
-        UserError: there are no images.
+        UserError: there are no images, or one is missing.
     """
+    entry, problems = find(name, config), Problems(skip=config.data.on_error == "skip")
+    images = _read_images(entry, problems)
+    if not images:
+        raise UserError(f"data set {name!r} lists no image; check its split, {entry.split or 'all images'!r}")
+    result = build(name, images, classes, None, problems, labelled=False)
+    result.category_ids = list(range(1, len(classes) + 1))
+    if entry.format == "folder":
+        return result
     try:
-        return load(name, config, classes)
+        labelled = load(name, config, classes)
+        records = {record.path: record for record in labelled.records}
+        absent = [record.path.name for record in result.records if record.path not in records]
+        if absent:
+            raise UserError(f"{len(absent)} of {len(result)} images have none, {absent[0]} for one")
     except UserError as error:
-        entry, problems = find(name, config), Problems(skip=config.data.on_error == "skip")
-        images = _read_images(entry, problems)
-        if not images:
-            raise UserError(
-                f"data set {name!r} lists no image; check its split, {entry.split or 'all images'!r}"
-            ) from None
         log.warning("target %s: its labels are of no use (%s), so pseudo-labels are not measured", name, error)
-        return build(name, images, classes, None, problems, labelled=False)
+        return result
+    return replace(labelled, records=[records[record.path] for record in result.records])
 
 
 def _read_images(entry: DatasetConfig, problems: Problems) -> list[RawImage]:

@@ -117,8 +117,13 @@ class TorchvisionRCNN(Detector):
         return losses | self._roi_losses(encoding, supervision, truths, active, marker)
 
     def detections(self, encoding: Encoding) -> list[Instances]:
-        found, _ = self.model.roi_heads(encoding.features, encoding.proposals, encoding.images.image_sizes)
-        return [Instances(each["boxes"].float(), each["labels"] - 1, each["scores"].float()) for each in found]
+        scores = self.score(encoding, encoding.proposals)
+        logits, deltas = scores.logits.float(), scores.deltas.float().flatten(1)
+        with torch.autocast(logits.device.type, enabled=False):  # boxes in float32, as for proposals
+            found = self.model.roi_heads.postprocess_detections(
+                logits, deltas, encoding.proposals, encoding.images.image_sizes
+            )
+        return [Instances(boxes, labels - 1, values) for boxes, values, labels in zip(*found, strict=True)]
 
     def score(self, encoding: Encoding, boxes: list[Tensor]) -> Scores:
         heads = self.model.roi_heads

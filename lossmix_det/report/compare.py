@@ -252,10 +252,13 @@ def _about(finished: list[Run]) -> str:
     found = [about for about in (run.about() for run in finished) if about]
     run, revisions = found[0], dict.fromkeys(str(about["git_revision"]) for about in found)
     train, data = run["config"]["train"], run["config"]["data"]
+    adapts = any(about["config"]["data"].get("target") for about in found)
+    target = data.get("target_batch_size") or data["batch_size"]
+    more = f" (in adaptation and {target} of the target)" if adapts else ""
     versions = ", ".join(f"{name} {run['versions'][name]}" for name in ("torch", "torchvision", "albumentations"))
     seeds = ", ".join(map(str, dict.fromkeys(each.seed for each in finished)))
     return (
-        f"Seeds {seeds}; {train['steps']} steps of {data['batch_size']} images each; "
+        f"Seeds {seeds}; {train['steps']} steps of {data['batch_size']} source images each{more}; "
         f"scores of the last step in percent, mean ± standard deviation over seeds. "
         f"Python {run['python']}, {versions}, on {run['device']} ({train['precision']}). "
         f"Revision {', '.join(revisions)}."

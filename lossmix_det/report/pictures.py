@@ -77,7 +77,7 @@ def _phases(config: Config, options: argparse.Namespace) -> Figure:
     )
     batch = StepBatch(*(next(iter(loader))[0] for loader in loaders))
     teacher = build_detector(config.model, len(classes))
-    start_from(teacher, options.teacher, classes)
+    start_from(teacher, options.teacher, classes, "--teacher")
     labels, _ = Labeller(config, classes, Fabric(accelerator="cpu", devices=1)).label(
         teacher, batch.target, batch.canvas, config.train.steps
     )
