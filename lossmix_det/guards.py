@@ -7,6 +7,7 @@ from typing import Any
 from lossmix_det.config import AdaptationConfig
 
 FAINT = 0.1  # sum of scores per image below which there is no reference yet
+ORDINARY = 1.0  # a teacher that began with less may well find more
 
 
 class Guard:
@@ -58,7 +59,7 @@ class Guard:
                 return None
             self.reference = now
         ratio = self.config.collapse_ratio
-        was, self.collapsed = self.collapsed, not self.reference / ratio <= now <= self.reference * ratio
+        was, self.collapsed = self.collapsed, not self._within(ratio)
         if not self.collapsed or was:
             return None
         change = "vanish" if now < self.reference else "explode"
@@ -76,12 +77,10 @@ class Guard:
     @property
     def healthy(self) -> bool:
         """Far from collapse: a checkpoint taken now is one to come back to."""
-        if self.starved >= self.config.guard_steps:
-            return False
-        if self.reference is None:
-            return True
-        margin = self.config.collapse_ratio**0.5
-        return self.reference / margin <= self.level <= self.reference * margin
+        return self.reference is None or self._within(self.config.collapse_ratio**0.5)
+
+    def _within(self, ratio: float) -> bool:
+        return self.reference / ratio <= self.level <= max(self.reference, ORDINARY) * ratio
 
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("recent", "reference", "starved", "best", "collapsed")}
