@@ -1,14 +1,18 @@
 """Real images with the faults that users' data has; skipped where they are absent."""
 
+import io
 import json
 import subprocess
 
 import pytest
-from runs import command, env
+from lightning_fabric import Fabric
+from rich.console import Console
+from runs import ROOT, command, env
 
 from lossmix_det.config import load_config
 from lossmix_det.data.catalog import load
 from lossmix_det.errors import UserError
+from lossmix_det.trainer import Trainer
 
 
 def declared(name: str, root, **entries: object) -> list[str]:
@@ -63,3 +67,21 @@ data: {{classes: [RBC, WBC], on_error: skip}}
     assert set(scores["classes"]) == {"RBC", "WBC"}
     assert scores["AP50"] is not None
     assert "other_stain" in done.stdout
+
+
+@pytest.mark.parametrize("method", ["adaptive_teacher_lossmix", "oracle"])
+def test_adaptation_between_microscopes_runs_from_its_configuration(shared_data, tmp_path, monkeypatch, method):
+    """A few steps of each phase on real images, with the target's labels only measured against."""
+    monkeypatch.setenv("LOSSMIX_SHARED_DATA", str(shared_data))
+    words = [f"output_dir={tmp_path}", "train.steps=4", "adaptation.burn_in_steps=2", "train.eval_every=0"]
+    words += ["train.log_every=1", "train.device=cpu", "data.workers=0", "pseudo_labels.score=0.1"]
+    config = load_config(ROOT / "configs" / "blood_adapt" / f"{method}.yaml", words)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    it = Trainer(config, fabric, console=Console(file=io.StringIO()))
+    assert it.classes == ["RBC", "WBC"]
+    assert it.train()
+    assert it.skipped_steps == 0
+    if method != "oracle":
+        assert it.streams.target_labelled
+        assert "pseudo/recall/RBC" in (tmp_path / "metrics.csv").read_text()
+        assert (tmp_path / "before_after.png").is_file()
