@@ -114,6 +114,8 @@ def launch(config: Config, options: argparse.Namespace):
         precision=PRECISIONS[config.train.precision],
     )
     fabric.launch()
+    if not fabric.is_global_zero:  # what goes wrong everywhere is said once
+        logging.getLogger("lossmix_det").setLevel(logging.ERROR)
     return fabric
 
 

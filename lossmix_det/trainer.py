@@ -267,9 +267,8 @@ class Trainer:
     def _in_trouble(self) -> bool:
         """Say what is wrong, if anything is; true if the run is to go back to a healthy state."""
         problem = self.labeller.problem if self.adapting else None
-        curable = (
-            self.adapting and self.labeller.guard.collapsed
-        )  # starvation is not: it began before the weights mattered
+        # Starvation is not cured by weighing pseudo-labels less: there are none.
+        curable = self.adapting and self.labeller.guard.collapsed
         if self.bad_steps >= self.config.train.max_bad_steps:
             problem, curable = f"loss or gradient not finite for {self.bad_steps} steps in a row", True
         if problem is None:

@@ -316,6 +316,20 @@ def test_two_processes_adapt_to_the_weights_of_one(tmp_path, squares):
     assert float(rows[0][-1]["pseudo/per_image"]) > 0
 
 
+def test_two_processes_mix_and_adapt_together(tmp_path, squares):
+    """Each mixes within its share, so that kinds of losses differ from process to process; both end with one model."""
+    settings = [*squares, "data.target=[mine]", "adaptation.burn_in_steps=3", "train.steps=8", "ema.decay=0.9"]
+    settings += ["mixing.probability=0.7", "pseudo_labels.kind=soft", "pseudo_labels.score=0.2"]
+    settings += ["alignment.parts=[image,instance]", "alignment.mixed=skip", "train.eval_every=4", "train.save_every=3"]
+    settings += ["train.on_collapse=restore"]
+    done = run(tmp_path / "run", "--num-gpus", "2", *settings)
+    assert done.returncode == 0, done.stderr
+    content = last_checkpoint(tmp_path / "run")
+    assert content["step"] == 8
+    assert content["bad_steps"] == [0, 0]
+    assert all(value.isfinite().all() for value in content["student"].values())
+
+
 def test_skipping_lists_what_was_skipped(tmp_path, voc_folder):
     path = voc_folder / "JPEGImages" / "two.png"
     path.write_bytes(path.read_bytes()[:500])
