@@ -275,12 +275,12 @@ def test_soft_losses_are_cross_entropies_with_the_teachers_scores():
     boxes = smooth_l1(scores.deltas[:, 4], shift)  # the teacher sees class 4 everywhere
     assert_close(found["roi_box"], boxes / len(scores.deltas), rtol=1e-4, atol=1e-5)
 
-    ((positive, negative),) = samples
-    chosen = torch.stack(positive) | torch.stack(negative)
+    positive, negative = (torch.stack(masks).bool() for masks in samples[0])
+    chosen = positive | negative
     logit, probability = encoding.objectness[chosen], (says / 2).sigmoid()
     expected = -(probability * F.logsigmoid(logit) + (1 - probability) * F.logsigmoid(-logit)).mean()
     assert_close(found["rpn_class"], expected, rtol=1e-4, atol=1e-5)
-    expected = smooth_l1(encoding.deltas[torch.stack(positive)], shift) / chosen.sum()
+    expected = smooth_l1(encoding.deltas[positive], shift) / chosen.sum()
     assert_close(found["rpn_box"], expected, rtol=1e-4, atol=1e-5)
 
 
