@@ -138,6 +138,8 @@ def read_model(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: damaged, or neither a checkpoint nor an export ({first_line(error)})") from None
     if isinstance(content, dict) and "student" in content:
         content = content.get("ema") or content["student"]
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):  # as Detectron2 wraps it
+        content = content["model"]
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise UserError(f"{path}: neither a checkpoint nor an export of lossmix_det")
     return content

@@ -111,7 +111,9 @@ class DataConfig:
 
 @dataclass
 class ModelConfig:
-    engine: str = choice("torchvision")
+    engine: str = choice("torchvision", "detectron2")
+    detectron2_config: str = ""  # a Detectron2 YAML; empty: its defaults, ResNet-50-C4
+    detectron2_options: list[str] = items()  # KEY, VALUE, KEY, VALUE, … over it, as in Detectron2's own tools
     architecture: str = choice(*ARCHITECTURES)
     weights: str = ""  # a torchvision weights name, or a local file; empty starts from random weights
     norm: str = choice("auto", "frozen", "group", "batch")  # auto: frozen with weights, else group

@@ -1,4 +1,4 @@
-"""Writing a model so that plain torchvision loads it."""
+"""Writing a model so that plain torchvision, or plain Detectron2, loads it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,24 @@ from lossmix_det.engines import Detector
 
 
 def export_model(detector: Detector, config: Config, classes: list[str], path: Path) -> None:
-    """Write ``<name>.pth``, a bare state dict, and ``<name>.json`` saying what it is of.
+    """Write ``<name>.pth`` and ``<name>.json`` saying what it is of.
 
-    Class k of ``classes`` is torchvision's label k + 1; label 0 is background.
+    For torchvision a bare state dict; class k of ``classes`` is its label k + 1, label 0 background. For Detectron2 the
+    state dict under ``model``, as its checkpointer expects; class k is its class k.
     """
-    save_tensors({name: value.detach().cpu().clone() for name, value in detector.exported().items()}, path)
-    augment = config.data.augment
+    state = {name: value.detach().cpu().clone() for name, value in detector.exported().items()}
+    augment, own = config.data.augment, config.model
+    if own.engine == "detectron2":
+        save_tensors({"model": state}, path)
+        model = {"detectron2_config": own.detectron2_config, "detectron2_options": own.detectron2_options}
+        model |= {"num_classes": len(classes)}
+    else:
+        save_tensors(state, path)
+        model = {"architecture": own.architecture, "num_classes": len(classes) + 1}
     content = {
-        "architecture": config.model.architecture,
+        "engine": own.engine,
+        **model,
         "norm": detector.norm,
-        "num_classes": len(classes) + 1,
         "classes": classes,
         "min_size": augment.test_size or augment.min_sizes[-1],
         "max_size": augment.max_size,

@@ -7,6 +7,9 @@ import torch
 from runs import ROOT, TINY, env, last_checkpoint, run, trainer
 
 from lossmix_det import cli
+from lossmix_det.config import ModelConfig
+from lossmix_det.engines import build_detector
+from lossmix_det.errors import UserError
 
 
 def main(*words: str) -> int:
@@ -106,6 +109,12 @@ def test_batches_that_processes_cannot_share_are_refused_before_anything_is_trai
     assert "data.target_batch_size=2 cannot be shared evenly by 2 processes × train.accumulate=2" in (
         capsys.readouterr().err
     )
+
+
+def test_an_engine_that_is_not_installed_is_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lossmix_det.engines.detectron2_rcnn", None)  # as if its import failed
+    with pytest.raises(UserError, match=r"needs Detectron2 .*https://detectron2.readthedocs.io/tutorials/install.html"):
+        build_detector(ModelConfig(engine="detectron2"), 3)
 
 
 def heavy_modules(words: list[str]) -> set[str]:

@@ -1,12 +1,11 @@
 import csv
 import json
 import math
-import subprocess
 
 import pytest
 import torch
 from conftest import voc_object, voc_xml, write_image
-from runs import assert_same_tensors, command, env, last_checkpoint, run, trainer
+from runs import assert_same_tensors, last_checkpoint, run, trainer
 from torch.testing import assert_close
 
 from lossmix_det.data.loaders import training_loader
@@ -240,94 +239,6 @@ def test_adamw_is_there_and_norms_are_not_decayed(tmp_path):
     decays = {group["weight_decay"]: {p.ndim for p in group["params"]} for group in it.optimizer.param_groups}
     assert decays[0.0] == {1}
     assert min(decays[0.05]) == 2
-
-
-@pytest.fixture
-def squares(tmp_path):
-    """Images of one size, so that a process's share of a batch has the canvas of the whole."""
-    root = tmp_path / "squares"
-    (root / "Annotations").mkdir(parents=True)
-    for index in range(8):
-        write_image(root / "JPEGImages" / f"{index}.png", 64, 64, seed=index)
-        objects = voc_object("cat", 5 + index, 8, 40, 30) + voc_object("dog", 30, 35, 60 - index, 60)
-        (root / "Annotations" / f"{index}.xml").write_text(voc_xml(objects, 64, 64))
-    return [f"datasets.mine.root={root}", "data.train=[mine]", "data.test=[mine]"]
-
-
-def test_two_processes_end_with_the_weights_of_one(tmp_path, squares):
-    """Each takes half of the joint batch; averaged gradients make the same steps, and both evaluate a share."""
-    settings = [
-        *squares,
-        "train.steps=6",
-        "mixing.rule=none",
-        "optimizer.name=sgd",
-        "optimizer.lr=0.01",
-        "ema.decay=0.9",
-    ]
-    settings.append("train.loss_weights={source/roi_box: 0.0}")  # DDP must not wait for a layer that is not taught
-    for folder, options in (("one", []), ("two", ["--num-gpus", "2"])):
-        line = [*command(tmp_path / folder, *options), *settings]
-        done = subprocess.run(line, capture_output=True, text=True, timeout=240, check=False, env=env())
-        assert done.returncode == 0, done.stderr
-    one, two = (last_checkpoint(tmp_path / folder) for folder in ("one", "two"))
-    for part in ("student", "ema"):
-        for name, value in one[part].items():
-            assert_close(two[part][name], value, rtol=1e-4, atol=1e-5)
-    images = [
-        {row["image_id"] for row in json.loads((tmp_path / folder / "detections_mine.json").read_text())}
-        for folder in ("one", "two")
-    ]
-    assert images[0] == images[1]
-
-
-def test_two_processes_adapt_to_the_weights_of_one(tmp_path, squares):
-    """Through the hand-over, with both discriminators and adaptive thresholds, over ten steps."""
-    settings = [
-        *squares,
-        "data.target=[mine]",
-        "data.views=[weak,strong]",
-        "adaptation.burn_in_steps=4",
-        "train.steps=10",
-        "mixing.rule=none",
-        "model.normalizer=images",
-        "alignment.parts=[image,instance]",
-        "pseudo_labels.threshold=adaptive",
-        "pseudo_labels.floor=0.05",
-        "pseudo_labels.score=0.3",
-        "optimizer.name=sgd",
-        "optimizer.lr=0.01",
-        "ema.decay=0.9",
-    ]
-    for folder, options in (("one", []), ("two", ["--num-gpus", "2"])):
-        line = [*command(tmp_path / folder, *options), *settings]
-        done = subprocess.run(line, capture_output=True, text=True, timeout=240, check=False, env=env())
-        assert done.returncode == 0, done.stderr
-    one, two = (last_checkpoint(tmp_path / folder) for folder in ("one", "two"))
-    assert one["labeller"]["histogram"].sum() > 0
-    for part in ("student", "ema", "alignment"):
-        assert one[part]
-        for name, value in one[part].items():
-            assert_close(two[part][name], value, rtol=1e-5, atol=1e-5)
-    rows = [
-        list(csv.DictReader((tmp_path / folder / "metrics.csv").read_text().splitlines())) for folder in ("one", "two")
-    ]
-    for name in ("pseudo/per_image", "pseudo/recall", "pseudo/precision/cat"):
-        assert [row[name] for row in rows[0]] == [row[name] for row in rows[1]], name
-    assert float(rows[0][-1]["pseudo/per_image"]) > 0
-
-
-def test_two_processes_mix_and_adapt_together(tmp_path, squares):
-    """Each mixes within its share, so that kinds of losses differ from process to process; both end with one model."""
-    settings = [*squares, "data.target=[mine]", "adaptation.burn_in_steps=3", "train.steps=8", "ema.decay=0.9"]
-    settings += ["mixing.probability=0.7", "pseudo_labels.kind=soft", "pseudo_labels.score=0.2"]
-    settings += ["alignment.parts=[image,instance]", "alignment.mixed=skip", "train.eval_every=4", "train.save_every=3"]
-    settings += ["train.on_collapse=restore"]
-    done = run(tmp_path / "run", "--num-gpus", "2", *settings)
-    assert done.returncode == 0, done.stderr
-    content = last_checkpoint(tmp_path / "run")
-    assert content["step"] == 8
-    assert content["bad_steps"] == [0, 0]
-    assert all(value.isfinite().all() for value in content["student"].values())
 
 
 def test_skipping_lists_what_was_skipped(tmp_path, voc_folder):

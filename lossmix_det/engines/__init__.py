@@ -2,6 +2,7 @@
 
 from lossmix_det.config import ModelConfig
 from lossmix_det.engines.base import LOSSES, Detector, Encoding, Marker, Scores
+from lossmix_det.errors import UserError
 
 __all__ = ["LOSSES", "Detector", "Encoding", "Marker", "Scores", "build_detector"]
 
@@ -15,8 +16,17 @@ def build_detector(config: ModelConfig, num_classes: int, strict: bool = False) 
         strict: refuse weights that leave any part of the detector fresh.
 
     Raises:
-        UserError: the weights cannot be found or read.
+        UserError: the weights cannot be found or read, or the engine is not installed.
     """
+    if config.engine == "detectron2":
+        try:
+            from lossmix_det.engines.detectron2_rcnn import Detectron2RCNN
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"model.engine=detectron2 needs Detectron2 ({error}); install it as "
+                f"https://detectron2.readthedocs.io/tutorials/install.html says, or use model.engine=torchvision"
+            ) from None
+        return Detectron2RCNN(config, num_classes)
     # Imported here, so that `import lossmix_det` and --help stay fast and need no engine.
     from lossmix_det.engines.torchvision_rcnn import TorchvisionRCNN
 

@@ -1,0 +1,230 @@
+"""Any Detectron2 ``GeneralizedRCNN`` behind the contract; the only file that imports Detectron2.
+
+Network, matching, box coding and inference are its own modules.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import GeneralizedRCNN, build_model
+from detectron2.modeling.proposal_generator import RPN
+from detectron2.modeling.roi_heads import Res5ROIHeads, StandardROIHeads
+from detectron2.structures import Boxes, ImageList, pairwise_iou
+from detectron2.structures import Instances as D2Instances
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lossmix_det.checkpoint import read_model
+from lossmix_det.config import ModelConfig
+from lossmix_det.engines.base import LOSSES, Encoding, Marker, Scores
+from lossmix_det.engines.sampling import KeyedSampler
+from lossmix_det.engines.two_stage import BACKGROUND, IGNORED, ScoredProposals, TwoStageDetector
+from lossmix_det.errors import UserError, first_line
+from lossmix_det.structures import ImageBatch, Instances, Supervision, pad_to
+
+STOCK = ("loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg")  # its names, in the order of LOSSES
+
+
+class Detectron2RCNN(TwoStageDetector):
+    """A plain Detectron2 model as a `Detector`; ``model`` is the module itself.
+
+    Args:
+        config: ``detectron2_config`` and ``detectron2_options`` say which.
+        num_classes: K.
+
+    Raises:
+        UserError: the configuration cannot be read, or is of a kind that has no weighted losses here.
+    """
+
+    def __init__(self, config: ModelConfig, num_classes: int) -> None:
+        super().__init__()
+        self.cfg = read_cfg(config, num_classes)
+        self.num_classes = self.background = num_classes
+        self.normalizer = config.normalizer
+        self.model: GeneralizedRCNN = build_model(self.cfg)
+        _check(self.model)
+        if config.weights:
+            _load(self.model, config.weights)
+        self.norm = self.cfg.MODEL.RESNETS.NORM
+        rpn, heads = self.model.proposal_generator, self.model.roi_heads
+        self.samplers = {
+            stage: KeyedSampler(part.batch_size_per_image, part.positive_fraction)
+            for stage, part in (("rpn", rpn), ("roi", heads))
+        }
+        self.roi_width = heads.box_predictor.cls_score.in_features
+        head = heads.res5 if isinstance(heads, Res5ROIHeads) else heads.box_head
+        self.shares_scores = not any(isinstance(part, nn.BatchNorm2d) for part in head.modules())
+        weights = {**rpn.loss_weight, **heads.box_predictor.loss_weight}
+        self.loss_weights = {ours: weights.get(theirs, 1.0) for ours, theirs in zip(LOSSES, STOCK, strict=True)}
+
+    def encode(self, images: ImageBatch) -> Encoding:
+        batch = self._normalised(images)
+        features = self.model.backbone(batch.tensor)
+        rpn = self.model.proposal_generator
+        levels = [features[name] for name in rpn.in_features]
+        boxes = rpn.anchor_generator(levels)
+        logits, deltas = rpn.rpn_head(levels)
+        logits = [level.permute(0, 2, 3, 1).flatten(1) for level in logits]
+        deltas = [_by_anchor(level) for level in deltas]
+        with torch.no_grad(), torch.autocast(batch.tensor.device.type, enabled=False):
+            found = rpn.predict_proposals(
+                boxes, [level.float() for level in logits], [level.float() for level in deltas], batch.image_sizes
+            )
+        proposals = [each.proposal_boxes.tensor for each in found]
+        anchors = [Boxes.cat(boxes).tensor] * len(images)
+        scored = ScoredProposals([len(each) for each in proposals], self.shares_scores)
+        return Encoding(
+            features, anchors, torch.cat(logits, dim=1), torch.cat(deltas, dim=1), proposals, batch, images, scored
+        )
+
+    def losses(self, encoding: Encoding, supervision: Supervision, marker: Marker | None = None) -> dict[str, Tensor]:
+        found = super().losses(encoding, supervision, marker)
+        return {name: value * self.loss_weights[name] for name, value in found.items()}
+
+    def detections(self, encoding: Encoding) -> list[Instances]:
+        scores = self.score(encoding, encoding.proposals)
+        with torch.autocast(scores.logits.device.type, enabled=False):
+            predictions = scores.logits.float(), scores.deltas.float().flatten(1)
+            inputs = [
+                D2Instances(size, proposal_boxes=Boxes(boxes))
+                for size, boxes in zip(encoding.images.image_sizes, encoding.proposals, strict=True)
+            ]
+            found, _ = self.model.roi_heads.box_predictor.inference(predictions, inputs)
+        return [Instances(each.pred_boxes.tensor, each.pred_classes, each.scores) for each in found]
+
+    def score(self, encoding: Encoding, boxes: list[Tensor]) -> Scores:
+        heads = self.model.roi_heads
+        levels, wrapped = [encoding.features[name] for name in heads.in_features], [Boxes(each) for each in boxes]
+        if isinstance(heads, Res5ROIHeads):
+            features = heads._shared_roi_transform(levels, wrapped).mean(dim=[2, 3])
+        else:
+            features = heads.box_head(heads.box_pooler(levels, wrapped)).flatten(1)
+        logits, deltas = heads.box_predictor(features)
+        return Scores(features, logits, deltas.reshape(len(deltas), deltas.shape[1] // 4, 4))
+
+    def match(self, stage: str, boxes: Tensor, truth: Tensor) -> Tensor:
+        part = self.model.proposal_generator.anchor_matcher if stage == "rpn" else self.model.roi_heads.proposal_matcher
+        index, label = part(pairwise_iou(Boxes(truth), Boxes(boxes)))
+        return torch.where(label == 1, index, torch.where(label == 0, BACKGROUND, IGNORED))
+
+    def sampler(self, stage: str) -> KeyedSampler:
+        return self.samplers[stage]
+
+    def quota(self, stage: str) -> int | None:
+        return self.model.proposal_generator.batch_size_per_image if stage == "rpn" else None
+
+    def offsets(self, stage: str, truth: Tensor, boxes: Tensor) -> Tensor:
+        return self._coder(stage).box2box_transform.get_deltas(boxes, truth)
+
+    def box_loss(self, stage: str, predicted: Tensor, wanted: Tensor) -> Tensor:
+        beta = self._coder(stage).smooth_l1_beta
+        return F.smooth_l1_loss(predicted, wanted, beta=beta, reduction="none").sum(dim=1)
+
+    def levels(self) -> dict[str, int]:
+        shapes = self.model.backbone.output_shape()
+        return {name: shapes[name].channels for name in self.model.roi_heads.in_features}
+
+    def heads(self) -> dict[str, nn.Module]:
+        rpn, predictor = self.model.proposal_generator.rpn_head, self.model.roi_heads.box_predictor
+        parts = (rpn.objectness_logits, rpn.anchor_deltas, predictor.cls_score, predictor.bbox_pred)
+        return dict(zip(LOSSES, parts, strict=True))
+
+    def exported(self) -> dict[str, Tensor]:
+        return self.model.state_dict()
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        self.model.load_state_dict(state)
+
+    def _coder(self, stage: str) -> nn.Module:
+        return self.model.proposal_generator if stage == "rpn" else self.model.roi_heads.box_predictor
+
+    def _normalised(self, images: ImageBatch) -> ImageList:
+        """In the model's own colours and range, normalised, the padding zeroed afterwards as stock pads."""
+        pixels = images.pixels * 255
+        if self.model.input_format == "BGR":
+            pixels = pixels.flip(1)
+        pixels = (pixels - self.model.pixel_mean) / self.model.pixel_std
+        pixels = torch.where(images.valid(), pixels, 0.0)
+        multiple = self.model.backbone.size_divisibility
+        if multiple > 1:
+            height, width = (-(-side // multiple) * multiple for side in pixels.shape[2:])
+            pixels = pad_to(pixels, height, width)
+        return ImageList(pixels, list(images.sizes))
+
+
+def read_cfg(config: ModelConfig, num_classes: int) -> CfgNode:
+    """Detectron2's configuration: its defaults, the YAML, the options, and our number of classes and thresholds.
+
+    Raises:
+        UserError: a file or an option cannot be read.
+    """
+    cfg = get_cfg()
+    try:
+        if config.detectron2_config:
+            cfg.merge_from_file(config.detectron2_config)
+        cfg.merge_from_list(list(config.detectron2_options))
+    except (OSError, AssertionError, KeyError, ValueError) as error:
+        raise UserError(
+            f"model.detectron2_config={config.detectron2_config!r} with model.detectron2_options="
+            f"{list(config.detectron2_options)} cannot be read ({first_line(error)})"
+        ) from None
+    cfg.MODEL.DEVICE = "cpu"  # moved like any module
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes
+    cfg.MODEL.MASK_ON = cfg.MODEL.KEYPOINT_ON = False
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = config.score_threshold
+    cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST = config.nms_threshold
+    cfg.TEST.DETECTIONS_PER_IMAGE = config.detections_per_image
+    return cfg
+
+
+def _load(model: nn.Module, path: str) -> None:
+    """Checkpoints and exports of ours; others through Detectron2's own checkpointer, which matches names.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    if "://" not in path and not Path(path).is_file():
+        raise UserError(f"model.weights={path!r}: no such file; give a .pkl, a .pth or a detectron2:// address")
+    try:
+        state = read_model(Path(path)) if "://" not in path else {}
+    except UserError:  # not one of ours
+        state = {}
+    if state.keys() == model.state_dict().keys():
+        model.load_state_dict(state)
+    else:
+        DetectionCheckpointer(model).load(path)
+
+
+def _check(model: nn.Module) -> None:
+    """Refuse what the weighted losses do not know."""
+    name = type(model).__name__
+    if not isinstance(model, GeneralizedRCNN) or type(model.proposal_generator) is not RPN:
+        raise UserError(
+            f"model.detectron2_config: {name} has no losses of two stages; use a GeneralizedRCNN with an RPN"
+        )
+    rpn, heads = model.proposal_generator, model.roi_heads
+    if type(heads) not in (Res5ROIHeads, StandardROIHeads):
+        raise UserError(
+            f"model.detectron2_config: {type(heads).__name__} is not supported; use StandardROIHeads or Res5ROIHeads"
+        )
+    for holds, what in (
+        (
+            rpn.box_reg_loss_type == heads.box_predictor.box_reg_loss_type == "smooth_l1",
+            "BBOX_REG_LOSS_TYPE: smooth_l1",
+        ),
+        (rpn.anchor_boundary_thresh < 0, "RPN.BOUNDARY_THRESH: -1"),
+        (heads.proposal_append_gt, "ROI_HEADS.PROPOSAL_APPEND_GT: True"),
+        (not heads.box_predictor.use_sigmoid_ce, "ROI_BOX_HEAD.USE_SIGMOID_CE: False"),
+    ):
+        if not holds:
+            raise UserError(f"model.detectron2_config: only {what} is supported")
+
+
+def _by_anchor(deltas: Tensor) -> Tensor:
+    """(B, A·4, h, w) to (B, h·w·A, 4)."""
+    count, _, height, width = deltas.shape
+    return deltas.view(count, -1, 4, height, width).permute(0, 3, 4, 1, 2).flatten(1, -2)
