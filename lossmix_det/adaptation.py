@@ -54,8 +54,9 @@ class Labeller:
         with inference_mode_of(teacher), self.fabric.autocast():
             encoding = teacher.encode(images.on_canvas(*canvas) if soft else images)
             detections = teacher.detections(encoding)
-        seen = self._sum({"scores": self.thresholds.count(detections)})
-        self.thresholds.remember(seen["scores"])
+        if self.labels.threshold == "adaptive":
+            seen = self._sum({"scores": self.thresholds.count(detections)})
+            self.thresholds.remember(seen["scores"])
         kept = self._select(detections, images)
         self._watch(detections, kept, target.truths)
         weights = torch.tensor([float(soft or bool(len(each)) or self.labels.empty == "background") for each in kept])

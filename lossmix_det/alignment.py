@@ -91,10 +91,9 @@ class Alignment(nn.Module):
 
     def _instance_loss(self, detector: Detector, encoding: Encoding, shares: Tensor, weights: Tensor) -> Tensor:
         """The best proposals of each image are judged; an image's loss is the mean over them."""
-        boxes = [found[: self.config.instances] for found in encoding.proposals]
         scores = detector.score_proposals(encoding, self.config.instances)
         logits = self.discriminators["instance"](ReverseGradient.apply(scores.features))[:, 0].float()
-        counts = torch.tensor([len(found) for found in boxes])
+        counts = torch.tensor([min(len(found), self.config.instances) for found in encoding.proposals])
         shares = shares.repeat_interleave(counts).to(logits)
         weights = (weights / counts.clamp(min=1)).repeat_interleave(counts).to(logits)
         return (weights * F.binary_cross_entropy_with_logits(logits, shares, reduction="none")).sum()

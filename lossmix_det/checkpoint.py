@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import pickle
 import random
 import re
 from pathlib import Path
@@ -124,24 +125,28 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_model(path: Path) -> dict[str, Any]:
-    """The state dict of a model: the average of a checkpoint of ours if it has one, else its student; or an export.
+def read_model(path: Path) -> dict[str, torch.Tensor]:
+    """The state dict in a file: bare, under ``model``, or of a checkpoint of ours (its average if it has one).
 
     Raises:
-        UserError: the file is missing, damaged, or holds no state dict.
+        UserError: the file is missing, damaged, holds more than tensors, or no state dict.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such checkpoint or export") from None
+        raise UserError(f"{path}: no such checkpoint, export or state dict") from None
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path}: refused: it is damaged, or holds more than tensors; save the bare state dict with torch.save"
+        ) from None
     except Exception as error:  # torch raises almost anything on a damaged file
-        raise UserError(f"{path}: damaged, or neither a checkpoint nor an export ({first_line(error)})") from None
+        raise UserError(f"{path}: cannot be read as weights ({first_line(error)})") from None
     if isinstance(content, dict) and "student" in content:
         content = content.get("ema") or content["student"]
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):  # as Detectron2 wraps it
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):
         content = content["model"]
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise UserError(f"{path}: neither a checkpoint nor an export of lossmix_det")
+    if not isinstance(content, dict) or not content or not all(isinstance(v, torch.Tensor) for v in content.values()):
+        raise UserError(f"{path}: holds no state dict (a dictionary of tensors)")
     return content
 
 

@@ -227,9 +227,8 @@ class TrainConfig:
     # By <kind>/<loss> or <kind> (source, target, mixed, alignment); not named: alignment 0.1, else 1; 0 leaves it out.
     loss_weights: dict[str, float] = field(default_factory=dict)
     max_bad_steps: int = number(10, 1)  # stop after this many steps in a row whose loss is not finite
-    on_collapse: str = choice(
-        "warn", "stop", "restore"
-    )  # restore: the last good checkpoint, half the unsupervised weight
+    # restore: go back to the last healthy checkpoint, with half the unsupervised weight
+    on_collapse: str = choice("warn", "stop", "restore")
     log_every: int = number(10, 1)
     eval_every: int = number(0, 0)  # 0: only at the end
     save_every: int = number(100, 1)

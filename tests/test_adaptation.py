@@ -297,7 +297,7 @@ def test_burn_in_may_come_from_a_checkpoint_or_an_export(tmp_path):
     with pytest.raises(UserError, match="no such checkpoint"):
         trainer(tmp_path / "d", *ADAPT, "adaptation.burn_in_from=nowhere.pt")
     (tmp_path / "text.pt").write_text("no weights")
-    with pytest.raises(UserError, match="damaged, or neither"):
+    with pytest.raises(UserError, match="refused: it is damaged"):
         trainer(tmp_path / "e", *ADAPT, f"adaptation.burn_in_from={tmp_path / 'text.pt'}")
 
 

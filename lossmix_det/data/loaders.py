@@ -161,28 +161,17 @@ class StreamSampler(Sampler):
         return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(2))
 
 
-def training_loader(
-    sets: list[ImageSet],
-    config: DataConfig,
-    *,
-    seed: int,
-    stream: int = 0,
-    start: int = 0,
-    rank: int = 0,
-    world: int = 1,
-) -> DataLoader:
-    """Batches of (`Views`, problems) without end, from step ``start`` on."""
+def training_loader(sets: list[ImageSet], config: DataConfig, **where: int) -> DataLoader:
+    """Batches of (`Views`, problems) without end.
+
+    Args:
+        sets: to draw from.
+        config: of the data.
+        where: ``seed``, ``stream``, ``start``, ``rank`` and ``world``, as for `StreamSampler`.
+    """
     images = TrainingImages(sets, config)
-    sampler = StreamSampler(
-        [record.size for record in images.records],
-        config.batch_size,
-        seed=seed,
-        stream=stream,
-        start=start,
-        rank=rank,
-        world=world,
-        group_by_shape=config.group_by_shape,
-    )
+    sizes = [record.size for record in images.records]
+    sampler = StreamSampler(sizes, config.batch_size, group_by_shape=config.group_by_shape, **where)
     return DataLoader(images, batch_sampler=sampler, collate_fn=collate_views, **_loading(config.workers))
 
 

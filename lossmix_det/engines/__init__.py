@@ -26,7 +26,7 @@ def build_detector(config: ModelConfig, num_classes: int, strict: bool = False) 
                 f"model.engine=detectron2 needs Detectron2 ({error}); install it as "
                 f"https://detectron2.readthedocs.io/tutorials/install.html says, or use model.engine=torchvision"
             ) from None
-        return Detectron2RCNN(config, num_classes)
+        return Detectron2RCNN(config, num_classes, strict)
     # Imported here, so that `import lossmix_det` and --help stay fast and need no engine.
     from lossmix_det.engines.torchvision_rcnn import TorchvisionRCNN
 

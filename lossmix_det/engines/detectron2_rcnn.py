@@ -5,6 +5,7 @@ Network, matching, box coding and inference are its own modules.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
@@ -26,6 +27,8 @@ from lossmix_det.engines.two_stage import BACKGROUND, IGNORED, ScoredProposals, 
 from lossmix_det.errors import UserError, first_line
 from lossmix_det.structures import ImageBatch, Instances, Supervision, pad_to
 
+log = logging.getLogger(__name__)
+
 STOCK = ("loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg")  # its names, in the order of LOSSES
 
 
@@ -35,12 +38,13 @@ class Detectron2RCNN(TwoStageDetector):
     Args:
         config: ``detectron2_config`` and ``detectron2_options`` say which.
         num_classes: K.
+        strict: refuse weights of ours that leave any part fresh.
 
     Raises:
         UserError: the configuration cannot be read, or is of a kind that has no weighted losses here.
     """
 
-    def __init__(self, config: ModelConfig, num_classes: int) -> None:
+    def __init__(self, config: ModelConfig, num_classes: int, strict: bool = False) -> None:
         super().__init__()
         self.cfg = read_cfg(config, num_classes)
         self.num_classes = self.background = num_classes
@@ -48,7 +52,7 @@ class Detectron2RCNN(TwoStageDetector):
         self.model: GeneralizedRCNN = build_model(self.cfg)
         _check(self.model)
         if config.weights:
-            _load(self.model, config.weights)
+            _load(self.model, config.weights, strict)
         self.norm = self.cfg.MODEL.RESNETS.NORM
         rpn, heads = self.model.proposal_generator, self.model.roi_heads
         self.samplers = {
@@ -181,11 +185,11 @@ def read_cfg(config: ModelConfig, num_classes: int) -> CfgNode:
     return cfg
 
 
-def _load(model: nn.Module, path: str) -> None:
+def _load(model: nn.Module, path: str, strict: bool) -> None:
     """Checkpoints and exports of ours; others through Detectron2's own checkpointer, which matches names.
 
     Raises:
-        UserError: there is no such file.
+        UserError: there is no such file; or, if ``strict``, it is one of ours but of another model.
     """
     if "://" not in path and not Path(path).is_file():
         raise UserError(f"model.weights={path!r}: no such file; give a .pkl, a .pth or a detectron2:// address")
@@ -193,10 +197,18 @@ def _load(model: nn.Module, path: str) -> None:
         state = read_model(Path(path)) if "://" not in path else {}
     except UserError:  # not one of ours
         state = {}
-    if state.keys() == model.state_dict().keys():
-        model.load_state_dict(state)
-    else:
+    own = model.state_dict()
+    fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+    if strict and state and fitting.keys() != own.keys():
+        raise UserError(
+            f"model.weights={path} is not of this model: {len(own) - len(fitting)} of {len(own)} parts do not fit"
+        )
+    if not fitting:
         DetectionCheckpointer(model).load(path)
+        return
+    model.load_state_dict(fitting, strict=False)
+    if fitting.keys() != own.keys():
+        log.info("model.weights: %d of %d parts fit and were loaded, the rest start fresh", len(fitting), len(own))
 
 
 def _check(model: nn.Module) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 from torchvision.models import detection as zoo
 from torchvision.models import get_weight, list_models, resnet
@@ -17,8 +15,9 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN, resnet_
 from torchvision.models.detection.faster_rcnn import FasterRCNN, FastRCNNPredictor, TwoMLPHead
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
+from lossmix_det.checkpoint import read_model
 from lossmix_det.config import ModelConfig
-from lossmix_det.errors import UserError, first_line
+from lossmix_det.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +157,7 @@ def read_weights(source: str) -> dict[str, Tensor]:
     """
     path = Path(source).expanduser()
     if path.is_file():
-        return _read_file(path)
+        return read_model(path)
     try:
         weights = get_weight(source)
     except (ValueError, KeyError, AttributeError):
@@ -171,24 +170,6 @@ def read_weights(source: str) -> dict[str, Tensor]:
         raise UserError(
             f"{source} could not be downloaded ({error}); fetch {weights.url} elsewhere and give model.weights its path"
         ) from None
-
-
-def _read_file(path: Path) -> dict[str, Tensor]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{path}: refused: it is damaged, or holds more than tensors; save the bare state dict with torch.save"
-        ) from None
-    except Exception as error:  # torch raises almost anything on a damaged file
-        raise UserError(f"{path}: cannot be read as weights ({first_line(error)})") from None
-    if isinstance(content, dict) and "student" in content:
-        content = content.get("ema") or content["student"]
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        content = content["model"]
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise UserError(f"{path}: holds no state dict (a dictionary of tensors)")
-    return content
 
 
 def load_weights(model: FasterRCNN, state: dict[str, Tensor], source: str, strict: bool = False) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from lossmix_det.cli import parse
@@ -33,12 +34,10 @@ SHAPES = Suite(
     baselines=("source_only", "adaptive_teacher"),
     adapts=True,
 )
-SHARED = Suite(
+SHARED = replace(
+    SHAPES,
     title="Adaptation without target labels: blood cells, from one microscope to another",
     configs=Path("configs/blood_adapt"),
-    methods=ADAPTERS,
-    baselines=("source_only", "adaptive_teacher"),
-    adapts=True,
 )
 
 

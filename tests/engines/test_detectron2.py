@@ -197,6 +197,20 @@ def test_plain_detectron2_loads_an_export_and_detects_the_same(detector, tmp_pat
         assert_close(ours.scores, theirs.scores, **CLOSE)
 
 
+def test_weights_of_other_classes_load_what_fits_and_are_refused_where_all_must(tmp_path, caplog):
+    config = ModelConfig(engine="detectron2", detectron2_options=options("fpn"))
+    first = build_detector(config, 4)
+    torch.save({"model": first.exported()}, tmp_path / "four.pth")
+    again = replace(config, weights=str(tmp_path / "four.pth"))
+    with caplog.at_level("INFO"):
+        other = build_detector(again, 7)
+    assert "parts fit and were loaded, the rest start fresh" in caplog.text
+    assert_close(other.model.backbone.state_dict(), first.model.backbone.state_dict(), rtol=0, atol=0)
+    with pytest.raises(UserError, match="is not of this model: 2 of"):
+        build_detector(again, 7, strict=True)
+    build_detector(again, 4, strict=True)
+
+
 @pytest.mark.parametrize("kind", ["hard", "soft"])
 def test_the_trainer_burns_in_and_adapts_with_it(tmp_path, kind):
     words = ["model.engine=detectron2", "model.detectron2_options=[" + ",".join(f'"{w}"' for w in options("fpn")) + "]"]
