@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Write COCO annotations of Cityscapes and Foggy Cityscapes from gtFine: one box around every polygon of 8 classes.
 
-    python datasets/prepare_cityscapes.py [ROOT] [--fog 0.02]
+    python datasets/prepare_cityscapes.py [ROOT] [--fog 0.02] [--checksums LIST]
 
 ROOT is the folder that holds gtFine and leftImg8bit; default: `cityscapes` where data sets are looked for.
 """

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
+from lossmix_det.checkpoint import write_atomically
 from lossmix_det.data.records import Problems, RawImage, RawObject, contained
 from lossmix_det.errors import UserError
+
+log = logging.getLogger(__name__)
 
 FLAG = (1, "1")  # a flag that is set; some tools write text
 
@@ -128,3 +132,18 @@ def _reason(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"has no {error.args[0]}"
     return str(error) if isinstance(error, ValueError) else "is not of the COCO layout"
+
+
+def write_coco(path: Path, content: dict[str, Any], expected: int) -> None:
+    """Write an annotation file beside and rename it; say what is in it, and whether the data set is whole.
+
+    Args:
+        path: of the JSON file.
+        content: images, annotations and categories.
+        expected: the number of images of the published data set.
+    """
+    write_atomically(path, json.dumps(content))
+    images, boxes = len(content["images"]), len(content["annotations"])
+    log.info("%s: %d images, %d boxes", path, images, boxes)
+    if images != expected:
+        log.warning("%s: the published data set has %d images, this one %d; is it whole?", path, expected, images)

@@ -28,7 +28,8 @@ def root(tmp_path, monkeypatch):
         path = tmp_path / "cityscapes" / "gtFine" / split / f"{STEM}_gtFine_polygons.json"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps({"imgWidth": 60, "imgHeight": 40, "objects": objects}))
-        for folder, suffix in (("leftImg8bit", ""), ("leftImg8bit_foggy", "_foggy_beta_0.02")):
+        fog = [("leftImg8bit_foggy", f"_foggy_beta_{level}") for level in ("0.005", "0.01", "0.02")]
+        for folder, suffix in (("leftImg8bit", ""), *fog):
             write_image(tmp_path / "cityscapes" / folder / split / f"{STEM}_leftImg8bit{suffix}.png")
     return tmp_path / "cityscapes"
 
@@ -58,3 +59,20 @@ def test_a_missing_folder_and_a_broken_file_are_one_sentence(root, monkeypatch, 
     assert convert(monkeypatch) == 2
     assert "not a polygon file of Cityscapes" in capsys.readouterr().err
     assert not (root / "annotations").exists()
+
+
+def test_all_fog_levels_are_one_data_set(root, monkeypatch, capsys):
+    assert convert(monkeypatch, "--fog", "0.005") == 0
+    assert "the published data set has 8925 images, this one 3" in capsys.readouterr().err
+    found = load("foggy_cityscapes_all_train", load_config())
+    levels = [record.path.stem.rsplit("_", 1)[1] for record in found.records]
+    assert levels == ["0.005", "0.01", "0.02"]
+    assert all(np.array_equal(record.boxes, found.records[0].boxes) for record in found.records)
+    assert load("foggy_cityscapes_val", load_config()).records[0].path.stem.endswith("0.005")
+
+
+def test_missing_images_are_counted(root, monkeypatch, capsys):
+    for path in (root / "leftImg8bit_foggy" / "val").rglob("*_0.01.png"):
+        path.unlink()
+    assert convert(monkeypatch) == 0
+    assert "foggy_cityscapes_all_val: 1 of 3 images are not in" in " ".join(capsys.readouterr().err.split())
