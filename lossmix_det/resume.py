@@ -11,7 +11,10 @@ from lossmix_det.errors import UserError
 log = logging.getLogger(__name__)
 
 # Settings that decide the shapes of the saved weights and momenta.
-FIXED = ("model.engine", "model.architecture", "model.norm", "model.trainable_layers", "optimizer.name")
+FIXED = (
+    *("model.engine", "model.architecture", "model.norm", "model.trainable_layers"),
+    *("model.detectron2_config", "model.detectron2_options", "optimizer.name"),
+)
 
 
 def check_continues(content: dict[str, Any], config: Config, classes: list[str], fingerprints: dict[str, str]) -> None:

@@ -66,3 +66,16 @@ def voc_folder(tmp_path: Path) -> Path:
     (root / "ImageSets" / "Main").mkdir(parents=True)
     (root / "ImageSets" / "Main" / "train.txt").write_text("one\ntwo\n")
     return root
+
+
+@pytest.fixture
+def small_shapes():
+    """A configuration of a few small images; what is registered with Detectron2 is taken out afterwards."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    from lossmix_det.config import load_config
+
+    yield load_config(None, ["shapes.train_images=6", "shapes.test_images=3", "shapes.size=64", "data.workers=0"])
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        for name in [name for name in catalog.list() if name.startswith(("shapes_", "mine_"))]:
+            catalog.remove(name)

@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from rich.console import Console
 
 from lossmix_det.checkpoint import Checkpoints, read_checkpoint
-from lossmix_det.config import load_config
+from lossmix_det.config import Config, load_config
 from lossmix_det.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,8 +32,8 @@ TINY = [
 ]
 
 
-def trainer(folder: Path, *overrides: str, resume: bool = False) -> Trainer:
-    config = load_config(None, [*TINY, f"output_dir={folder}", *overrides])
+def trainer(folder: Path, *overrides: str, resume: bool = False, config: Config | None = None) -> Trainer:
+    config = config or load_config(None, [*TINY, f"output_dir={folder}", *overrides])
     precision = {"32": "32-true", "bf16": "bf16-mixed"}[config.train.precision]
     fabric = Fabric(accelerator="cpu", devices=1, precision=precision)
     fabric.launch()

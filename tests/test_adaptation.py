@@ -30,6 +30,10 @@ ADAPT = [
     "optimizer.clip_norm=0",
 ]
 ALIGN = ["alignment.parts=[image,instance]"]
+AS_PUBLISHED = [  # what Adaptive Teacher does where ours differs by default
+    *("pseudo_labels.score=0.5", "pseudo_labels.empty=background", "alignment.parts=[image]"),
+    *("pseudo_labels.max_per_image=100", "pseudo_labels.min_size=0"),
+]
 STOCK = dict(zip(LOSSES, ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"), strict=True))
 HEIGHT, WIDTH, COUNT = 64, 96, 2
 
@@ -82,9 +86,7 @@ def stock_pseudo_labels(model, images: ImageBatch, threshold: float) -> list[Ins
 
 def test_the_step_equals_adaptive_teachers_made_of_stock_calls(tmp_path):
     """Strong and weak source supervised; strong target by pseudo-labels without regression; D on both domains."""
-    labels = ["pseudo_labels.score=0.5", "pseudo_labels.empty=background"]
-    labels += ["pseudo_labels.max_per_image=100", "pseudo_labels.min_size=0"]
-    it = adapting(tmp_path, *ALIGN[:1], *labels)
+    it = adapting(tmp_path, *AS_PUBLISHED)
     it.detector.train()
     step = batch()
     lesson = it.lesson(step)

@@ -140,8 +140,8 @@ def test_help_and_misspelt_keys_are_answered_without_torch():
 
 
 def test_every_config_in_the_repository_loads_and_opens_with_its_command():
-    paths = sorted((ROOT / "configs").rglob("*.yaml"))
-    assert len(paths) >= 25
+    paths = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path.parent.name != "detectron2"]
+    assert len(paths) >= 160
     from lossmix_det.config import load_config
 
     for path in paths:

@@ -7,6 +7,7 @@ import subprocess
 import pytest
 from conftest import voc_object, voc_xml, write_image
 from runs import command, env, last_checkpoint, run
+from stock import options
 from torch.testing import assert_close
 
 
@@ -33,8 +34,8 @@ def test_two_processes_end_with_the_weights_of_one(tmp_path, squares):
         "ema.decay=0.9",
     ]
     settings.append("train.loss_weights={source/roi_box: 0.0}")  # DDP must not wait for a layer that is not taught
-    for folder, options in (("one", []), ("two", ["--num-gpus", "2"])):
-        line = [*command(tmp_path / folder, *options), *settings]
+    for folder, flags in (("one", []), ("two", ["--num-gpus", "2"])):
+        line = [*command(tmp_path / folder, *flags), *settings]
         done = subprocess.run(line, capture_output=True, text=True, timeout=240, check=False, env=env())
         assert done.returncode == 0, done.stderr
     one, two = (last_checkpoint(tmp_path / folder) for folder in ("one", "two"))
@@ -48,10 +49,17 @@ def test_two_processes_end_with_the_weights_of_one(tmp_path, squares):
     assert images[0] == images[1]
 
 
-def test_two_processes_adapt_to_the_weights_of_one(tmp_path, squares):
+@pytest.mark.parametrize("engine", ["torchvision", "detectron2"])
+def test_two_processes_adapt_to_the_weights_of_one(tmp_path, squares, engine):
     """Through the hand-over, with both discriminators and adaptive thresholds, over ten steps."""
+    if engine == "detectron2":
+        pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+        words = "[" + ",".join(f'"{word}"' for word in options("fpn")) + "]"
+        squares = [*squares, "model.engine=detectron2", f"model.detectron2_options={words}"]
+    rate = 0.01 if engine == "torchvision" else 0.001  # slowly, so that there still are detections
     settings = [
         *squares,
+        f"optimizer.lr={rate}",
         "data.target=[mine]",
         "data.views=[weak,strong]",
         "adaptation.burn_in_steps=4",
@@ -63,11 +71,10 @@ def test_two_processes_adapt_to_the_weights_of_one(tmp_path, squares):
         "pseudo_labels.floor=0.05",
         "pseudo_labels.score=0.3",
         "optimizer.name=sgd",
-        "optimizer.lr=0.01",
         "ema.decay=0.9",
     ]
-    for folder, options in (("one", []), ("two", ["--num-gpus", "2"])):
-        line = [*command(tmp_path / folder, *options), *settings]
+    for folder, flags in (("one", []), ("two", ["--num-gpus", "2"])):
+        line = [*command(tmp_path / folder, *flags), *settings]
         done = subprocess.run(line, capture_output=True, text=True, timeout=240, check=False, env=env())
         assert done.returncode == 0, done.stderr
     one, two = (last_checkpoint(tmp_path / folder) for folder in ("one", "two"))

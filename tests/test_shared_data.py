@@ -69,12 +69,22 @@ data: {{classes: [RBC, WBC], on_error: skip}}
     assert "other_stain" in done.stdout
 
 
-@pytest.mark.parametrize("method", ["adaptive_teacher_lossmix", "oracle"])
-def test_adaptation_between_microscopes_runs_from_its_configuration(shared_data, tmp_path, monkeypatch, method):
+@pytest.mark.parametrize(
+    ("method", "engine"),
+    [
+        ("adaptive_teacher_lossmix", "torchvision"),
+        ("oracle", "torchvision"),
+        ("adaptive_teacher_lossmix", "detectron2"),
+    ],
+)
+def test_adaptation_between_microscopes_runs_from_its_configuration(shared_data, tmp_path, monkeypatch, method, engine):
     """A few steps of each phase on real images, with the target's labels only measured against."""
     monkeypatch.setenv("LOSSMIX_SHARED_DATA", str(shared_data))
     words = [f"output_dir={tmp_path}", "train.steps=4", "adaptation.burn_in_steps=2", "train.eval_every=0"]
     words += ["train.log_every=1", "train.device=cpu", "data.workers=0", "pseudo_labels.score=0.1"]
+    if engine == "detectron2":
+        pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+        words += ["model.engine=detectron2", f"model.detectron2_config={ROOT}/configs/detectron2/small_fpn.yaml"]
     config = load_config(ROOT / "configs" / "blood_adapt" / f"{method}.yaml", words)
     fabric = Fabric(accelerator="cpu", devices=1)
     it = Trainer(config, fabric, console=Console(file=io.StringIO()))

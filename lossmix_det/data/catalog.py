@@ -1,4 +1,4 @@
-"""Data sets by name: those declared in the YAML, those known by heart, and the generated benchmark."""
+"""Data sets by name: declared in the YAML, the generated benchmark, known by heart, or registered with Detectron2."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ from pathlib import Path
 from lossmix_det.config import Config, DatasetConfig
 from lossmix_det.data import shapes
 from lossmix_det.data.coco import read_coco, read_coco_images
+from lossmix_det.data.detectron2_catalog import (
+    detectron2_classes,
+    detectron2_names,
+    read_detectron2,
+    read_detectron2_images,
+)
 from lossmix_det.data.folder import read_folder
 from lossmix_det.data.records import ImageSet, Problems, RawImage, build, found_classes
 from lossmix_det.data.voc import read_voc, read_voc_images
@@ -45,7 +51,11 @@ def builtin_datasets() -> dict[str, DatasetConfig]:
             table[f"{name}_{split}"] = DatasetConfig(root=folder, split=split, classes=classes)
         table[f"{name}_all"] = DatasetConfig(root=folder, classes=classes)
     for split in ("train", "val"):
-        for name, folder in (("cityscapes", "leftImg8bit"), ("foggy_cityscapes", "leftImg8bit_foggy")):
+        for name, folder in (
+            ("cityscapes", "leftImg8bit"),
+            ("foggy_cityscapes", "leftImg8bit_foggy"),
+            ("foggy_cityscapes_all", "leftImg8bit_foggy"),
+        ):
             table[f"{name}_{split}"] = DatasetConfig(
                 format="coco",
                 root="cityscapes",
@@ -53,6 +63,15 @@ def builtin_datasets() -> dict[str, DatasetConfig]:
                 images=f"{folder}/{split}",
                 classes=CITYSCAPES_CLASSES,
             )
+        table[f"coco_2017_{split}"] = DatasetConfig(
+            format="coco", root="coco", annotations=f"annotations/instances_{split}2017.json", images=f"{split}2017"
+        )
+    table["sim10k_train"] = DatasetConfig(
+        root="sim10k", split="trainval10k", classes=["car"], ignore_classes=["motorbike", "person"]
+    )
+    table["kitti_train"] = DatasetConfig(
+        format="coco", root="kitti", annotations="annotations/kitti_train.json", images="training/image_2"
+    )
     return table
 
 
@@ -74,7 +93,10 @@ def find(name: str, config: Config) -> DatasetConfig:
     else:
         table = builtin_datasets()
         if name not in table:
-            known = [*config.datasets, *shapes.NAMES, *table]
+            registered = detectron2_names(config.data.imports)
+            if name in registered:
+                return DatasetConfig(format="detectron2", split=name, classes=detectron2_classes(name))
+            known = [*config.datasets, *shapes.NAMES, *table, *registered]
             raise UserError(f"unknown data set {name!r}{nearest(name, known)}; declare it in the YAML under datasets")
         entry = replace(table[name], root=str(_builtin_root(table[name].root)))
     if not Path(entry.root).is_dir():
@@ -117,6 +139,9 @@ def load(name: str, config: Config, classes: list[str] | None = None) -> ImageSe
 def _read(entry: DatasetConfig, problems: Problems) -> tuple[list[RawImage], dict[str, int]]:
     """The images of a declared data set, and the category numbers that its file gives."""
     root = Path(entry.root)
+    if entry.format == "detectron2":
+        images = read_detectron2(entry.split, problems)
+        return images, {label: index for index, label in enumerate(detectron2_classes(entry.split) or (), start=1)}
     if entry.format == "coco":
         if not entry.annotations:
             raise UserError(f"{root}: format coco needs annotations, the path of its JSON file below root")
@@ -167,6 +192,8 @@ def load_target(name: str, config: Config, classes: list[str]) -> ImageSet:
 def _read_images(entry: DatasetConfig, problems: Problems) -> list[RawImage]:
     """The images of a declared data set, whatever its labels are like."""
     root = Path(entry.root)
+    if entry.format == "detectron2":
+        return read_detectron2_images(entry.split, problems)
     if entry.format == "coco":
         return read_coco_images(root / entry.annotations, root / entry.images, problems)
     if entry.format == "folder":
@@ -209,4 +236,9 @@ def known_classes(name: str, config: Config) -> list[str] | None:
     """The classes of a data set as declared, without reading it."""
     if name in config.datasets:
         return config.datasets[name].classes
-    return list(shapes.CLASSES) if name in shapes.NAMES else builtin_datasets().get(name, DatasetConfig()).classes
+    if name in shapes.NAMES:
+        return list(shapes.CLASSES)
+    table = builtin_datasets()
+    if name not in table and name in detectron2_names(config.data.imports):
+        return detectron2_classes(name)
+    return table.get(name, DatasetConfig()).classes

@@ -67,6 +67,7 @@ class Marker:
 class Detector(nn.Module, ABC):
     """Three verbs that every engine provides; the loop above them knows no engine."""
 
+    model: nn.Module  # the engine's own
     num_classes: int
     norm: str  # of its backbone, as in `model.norm`
     roi_width: int  # D, features of a proposal
@@ -120,17 +121,17 @@ class Detector(nn.Module, ABC):
     def heads(self) -> dict[str, nn.Module]:
         """The last layer that each loss alone teaches, by the name of the loss."""
 
-    @abstractmethod
     def exported(self) -> dict[str, Tensor]:
         """The state dict that the engine's own library loads without any code of ours."""
+        return self.model.state_dict()
 
-    @abstractmethod
     def restore(self, state: dict[str, Tensor]) -> None:
         """Load what `exported` gave.
 
         Raises:
             RuntimeError: it is of another model.
         """
+        self.model.load_state_dict(state)
 
 
 class inference_mode_of:  # noqa: N801 - used like a function

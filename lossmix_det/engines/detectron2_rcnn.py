@@ -1,4 +1,4 @@
-"""Any Detectron2 ``GeneralizedRCNN`` behind the contract; the only file that imports Detectron2.
+"""Any Detectron2 ``GeneralizedRCNN`` behind the contract.
 
 Network, matching, box coding and inference are its own modules.
 """
@@ -6,14 +6,16 @@ Network, matching, box coding and inference are its own modules.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import GeneralizedRCNN, build_model
 from detectron2.modeling.proposal_generator import RPN
-from detectron2.modeling.roi_heads import Res5ROIHeads, StandardROIHeads
+from detectron2.modeling.roi_heads import Res5ROIHeads, ROIHeads, StandardROIHeads
 from detectron2.structures import Boxes, ImageList, pairwise_iou
 from detectron2.structures import Instances as D2Instances
 from torch import Tensor, nn
@@ -21,18 +23,94 @@ from torch.nn import functional as F
 
 from lossmix_det.checkpoint import read_model
 from lossmix_det.config import ModelConfig
-from lossmix_det.engines.base import LOSSES, Encoding, Marker, Scores
+from lossmix_det.engines import detectron2_vgg  # noqa: F401 - registers its backbone
+from lossmix_det.engines.base import LOSSES, Detector, Encoding, Marker, Scores
 from lossmix_det.engines.sampling import KeyedSampler
-from lossmix_det.engines.two_stage import BACKGROUND, IGNORED, ScoredProposals, TwoStageDetector
+from lossmix_det.engines.two_stage import BACKGROUND, IGNORED, STAGES, ScoredProposals, TwoStageLosses
 from lossmix_det.errors import UserError, first_line
 from lossmix_det.structures import ImageBatch, Instances, Supervision, pad_to
 
 log = logging.getLogger(__name__)
 
-STOCK = ("loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg")  # its names, in the order of LOSSES
+# What Detectron2 calls the losses.
+NAMES = dict(zip(LOSSES, ("loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"), strict=True))
 
 
-class Detectron2RCNN(TwoStageDetector):
+class Detectron2Losses(TwoStageLosses):
+    """The weighted losses of a region proposal network and of RoI heads; the plug-in has them one by one.
+
+    `use` comes first; it is no constructor, because a `Detector` is a module with one of its own.
+    """
+
+    def use(self, rpn: RPN | None, roi_heads: ROIHeads | None, normalizer: str) -> None:
+        """Take over matching, sampling and coding.
+
+        Args:
+            rpn: absent: no first stage.
+            roi_heads: absent: no second stage.
+            normalizer: as in `model.normalizer`.
+
+        Raises:
+            UserError: they are set to losses or samples that are not known here.
+        """
+        for stage, part in (("rpn", rpn), ("roi", roi_heads)):
+            wrong = part is not None and next((what for holds, what in _limits(stage, part) if not holds), None)
+            if wrong:
+                raise UserError(f"Detectron2 configuration: only {wrong} is supported")
+        self.normalizer = normalizer
+        self._parts = {stage: part for stage, part in zip(STAGES, (rpn, roi_heads), strict=True) if part is not None}
+        self.samplers = {
+            stage: KeyedSampler(part.batch_size_per_image, part.positive_fraction)
+            for stage, part in self._parts.items()
+        }
+        weights = {name: weight for stage in self._parts for name, weight in self._coder(stage).loss_weight.items()}
+        self.loss_weights = {ours: weights.get(theirs, 1.0) for ours, theirs in NAMES.items()}
+        if roi_heads is not None:
+            self.background = roi_heads.num_classes
+            head = roi_heads.res5 if isinstance(roi_heads, Res5ROIHeads) else roi_heads.box_head
+            self.shares_scores = not any(isinstance(part, nn.BatchNorm2d) for part in head.modules())
+
+    def stage_losses(
+        self, stage: str, encoding: Encoding, supervision: Supervision, marker: Marker | None = None
+    ) -> dict[str, Tensor]:
+        found = super().stage_losses(stage, encoding, supervision, marker)
+        return {name: value * self.loss_weights[name] for name, value in found.items()}
+
+    def score(self, encoding: Encoding, boxes: list[Tensor]) -> Scores:
+        heads = self._parts["roi"]
+        levels, wrapped = [encoding.features[name] for name in heads.in_features], [Boxes(each) for each in boxes]
+        if isinstance(heads, Res5ROIHeads):
+            features = heads._shared_roi_transform(levels, wrapped).mean(dim=[2, 3])
+        else:
+            features = heads.box_head(heads.box_pooler(levels, wrapped)).flatten(1)
+        logits, deltas = heads.box_predictor(features)
+        return Scores(features, logits, deltas.reshape(len(deltas), deltas.shape[1] // 4, 4))
+
+    def match(self, stage: str, boxes: Tensor, truth: Tensor) -> Tensor:
+        part = self._parts[stage]
+        matcher = part.anchor_matcher if stage == "rpn" else part.proposal_matcher
+        index, label = matcher(pairwise_iou(Boxes(truth), Boxes(boxes)))
+        return torch.where(label == 1, index, torch.where(label == 0, BACKGROUND, IGNORED))
+
+    def sampler(self, stage: str) -> KeyedSampler:
+        return self.samplers[stage]
+
+    def quota(self, stage: str) -> int | None:
+        return self._parts["rpn"].batch_size_per_image if stage == "rpn" else None
+
+    def offsets(self, stage: str, truth: Tensor, boxes: Tensor) -> Tensor:
+        return self._coder(stage).box2box_transform.get_deltas(boxes, truth)
+
+    def box_loss(self, stage: str, predicted: Tensor, wanted: Tensor) -> Tensor:
+        beta = self._coder(stage).smooth_l1_beta
+        return F.smooth_l1_loss(predicted, wanted, beta=beta, reduction="none").sum(dim=1)
+
+    def _coder(self, stage: str) -> nn.Module:
+        part = self._parts[stage]
+        return part if stage == "rpn" else part.box_predictor
+
+
+class Detectron2RCNN(Detectron2Losses, Detector):
     """A plain Detectron2 model as a `Detector`; ``model`` is the module itself.
 
     Args:
@@ -47,47 +125,24 @@ class Detectron2RCNN(TwoStageDetector):
     def __init__(self, config: ModelConfig, num_classes: int, strict: bool = False) -> None:
         super().__init__()
         self.cfg = read_cfg(config, num_classes)
-        self.num_classes = self.background = num_classes
-        self.normalizer = config.normalizer
+        self.num_classes = num_classes
         self.model: GeneralizedRCNN = build_model(self.cfg)
         _check(self.model)
         if config.weights:
             _load(self.model, config.weights, strict)
         self.norm = self.cfg.MODEL.RESNETS.NORM
-        rpn, heads = self.model.proposal_generator, self.model.roi_heads
-        self.samplers = {
-            stage: KeyedSampler(part.batch_size_per_image, part.positive_fraction)
-            for stage, part in (("rpn", rpn), ("roi", heads))
-        }
+        heads = self.model.roi_heads
+        self.use(self.model.proposal_generator, heads, config.normalizer)
         self.roi_width = heads.box_predictor.cls_score.in_features
-        head = heads.res5 if isinstance(heads, Res5ROIHeads) else heads.box_head
-        self.shares_scores = not any(isinstance(part, nn.BatchNorm2d) for part in head.modules())
-        weights = {**rpn.loss_weight, **heads.box_predictor.loss_weight}
-        self.loss_weights = {ours: weights.get(theirs, 1.0) for ours, theirs in zip(LOSSES, STOCK, strict=True)}
 
     def encode(self, images: ImageBatch) -> Encoding:
         batch = self._normalised(images)
         features = self.model.backbone(batch.tensor)
         rpn = self.model.proposal_generator
-        levels = [features[name] for name in rpn.in_features]
-        boxes = rpn.anchor_generator(levels)
-        logits, deltas = rpn.rpn_head(levels)
-        logits = [level.permute(0, 2, 3, 1).flatten(1) for level in logits]
-        deltas = [_by_anchor(level) for level in deltas]
-        with torch.no_grad(), torch.autocast(batch.tensor.device.type, enabled=False):
-            found = rpn.predict_proposals(
-                boxes, [level.float() for level in logits], [level.float() for level in deltas], batch.image_sizes
-            )
+        anchors, objectness, deltas, found = propose(rpn, features, batch.image_sizes)
         proposals = [each.proposal_boxes.tensor for each in found]
-        anchors = [Boxes.cat(boxes).tensor] * len(images)
         scored = ScoredProposals([len(each) for each in proposals], self.shares_scores)
-        return Encoding(
-            features, anchors, torch.cat(logits, dim=1), torch.cat(deltas, dim=1), proposals, batch, images, scored
-        )
-
-    def losses(self, encoding: Encoding, supervision: Supervision, marker: Marker | None = None) -> dict[str, Tensor]:
-        found = super().losses(encoding, supervision, marker)
-        return {name: value * self.loss_weights[name] for name, value in found.items()}
+        return Encoding(features, anchors, objectness, deltas, proposals, batch, images, scored)
 
     def detections(self, encoding: Encoding) -> list[Instances]:
         scores = self.score(encoding, encoding.proposals)
@@ -100,34 +155,6 @@ class Detectron2RCNN(TwoStageDetector):
             found, _ = self.model.roi_heads.box_predictor.inference(predictions, inputs)
         return [Instances(each.pred_boxes.tensor, each.pred_classes, each.scores) for each in found]
 
-    def score(self, encoding: Encoding, boxes: list[Tensor]) -> Scores:
-        heads = self.model.roi_heads
-        levels, wrapped = [encoding.features[name] for name in heads.in_features], [Boxes(each) for each in boxes]
-        if isinstance(heads, Res5ROIHeads):
-            features = heads._shared_roi_transform(levels, wrapped).mean(dim=[2, 3])
-        else:
-            features = heads.box_head(heads.box_pooler(levels, wrapped)).flatten(1)
-        logits, deltas = heads.box_predictor(features)
-        return Scores(features, logits, deltas.reshape(len(deltas), deltas.shape[1] // 4, 4))
-
-    def match(self, stage: str, boxes: Tensor, truth: Tensor) -> Tensor:
-        part = self.model.proposal_generator.anchor_matcher if stage == "rpn" else self.model.roi_heads.proposal_matcher
-        index, label = part(pairwise_iou(Boxes(truth), Boxes(boxes)))
-        return torch.where(label == 1, index, torch.where(label == 0, BACKGROUND, IGNORED))
-
-    def sampler(self, stage: str) -> KeyedSampler:
-        return self.samplers[stage]
-
-    def quota(self, stage: str) -> int | None:
-        return self.model.proposal_generator.batch_size_per_image if stage == "rpn" else None
-
-    def offsets(self, stage: str, truth: Tensor, boxes: Tensor) -> Tensor:
-        return self._coder(stage).box2box_transform.get_deltas(boxes, truth)
-
-    def box_loss(self, stage: str, predicted: Tensor, wanted: Tensor) -> Tensor:
-        beta = self._coder(stage).smooth_l1_beta
-        return F.smooth_l1_loss(predicted, wanted, beta=beta, reduction="none").sum(dim=1)
-
     def levels(self) -> dict[str, int]:
         shapes = self.model.backbone.output_shape()
         return {name: shapes[name].channels for name in self.model.roi_heads.in_features}
@@ -136,15 +163,6 @@ class Detectron2RCNN(TwoStageDetector):
         rpn, predictor = self.model.proposal_generator.rpn_head, self.model.roi_heads.box_predictor
         parts = (rpn.objectness_logits, rpn.anchor_deltas, predictor.cls_score, predictor.bbox_pred)
         return dict(zip(LOSSES, parts, strict=True))
-
-    def exported(self) -> dict[str, Tensor]:
-        return self.model.state_dict()
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        self.model.load_state_dict(state)
-
-    def _coder(self, stage: str) -> nn.Module:
-        return self.model.proposal_generator if stage == "rpn" else self.model.roi_heads.box_predictor
 
     def _normalised(self, images: ImageBatch) -> ImageList:
         """In the model's own colours and range, normalised, the padding zeroed afterwards as stock pads."""
@@ -185,6 +203,26 @@ def read_cfg(config: ModelConfig, num_classes: int) -> CfgNode:
     return cfg
 
 
+class _Checkpointer(DetectionCheckpointer):
+    """Says in two lines what was loaded and what was not."""
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        own = self.model.state_dict()
+        shapes = [name for name, _, _ in incompatible.incorrect_shapes]
+        fresh = {*incompatible.missing_keys, *shapes}
+        rest = f"; the rest is fresh: {_parts_of(fresh)}" if fresh else ""
+        log.info("model.weights: %d of %d parts loaded%s", len(own) - len(fresh), len(own), rest)
+        if incompatible.unexpected_keys:
+            log.info("model.weights: of no use here: %s", _parts_of(incompatible.unexpected_keys))
+
+
+def _parts_of(names: Iterable[str]) -> str:
+    """The parts of the model that the names lie in."""
+    parts = sorted({".".join(name.split(".")[:2]) for name in names})
+    more = f" and {len(parts) - 12} more" if len(parts) > 12 else ""
+    return ", ".join(parts[:12]) + more
+
+
 def _load(model: nn.Module, path: str, strict: bool) -> None:
     """Checkpoints and exports of ours; others through Detectron2's own checkpointer, which matches names.
 
@@ -204,7 +242,14 @@ def _load(model: nn.Module, path: str, strict: bool) -> None:
             f"model.weights={path} is not of this model: {len(own) - len(fitting)} of {len(own)} parts do not fit"
         )
     if not fitting:
-        DetectionCheckpointer(model).load(path)
+        heuristics = "" if "://" in path else "?matching_heuristics=True"  # names of other libraries, by their ends
+        try:
+            _Checkpointer(model).load(path + heuristics)
+        except Exception as error:  # of pickle, of the network, of Detectron2
+            raise UserError(
+                f"model.weights={path} cannot be read ({type(error).__name__}: {first_line(error)}); "
+                "was the file copied whole, and is it of a Detectron2 model?"
+            ) from error
         return
     model.load_state_dict(fitting, strict=False)
     if fitting.keys() != own.keys():
@@ -218,22 +263,43 @@ def _check(model: nn.Module) -> None:
         raise UserError(
             f"model.detectron2_config: {name} has no losses of two stages; use a GeneralizedRCNN with an RPN"
         )
-    rpn, heads = model.proposal_generator, model.roi_heads
-    if type(heads) not in (Res5ROIHeads, StandardROIHeads):
+    heads = type(model.roi_heads)
+    if heads not in (Res5ROIHeads, StandardROIHeads):
         raise UserError(
-            f"model.detectron2_config: {type(heads).__name__} is not supported; use StandardROIHeads or Res5ROIHeads"
+            f"model.detectron2_config: {heads.__name__} is not supported; use StandardROIHeads or Res5ROIHeads"
         )
-    for holds, what in (
-        (
-            rpn.box_reg_loss_type == heads.box_predictor.box_reg_loss_type == "smooth_l1",
-            "BBOX_REG_LOSS_TYPE: smooth_l1",
-        ),
-        (rpn.anchor_boundary_thresh < 0, "RPN.BOUNDARY_THRESH: -1"),
-        (heads.proposal_append_gt, "ROI_HEADS.PROPOSAL_APPEND_GT: True"),
-        (not heads.box_predictor.use_sigmoid_ce, "ROI_BOX_HEAD.USE_SIGMOID_CE: False"),
-    ):
-        if not holds:
-            raise UserError(f"model.detectron2_config: only {what} is supported")
+
+
+def _limits(stage: str, part: nn.Module) -> list[tuple[bool, str]]:
+    """What must hold of a stage, and what to set so that it does."""
+    if stage == "rpn":
+        return [
+            (part.box_reg_loss_type == "smooth_l1", "RPN.BBOX_REG_LOSS_TYPE: smooth_l1"),
+            (part.anchor_boundary_thresh < 0, "RPN.BOUNDARY_THRESH: -1"),
+        ]
+    return [
+        (part.box_predictor.box_reg_loss_type == "smooth_l1", "ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE: smooth_l1"),
+        (not part.box_predictor.use_sigmoid_ce, "ROI_BOX_HEAD.USE_SIGMOID_CE: False"),
+        (part.proposal_append_gt, "ROI_HEADS.PROPOSAL_APPEND_GT: True"),
+        (not part.mask_on and not getattr(part, "keypoint_on", False), "MASK_ON: False with KEYPOINT_ON: False"),
+    ]
+
+
+def propose(
+    rpn: RPN, features: dict[str, Tensor], sizes: list[tuple[int, int]]
+) -> tuple[list[Tensor], Tensor, Tensor, list[D2Instances]]:
+    """Anchors (A, 4) per image, logits (B, A), offsets (B, A, 4), and the proposals, as Detectron2's instances."""
+    levels = [features[name] for name in rpn.in_features]
+    boxes = rpn.anchor_generator(levels)
+    logits, deltas = rpn.rpn_head(levels)
+    logits = [level.permute(0, 2, 3, 1).flatten(1) for level in logits]
+    deltas = [_by_anchor(level) for level in deltas]
+    with torch.no_grad(), torch.autocast(levels[0].device.type, enabled=False):
+        proposals = rpn.predict_proposals(
+            boxes, [level.float() for level in logits], [level.float() for level in deltas], sizes
+        )
+    anchors = [Boxes.cat(boxes).tensor] * len(sizes)
+    return anchors, torch.cat(logits, dim=1), torch.cat(deltas, dim=1), proposals
 
 
 def _by_anchor(deltas: Tensor) -> Tensor:

@@ -10,16 +10,16 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 
 from lossmix_det.config import ModelConfig
-from lossmix_det.engines.base import LOSSES, Encoding, Scores
+from lossmix_det.engines.base import LOSSES, Detector, Encoding, Scores
 from lossmix_det.engines.sampling import KeyedSampler
 from lossmix_det.engines.torchvision_models import build_model, norm_of
-from lossmix_det.engines.two_stage import BACKGROUND, ScoredProposals, TwoStageDetector
+from lossmix_det.engines.two_stage import BACKGROUND, ScoredProposals, TwoStageLosses
 from lossmix_det.structures import ImageBatch, Instances
 
 BETA = 1 / 9  # torchvision's smooth-L1 threshold, in both stages
 
 
-class TorchvisionRCNN(TwoStageDetector):
+class TorchvisionRCNN(TwoStageLosses, Detector):
     """Any torchvision Faster R-CNN as a `Detector`; ``model`` is the plain torchvision module."""
 
     background = 0
@@ -96,12 +96,6 @@ class TorchvisionRCNN(TwoStageDetector):
         rpn, predictor = self.model.rpn.head, self.model.roi_heads.box_predictor
         parts = (rpn.cls_logits, rpn.bbox_pred, predictor.cls_score, predictor.bbox_pred)
         return dict(zip(LOSSES, parts, strict=True))
-
-    def exported(self) -> dict[str, Tensor]:
-        return self.model.state_dict()
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        self.model.load_state_dict(state)
 
     def _normalised(self, images: ImageBatch) -> ImageList:
         """Normalise, and zero the padding afterwards, as torchvision pads after normalising."""

@@ -7,17 +7,18 @@ the truth carries weights, of the box that it was matched to), and the same norm
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lossmix_det.engines.base import LOSSES, Detector, Encoding, Marker, Scores
+from lossmix_det.engines.base import Encoding, Marker, Scores
 from lossmix_det.engines.sampling import KeyedSampler
 from lossmix_det.structures import Instances, Supervision
 
+STAGES = ("rpn", "roi")
 BACKGROUND, IGNORED = -1, -2  # in place of the index of a matched box
 
 
@@ -67,7 +68,7 @@ class ScoredProposals:
         return row, new
 
 
-class TwoStageDetector(Detector):
+class TwoStageLosses(ABC):
     """What an engine says of its two stages, ``rpn`` and ``roi``, and the losses that follow from it."""
 
     normalizer: str  # as in `model.normalizer`
@@ -89,6 +90,10 @@ class TwoStageDetector(Detector):
     def box_loss(self, stage: str, predicted: Tensor, wanted: Tensor) -> Tensor:
         """(F,) loss of predicted (F, 4) offsets."""
 
+    @abstractmethod
+    def score(self, encoding: Encoding, boxes: list[Tensor]) -> Scores:
+        """Head outputs of any boxes, as `Detector.score`."""
+
     def quota(self, stage: str) -> int | None:
         """The number of samples that stock divides by for every image; None: by those that it found."""
         return None
@@ -96,14 +101,22 @@ class TwoStageDetector(Detector):
     def losses(self, encoding: Encoding, supervision: Supervision, marker: Marker | None = None) -> dict[str, Tensor]:
         if len(supervision) != len(encoding.batch):
             raise ValueError(f"supervision is of {len(supervision)} images, the encoding of {len(encoding.batch)}")
-        active = supervision.active
+        return {
+            name: loss
+            for stage in STAGES
+            for name, loss in self.stage_losses(stage, encoding, supervision, marker).items()
+        }
+
+    def stage_losses(
+        self, stage: str, encoding: Encoding, supervision: Supervision, marker: Marker | None = None
+    ) -> dict[str, Tensor]:
+        """The two losses of one stage."""
+        active, keys = supervision.active, encoding.batch.keys
         if not active:
-            return {name: encoding.objectness.new_zeros(()) for name in LOSSES}
-        keys = encoding.batch.keys
-        for stage in ("rpn", "roi"):
-            self.sampler(stage).keys = None if keys is None else [keys[image] for image in active]
-        losses = self._rpn_losses(encoding, supervision, active, marker)
-        return losses | self._roi_losses(encoding, supervision, active, marker)
+            return {f"{stage}_{part}": encoding.objectness.new_zeros(()) for part in ("class", "box")}
+        self.sampler(stage).keys = None if keys is None else [keys[image] for image in active]
+        score = self._rpn_losses if stage == "rpn" else self._roi_losses
+        return score(encoding, supervision, active, marker)
 
     def score_proposals(self, encoding: Encoding, count: int) -> Scores:
         best = [proposals[:count] for proposals in encoding.proposals]

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+import re
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from runs import assert_same_tensors, trainer
+from stock import MODELS, detectron2_inputs, options
+from test_adaptation import ADAPT, AS_PUBLISHED, batch
 from torch.testing import assert_close
+from torchvision.models import vgg16_bn
 
 from lossmix_det.config import Config, ModelConfig
 from lossmix_det.engines import LOSSES, build_detector
@@ -19,45 +27,8 @@ pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
 from detectron2.checkpoint import DetectionCheckpointer  # noqa: E402
 from detectron2.modeling import build_model  # noqa: E402
-from detectron2.structures import Boxes  # noqa: E402
-from detectron2.structures import Instances as D2Instances  # noqa: E402
 from detectron2.utils.events import EventStorage  # noqa: E402
 
-SMALL = {
-    "MODEL.RESNETS.DEPTH": 18,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
-    "MODEL.RESNETS.NORM": "GN",
-    "MODEL.BACKBONE.FREEZE_AT": 0,
-    "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
-    "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
-    "MODEL.ROI_BOX_HEAD.NUM_FC": 2,
-    "MODEL.ROI_BOX_HEAD.FC_DIM": 64,
-    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 7,
-}
-ALL = "['res2','res3','res4','res5']"
-MODELS = {
-    "c4_two_fc": SMALL,  # Adaptive Teacher's: two fully connected layers on res4
-    "fpn": SMALL
-    | {
-        "MODEL.BACKBONE.NAME": "build_resnet_fpn_backbone",
-        "MODEL.RESNETS.OUT_FEATURES": ALL,
-        "MODEL.FPN.IN_FEATURES": ALL,
-        "MODEL.FPN.OUT_CHANNELS": 64,
-        "MODEL.ANCHOR_GENERATOR.SIZES": "[[16],[32],[64],[128],[256]]",
-        "MODEL.RPN.IN_FEATURES": "['p2','p3','p4','p5','p6']",
-        "MODEL.ROI_HEADS.IN_FEATURES": "['p2','p3','p4','p5']",
-        "MODEL.RPN.LOSS_WEIGHT": 0.5,
-        "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": True,
-    },
-    "c4_res5": {
-        "MODEL.RESNETS.DEPTH": 50,
-        "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
-        "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
-        "MODEL.RESNETS.RES2_OUT_CHANNELS": 32,
-        "MODEL.RESNETS.NORM": "BN",
-        "INPUT.FORMAT": "RGB",
-    },
-}
 SIZE = (64, 96)
 TRUTHS = (
     Instances(torch.tensor([[5.0, 6, 40, 50], [50, 10, 90, 60]]), torch.tensor([1, 3])),
@@ -65,10 +36,6 @@ TRUTHS = (
 )
 OTHERS = (Instances.empty(), Instances(torch.tensor([[2.0, 3, 30, 40]]), torch.tensor([2])))
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
-
-
-def options(name: str, **more: object) -> list[str]:
-    return [str(word) for pair in (MODELS[name] | more).items() for word in pair]
 
 
 @pytest.fixture(scope="module", params=[*MODELS])
@@ -85,19 +52,10 @@ def images() -> ImageBatch:
     return ImageBatch(torch.rand(2, 3, *SIZE, generator=torch.Generator().manual_seed(3)), (SIZE,) * 2)
 
 
-def stock_inputs(detector, truths) -> list[dict]:
-    inputs = []
-    for pixels, truth in zip(images().pixels * 255, truths, strict=True):
-        image = pixels.flip(0) if detector.model.input_format == "BGR" else pixels
-        instances = D2Instances(SIZE, gt_boxes=Boxes(truth.boxes), gt_classes=truth.classes)
-        inputs.append({"image": image, "instances": instances, "height": SIZE[0], "width": SIZE[1]})
-    return inputs
-
-
 def stock_losses(detector, truths) -> dict[str, torch.Tensor]:
     torch.manual_seed(7)
     with EventStorage():
-        found = detector.model(stock_inputs(detector, truths))
+        found = detector.model(detectron2_inputs(detector, images(), truths))
     names = ("loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg")
     return {ours: found[theirs] for ours, theirs in zip(LOSSES, names, strict=True)}
 
@@ -139,7 +97,7 @@ def test_two_truths_are_the_blend_of_two_stock_losses_and_of_their_gradients(det
 def test_detections_are_stocks(detector):
     detector.model.eval()
     with torch.no_grad():
-        stock = [each["instances"] for each in detector.model(stock_inputs(detector, TRUTHS))]
+        stock = [each["instances"] for each in detector.model(detectron2_inputs(detector, images()))]
     detector.train()
     found = detector.detect(images())
     assert detector.training
@@ -165,7 +123,7 @@ def test_the_same_images_with_keys_get_the_same_samples_in_any_batch(detector):
     [
         ({"MODEL.META_ARCHITECTURE": "RetinaNet"}, "RetinaNet has no losses of two stages"),
         ({"MODEL.ROI_HEADS.NAME": "CascadeROIHeads"}, "CascadeROIHeads is not supported"),
-        ({"MODEL.RPN.BBOX_REG_LOSS_TYPE": "giou"}, "only BBOX_REG_LOSS_TYPE: smooth_l1 is supported"),
+        ({"MODEL.RPN.BBOX_REG_LOSS_TYPE": "giou"}, "only RPN.BBOX_REG_LOSS_TYPE: smooth_l1 is supported"),
         ({"MODEL.NO_SUCH_KEY": 1}, "cannot be read"),
     ],
 )
@@ -191,7 +149,7 @@ def test_plain_detectron2_loads_an_export_and_detects_the_same(detector, tmp_pat
     plain = build_model(detector.cfg).eval()
     DetectionCheckpointer(plain).load(str(tmp_path / "x.pth"))
     with torch.no_grad():
-        stock = [each["instances"] for each in plain(stock_inputs(detector, TRUTHS))]
+        stock = [each["instances"] for each in plain(detectron2_inputs(detector, images()))]
     for ours, theirs in zip(detector.detect(images()), stock, strict=True):
         assert_close(ours.boxes, theirs.pred_boxes.tensor, rtol=0, atol=1e-3)
         assert_close(ours.scores, theirs.scores, **CLOSE)
@@ -211,11 +169,16 @@ def test_weights_of_other_classes_load_what_fits_and_are_refused_where_all_must(
     build_detector(again, 4, strict=True)
 
 
-@pytest.mark.parametrize("kind", ["hard", "soft"])
-def test_the_trainer_burns_in_and_adapts_with_it(tmp_path, kind):
+@pytest.mark.parametrize(
+    ("kind", "precision", "accumulate"),
+    [("hard", "bf16", 2), ("soft", "32", 1)],
+    ids=["hard, bf16, accumulated", "soft"],
+)
+def test_the_trainer_burns_in_and_adapts_with_it(tmp_path, kind, precision, accumulate):
     words = ["model.engine=detectron2", "model.detectron2_options=[" + ",".join(f'"{w}"' for w in options("fpn")) + "]"]
     words += ["data.target=[shapes_clipart_train]", "ema.decay=0.9", "adaptation.burn_in_steps=2", "train.steps=4"]
     words += ["alignment.parts=[image,instance]", "pseudo_labels.score=0.1", f"pseudo_labels.kind={kind}"]
+    words += [f"train.precision={precision}", f"train.accumulate={accumulate}"]
     it = trainer(tmp_path, *words, "mixing.probability=0.6")
     assert it.train()
     assert it.skipped_steps == 0
@@ -223,3 +186,138 @@ def test_the_trainer_burns_in_and_adapts_with_it(tmp_path, kind):
     for weights in ("export/teacher.pth", "checkpoints/step_0000004.pt"):
         again = build_detector(replace(it.config.model, weights=str(tmp_path / weights)), len(it.classes))
         assert_same_tensors(dict(it.teacher.module.exported()), dict(again.exported()))
+
+
+def test_the_step_equals_adaptive_teachers_made_of_detectron2_calls(tmp_path):
+    """Strong and weak source supervised; strong target by pseudo-labels without regression; D on both domains."""
+    words = "[" + ",".join(f'"{word}"' for word in options("fpn")) + "]"
+    it = trainer(tmp_path, *ADAPT, "model.engine=detectron2", f"model.detectron2_options={words}", *AS_PUBLISHED)
+    model = it.detector.model
+    torch.manual_seed(1)
+    torch.nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=0.3)
+    torch.nn.init.normal_(model.proposal_generator.rpn_head.anchor_deltas.weight, std=0.05)
+    it.prepare_adaptation()
+    it.detector.train()
+    step = batch()
+    lesson = it.lesson(step)
+    lesson.images = replace(lesson.images, keys=None)  # stock sampling, from the global generator
+    torch.manual_seed(5)
+    found = it.student_step(lesson)
+
+    teacher = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        detected = teacher.inference(detectron2_inputs(it.detector, step.target.weak), do_postprocess=False)
+    sure = [each[each.scores >= 0.5] for each in detected]
+    pseudo_labels = [Instances(each.pred_boxes.tensor, each.pred_classes) for each in sure]
+    assert sum(map(len, pseudo_labels)) >= 2
+    both = ImageBatch.cat([step.source.strong, step.source.weak])
+    torch.manual_seed(5)
+    with EventStorage():
+        source = model(detectron2_inputs(it.detector, both, step.source.truths * 2))
+        target = model(detectron2_inputs(it.detector, step.target.strong, pseudo_labels))
+    for name, stock in zip(LOSSES, ("loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"), strict=True):
+        assert_close(found[f"source/{name}"], source[stock], **CLOSE)
+        expected = torch.zeros(()) if name.endswith("box") else target[stock]
+        assert_close(found[f"target/{name}"], expected, **CLOSE)
+
+    logits = [
+        it.alignment.discriminators["image"](
+            model.backbone(model.preprocess_image(detectron2_inputs(it.detector, images)).tensor)[it.alignment.level]
+        )
+        for images in (both, step.target.strong)
+    ]
+    reference = torch.nn.functional.binary_cross_entropy_with_logits(logits[0], torch.zeros_like(logits[0]))
+    reference += torch.nn.functional.binary_cross_entropy_with_logits(logits[1], torch.ones_like(logits[1]))
+    assert_close(found["alignment/image"], reference, **CLOSE)
+
+
+def zoo_names(state: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """The layout of the original ImageNet weights: Caffe2 names, arrays, no heads."""
+    found = {}
+    for name, value in state.items():
+        if not name.startswith("backbone.bottom_up.") or "num_batches" in name:
+            continue
+        name = name.removeprefix("backbone.bottom_up.")
+        name = name.replace("stem.conv1.norm.", "res_conv1_bn_").replace("stem.conv1.weight", "conv1_w")
+        name = re.sub(r"res(\d)\.(\d+)\.shortcut\.norm\.", r"res\1_\2_branch1_bn_", name)
+        name = re.sub(r"res(\d)\.(\d+)\.shortcut\.weight", r"res\1_\2_branch1_w", name)
+        for index, letter in enumerate("abc", 1):
+            name = re.sub(rf"res(\d)\.(\d+)\.conv{index}\.norm\.", rf"res\1_\2_branch2{letter}_bn_", name)
+            name = re.sub(rf"res(\d)\.(\d+)\.conv{index}\.weight", rf"res\1_\2_branch2{letter}_w", name)
+        name = name.replace("bn_weight", "bn_s").replace("bn_bias", "bn_b")
+        name = name.replace("bn_running_mean", "bn_rm").replace("bn_running_var", "bn_riv")
+        found[name] = value.numpy()
+    return found
+
+
+def test_weights_of_the_model_zoo_load_by_their_old_names_with_a_report(tmp_path, caplog):
+    words = options("fpn", **{"MODEL.RESNETS.NORM": "FrozenBN"})
+    config = ModelConfig(engine="detectron2", detectron2_options=words)
+    torch.manual_seed(3)
+    first = build_detector(config, 4)
+    arrays = zoo_names(first.exported())
+    assert {"conv1_w", "res_conv1_bn_s", "res2_0_branch2a_w"} <= set(arrays)
+    arrays["fc1000_w"] = np.zeros((2, 2), np.float32)
+    with open(tmp_path / "R-18.pkl", "wb") as file:
+        pickle.dump(arrays, file)
+    torch.manual_seed(4)
+    with caplog.at_level("INFO"):
+        other = build_detector(replace(config, weights=str(tmp_path / "R-18.pkl")), 4)
+    backbone = {name: value for name, value in first.exported().items() if name.startswith("backbone.bottom_up.")}
+    assert len(backbone) > 50
+    for name, value in backbone.items():
+        if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
+            assert_close(other.exported()[name], value, rtol=0, atol=0, msg=name)
+    total = len(first.exported())
+    assert f"model.weights: {len(backbone)} of {total} parts loaded; the rest is fresh: backbone.fpn" in caplog.text
+    assert "proposal_generator.rpn_head, roi_heads.box_head, roi_heads.box_predictor\n" in caplog.text
+    assert "model.weights: of no use here: fc1000.weight" in caplog.text  # the classifier of ImageNet
+
+
+def test_a_damaged_zoo_file_is_named(tmp_path):
+    (tmp_path / "bad.pkl").write_bytes(b"\x80nonsense")
+    config = ModelConfig(engine="detectron2", detectron2_options=options("fpn"), weights=str(tmp_path / "bad.pkl"))
+    with pytest.raises(UserError, match=r"model.weights=.*bad.pkl cannot be read"):
+        build_detector(config, 4)
+
+
+VGG = Path(__file__).resolve().parents[2] / "configs" / "detectron2" / "vgg16.yaml"
+
+
+def test_vgg16_is_torchvisions_and_loads_its_weights(tmp_path, caplog):
+    """The same features at every stage, from a file with torchvision's own names."""
+    torch.manual_seed(2)
+    reference = vgg16_bn(weights=None).eval()
+    torch.save(reference.state_dict(), tmp_path / "vgg16_bn.pth")
+    words = ["MODEL.ROI_BOX_HEAD.FC_DIM", "16", "MODEL.BACKBONE.FREEZE_AT", "2"]
+    config = ModelConfig(
+        engine="detectron2",
+        detectron2_config=str(VGG),
+        detectron2_options=words,
+        weights=str(tmp_path / "vgg16_bn.pth"),
+    )
+    with caplog.at_level("INFO"):
+        detector = build_detector(config, 3)
+    features = sum(name.startswith("features.") for name in reference.state_dict())
+    assert f"model.weights: {features} of {len(detector.exported())} parts loaded" in caplog.text
+    assert detector.levels() == {"vgg4": 512}
+    pixels = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        found = detector.model.eval().backbone(pixels)
+        expected = pixels
+        for index, layer in enumerate(reference.features):
+            expected = layer(expected)
+            if index in (6, 43):
+                assert_close(found["vgg0" if index == 6 else "vgg4"], expected, rtol=0, atol=0)
+    assert found["vgg4"].shape == (1, 512, 2, 3)
+    frozen = [name for name, p in detector.model.backbone.named_parameters() if not p.requires_grad]
+    assert {name.split(".")[1] for name in frozen} == {"0", "1", "3", "4", "7", "8", "10", "11"}
+
+
+@pytest.mark.parametrize("path", sorted(VGG.parent.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_network_in_the_repository_is_one_that_the_engine_takes(path):
+    config = ModelConfig(
+        engine="detectron2", detectron2_config=str(path), detectron2_options=["MODEL.ROI_BOX_HEAD.FC_DIM", "16"]
+    )
+    detector = build_detector(config, 20)
+    assert detector.heads()["roi_class"].out_features == 21

@@ -1,77 +1,31 @@
-"""What every engine must keep, held against the engine's own stock losses.
-
-Sampling is made deterministic on both sides; the stock model is given the same weights and pads its batches to the
-same canvas. Equality is to 1e-5 throughout.
-"""
+"""What every engine must keep, held against the engine's own stock losses. Equality is to 1e-5 throughout."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from stock import CANVAS, CLASSES, ENGINES, make, stock_losses
 from torch import nn
 from torch.testing import assert_close
-from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
-from torchvision.models.detection.faster_rcnn import FasterRCNN
 
 from lossmix_det.config import MixingConfig, ModelConfig
 from lossmix_det.engines import LOSSES, build_detector
 from lossmix_det.mixing import Mix, mixup, supervise
 from lossmix_det.structures import ImageBatch, Instances, Supervision
 
-STOCK_NAMES = {
-    "rpn_class": "loss_objectness",
-    "rpn_box": "loss_rpn_box_reg",
-    "roi_class": "loss_classifier",
-    "roi_box": "loss_box_reg",
-}
-CANVAS = 128
 SIZES = ((96, 120), (128, 80), (100, 100))
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
-CLASSES = 4
 
 
-class FirstOfEach(BalancedPositiveNegativeSampler):
-    """Takes the first candidates instead of random ones."""
-
-    def __call__(self, labels):
-        results = []
-        for label in labels:
-            masks = []
-            positives = min(int((label >= 1).sum()), int(self.batch_size_per_image * self.positive_fraction))
-            for candidates, count in ((label >= 1, positives), (label == 0, self.batch_size_per_image - positives)):
-                mask = torch.zeros_like(candidates)
-                mask[torch.where(candidates)[0][:count]] = True
-                masks.append(mask)
-            results.append(masks)
-        return [masks[0] for masks in results], [masks[1] for masks in results]
-
-
-def deterministic(model: FasterRCNN) -> FasterRCNN:
-    for part in (model.rpn, model.roi_heads):
-        part.fg_bg_sampler = FirstOfEach(part.fg_bg_sampler.batch_size_per_image, part.fg_bg_sampler.positive_fraction)
-    return model
-
-
-def make(architecture: str = "slim", **settings):
-    torch.manual_seed(0)
-    detector = build_detector(ModelConfig(architecture=architecture, **settings), CLASSES).train()
-    # From random weights every proposal would be one box; spread them so that both stages have work to do.
-    with torch.no_grad():
-        detector.model.rpn.head.bbox_pred.weight.mul_(3)
-    deterministic(detector.model)
-    detector.model.transform.size_divisible = CANVAS
-    return detector
-
-
-@pytest.fixture(scope="module", params=["slim", "resnet18_fpn"])
+@pytest.fixture(scope="module", params=[*ENGINES])
 def detector(request):
     # 512 samples of an image this small cannot be had, so that images differ in their number of samples.
     return make(request.param)
 
 
-@pytest.fixture(scope="module")
-def slim():
-    return make()
+@pytest.fixture(scope="module", params=["slim", "detectron2_fpn"])
+def small(request):
+    return make(request.param)
 
 
 def truth(*rows: tuple[float, float, float, float, int]) -> Instances:
@@ -91,14 +45,6 @@ def images(count: int = 3, seed: int = 1) -> ImageBatch:
     pixels = torch.rand(count, 3, CANVAS, CANVAS, generator=torch.Generator().manual_seed(seed))
     batch = ImageBatch(pixels, SIZES[:count])
     return ImageBatch(torch.where(batch.valid(), pixels, 0.0), SIZES[:count])
-
-
-def stock_losses(detector, batch: ImageBatch, truths) -> dict[str, torch.Tensor]:
-    """torchvision's own forward pass on a list of unequal images."""
-    pictures = [pixels[:, :height, :width] for pixels, (height, width) in zip(batch.pixels, batch.sizes, strict=True)]
-    targets = [{"boxes": item.boxes, "labels": item.classes + 1} for item in truths]
-    found = detector.model(pictures, targets)
-    return {name: found[stock] for name, stock in STOCK_NAMES.items()}
 
 
 def losses(detector, batch: ImageBatch, *supervisions: Supervision) -> dict[str, torch.Tensor]:
@@ -129,12 +75,12 @@ def test_weight_one_gives_the_stock_losses(detector):
         assert_close(ours[name], stock[name], **CLOSE)
 
 
-def test_weight_one_gives_the_stock_losses_where_images_differ_in_their_number_of_samples(slim):
+def test_weight_one_gives_the_stock_losses_where_images_differ_in_their_number_of_samples(small):
     """More samples are asked for than the proposals can give, so that each image has another number of them."""
     for size in (256, 512):
-        slim.model.roi_heads.fg_bg_sampler.batch_size_per_image = size
-        ours, stock = losses(slim, images(), Supervision.full(TRUTHS_A)), stock_losses(slim, images(), TRUTHS_A)
-        slim.model.roi_heads.fg_bg_sampler.batch_size_per_image = 64
+        before = small.stock.ask_for(small, size)
+        ours, stock = losses(small, images(), Supervision.full(TRUTHS_A)), stock_losses(small, images(), TRUTHS_A)
+        small.stock.ask_for(small, before)
         for name in LOSSES:
             assert_close(ours[name], stock[name], **CLOSE)
 
@@ -154,9 +100,7 @@ def test_weight_one_gives_the_stock_losses_of_the_other_architectures(architectu
 
 def test_stock_random_sampling_is_kept_when_images_have_no_keys():
     """The same global seed gives the same samples as stock torchvision, in the same order."""
-    torch.manual_seed(0)
-    detector = build_detector(ModelConfig(), CLASSES).train()
-    detector.model.transform.size_divisible = CANVAS
+    detector = make(deterministic=False)
     batch = images()
     torch.manual_seed(5)
     ours = losses(detector, batch, Supervision.full(TRUTHS_A))
@@ -186,18 +130,18 @@ def test_two_truths_give_the_interpolated_stock_losses_and_gradients(detector, l
 
 
 @pytest.mark.parametrize(("lam", "truths"), [(1.0, TRUTHS_A), (0.0, TRUTHS_B)])
-def test_lam_at_its_ends_is_one_of_the_two_images(slim, lam, truths):
+def test_lam_at_its_ends_is_one_of_the_two_images(small, lam, truths):
     """Through pixels, sizes and truths: λ = 1 is A and λ = 0 is B."""
     batch = images()
     partner = torch.tensor([1, 2, 0])
     mix = Mix(partner, torch.full((3,), lam))
     partners = tuple(TRUTHS_A[index] for index in partner)
-    mixed = losses(slim, mixup(batch, mix), *supervise(TRUTHS_A, mix, MixingConfig(rule="lossmix")))
+    mixed = losses(small, mixup(batch, mix), *supervise(TRUTHS_A, mix, MixingConfig(rule="lossmix")))
     if lam == 1.0:
-        alone = stock_losses(slim, batch, TRUTHS_A)
+        alone = stock_losses(small, batch, TRUTHS_A)
     else:
         turned = ImageBatch(batch.pixels[partner], tuple(batch.sizes[index] for index in partner))
-        alone = stock_losses(slim, turned, partners)
+        alone = stock_losses(small, turned, partners)
     for name in LOSSES:
         assert_close(mixed[name], alone[name], **CLOSE)
 
@@ -216,8 +160,8 @@ def test_an_image_of_weight_zero_changes_nothing(detector):
         assert_close(gradient, first_gradients[name], **CLOSE)
 
 
-def test_a_supervision_without_any_weight_is_zero(slim):
-    found = losses(slim, images(), weighted(TRUTHS_A, [0.0, 0.0, 0.0]))
+def test_a_supervision_without_any_weight_is_zero(small):
+    found = losses(small, images(), weighted(TRUTHS_A, [0.0, 0.0, 0.0]))
     assert all(value == 0 for value in found.values())
 
 
@@ -231,16 +175,16 @@ def test_no_boxes_at_all_is_legal_and_teaches_background(detector):
         assert_close(ours[name], stock[name], **CLOSE)
 
 
-def test_a_batch_of_unequal_images_equals_the_sum_over_its_images(slim):
+def test_a_batch_of_unequal_images_equals_the_sum_over_its_images(small):
     """Each with its own λ and on the same canvas, one by one against stock torchvision, averaged over the images."""
     batch = images()
     lam = [0.2, 0.9, 0.55]
-    ours = losses(slim, batch, weighted(TRUTHS_A, lam), weighted(TRUTHS_B, [1 - value for value in lam]))
+    ours = losses(small, batch, weighted(TRUTHS_A, lam), weighted(TRUTHS_B, [1 - value for value in lam]))
     expected: dict[str, torch.Tensor] = dict.fromkeys(LOSSES, 0.0)
     for index, value in enumerate(lam):
         single = ImageBatch(batch.pixels[index : index + 1], batch.sizes[index : index + 1])
         for truths, weight in ((TRUTHS_A, value), (TRUTHS_B, 1 - value)):
-            for name, loss in stock_losses(slim, single, truths[index : index + 1]).items():
+            for name, loss in stock_losses(small, single, truths[index : index + 1]).items():
                 expected[name] = expected[name] + weight * loss / len(lam)
     for name in LOSSES:
         assert_close(ours[name], expected[name], **CLOSE)
@@ -258,28 +202,28 @@ def test_the_images_normalizer_holds_the_sum_over_images_when_their_samples_diff
         assert_close(ours[name], sum(found[name] for found in alone) / 3, **CLOSE)
 
 
-def test_class_and_box_weights_are_separate(slim):
+def test_class_and_box_weights_are_separate(small):
     batch = images()
     supervision = Supervision(TRUTHS_A, torch.full((3,), 0.5), torch.zeros(3))
-    ours, stock = losses(slim, batch, supervision), stock_losses(slim, batch, TRUTHS_A)
+    ours, stock = losses(small, batch, supervision), stock_losses(small, batch, TRUTHS_A)
     assert ours["rpn_box"] == ours["roi_box"] == 0
     assert_close(ours["roi_class"], 0.5 * stock["roi_class"], **CLOSE)
     assert_close(ours["rpn_class"], 0.5 * stock["rpn_class"], **CLOSE)
 
 
-def test_instance_weights_of_one_are_the_union(slim):
+def test_instance_weights_of_one_are_the_union(small):
     batch = images()
     union = tuple(Instances.union(a, b) for a, b in zip(TRUTHS_A, TRUTHS_B, strict=True))
     pairs = [(a.weighted(1.0, 1.0), b.weighted(1.0, 1.0)) for a, b in zip(TRUTHS_A, TRUTHS_B, strict=True)]
     weighted_union = tuple(Instances.union(*pair) for pair in pairs)
     ones = torch.ones(3)
-    ours = losses(slim, batch, Supervision(weighted_union, ones, ones, background_weight=1.0))
-    stock = stock_losses(slim, batch, union)
+    ours = losses(small, batch, Supervision(weighted_union, ones, ones, background_weight=1.0))
+    stock = stock_losses(small, batch, union)
     for name in LOSSES:
         assert_close(ours[name], stock[name], **CLOSE)
 
 
-def test_positives_carry_the_weight_of_their_box_and_background_its_setting(slim):
+def test_positives_carry_the_weight_of_their_box_and_background_its_setting(small):
     """With the boxes of one image weighted 0, what is left is background and the other boxes."""
     batch = images(1)
     joined = Instances.union(TRUTHS_A[0], TRUTHS_B[0])
@@ -287,10 +231,10 @@ def test_positives_carry_the_weight_of_their_box_and_background_its_setting(slim
 
     def loss(weight_a: float, weight_b: float, background: float) -> dict[str, torch.Tensor]:
         a = Instances.union(TRUTHS_A[0].weighted(weight_a, weight_a), TRUTHS_B[0].weighted(weight_b, weight_b))
-        return losses(slim, batch, Supervision((a,), ones, ones, background))
+        return losses(small, batch, Supervision((a,), ones, ones, background))
 
     only_a, only_b, only_background = loss(1, 0, 0), loss(0, 1, 0), loss(0, 0, 1)
-    whole = stock_losses(slim, batch, (joined,))
+    whole = stock_losses(small, batch, (joined,))
     mixed = loss(0.3, 0.7, 0.5)
     for name in LOSSES:
         assert_close(only_a[name] + only_b[name] + only_background[name], whole[name], **CLOSE)
@@ -300,18 +244,18 @@ def test_positives_carry_the_weight_of_their_box_and_background_its_setting(slim
     assert only_b["roi_box"] > 0
 
 
-def test_background_weight_holds_for_an_image_without_boxes(slim):
+def test_background_weight_holds_for_an_image_without_boxes(small):
     bare = Instances.empty().weighted(0.5, 0.5)
     ones = torch.ones(1)
-    half = losses(slim, images(1), Supervision((bare,), ones, ones, 0.5))
-    full = stock_losses(slim, images(1), (Instances.empty(),))
+    half = losses(small, images(1), Supervision((bare,), ones, ones, 0.5))
+    full = stock_losses(small, images(1), (Instances.empty(),))
     assert_close(half["roi_class"], 0.5 * full["roi_class"], **CLOSE)
 
 
-def test_swapping_the_images_and_lam_changes_nothing(slim):
+def test_swapping_the_images_and_lam_changes_nothing(small):
     """Image and loss are symmetric under A ↔ B, λ ↔ 1 - λ, also with random samples by key."""
-    detector = build_detector(ModelConfig(), CLASSES).train()
-    detector.load_state_dict(slim.state_dict())
+    detector = build_detector(ModelConfig(**small.stock.settings), CLASSES).train()
+    detector.load_state_dict(small.state_dict())
     batch = ImageBatch(images(2).pixels, ((128, 128),) * 2)
     results = []
     for order, lam in (([0, 1], 0.3), ([1, 0], 0.7)):
@@ -338,49 +282,46 @@ def test_keys_give_an_image_the_same_samples_in_any_batch():
         assert_close(whole[name], sum(part[name] for part in parts) / 3, **CLOSE)
 
 
-def test_a_supervision_of_another_batch_is_refused(slim):
+def test_a_supervision_of_another_batch_is_refused(small):
     with pytest.raises(ValueError, match="supervision is of 2 images, the encoding of 3"):
-        slim.losses(slim.encode(images()), Supervision.full(TRUTHS_A[:2]))
+        small.losses(small.encode(images()), Supervision.full(TRUTHS_A[:2]))
 
 
-def test_detections_are_those_of_plain_torchvision(detector, monkeypatch):
-    """Same weights, same unequal images, through torchvision's own list interface in evaluation mode."""
-    monkeypatch.setattr(detector.model.transform, "resize", lambda image, target: (image, target))
-    detector.model.roi_heads.score_thresh, before = 0.0, detector.model.roi_heads.score_thresh
+def test_detections_are_those_of_the_plain_model(detector):
+    """Same weights, same unequal images, through the engine's own list interface in evaluation mode."""
+    detector.stock.show_all(detector)
     batch = images()
     ours = detector.detect(batch)
     assert detector.training
     detector.eval()
-    pictures = [pixels[:, :height, :width] for pixels, (height, width) in zip(batch.pixels, batch.sizes, strict=True)]
     with torch.no_grad():
-        stock = detector.model(pictures)
+        stock = detector.stock.detections(detector, batch)
     detector.train()
-    detector.model.roi_heads.score_thresh = before
     for mine, theirs in zip(ours, stock, strict=True):
         assert len(mine) > 0
-        assert_close(mine.boxes, theirs["boxes"], rtol=1e-4, atol=1e-3)
-        assert_close(mine.scores, theirs["scores"], **CLOSE)
-        assert_close(mine.classes + 1, theirs["labels"])
+        assert_close(mine.boxes, theirs.boxes, rtol=1e-4, atol=1e-3)
+        assert_close(mine.scores, theirs.scores, **CLOSE)
+        assert_close(mine.classes, theirs.classes)
 
 
-def test_boxes_stay_float32_under_mixed_precision(slim):
+def test_boxes_stay_float32_under_mixed_precision(small):
     """bfloat16 counts pixels beyond 512 in fours."""
     batch = images()
     with torch.autocast("cpu", torch.bfloat16):
-        encoding = slim.encode(batch)
-        found = slim.losses(encoding, Supervision.full(TRUTHS_A))
+        encoding = small.encode(batch)
+        found = small.losses(encoding, Supervision.full(TRUTHS_A))
     assert encoding.objectness.dtype == torch.bfloat16
     assert {boxes.dtype for boxes in (*encoding.anchors, *encoding.proposals)} == {torch.float32}
-    for mine, full in zip(encoding.anchors, slim.encode(batch).anchors, strict=True):
+    for mine, full in zip(encoding.anchors, small.encode(batch).anchors, strict=True):
         assert torch.equal(mine, full)
     assert {value.dtype for value in found.values()} == {torch.float32}
 
 
-def test_heads_are_what_each_loss_alone_teaches(slim):
+def test_heads_are_what_each_loss_alone_teaches(small):
     """The gradient of one loss reaches its own last layer and no other's."""
     for name in LOSSES:
-        found = losses(slim, images(), Supervision.full(TRUTHS_A))
-        reached = gradients(slim, found[name])
-        for other, head in slim.heads().items():
-            weight = next(key for key, p in slim.named_parameters() if p is head.weight)
+        found = losses(small, images(), Supervision.full(TRUTHS_A))
+        reached = gradients(small, found[name])
+        for other, head in small.heads().items():
+            weight = next(key for key, p in small.named_parameters() if p is head.weight)
             assert (reached[weight].abs().max() > 0) == (other == name)

@@ -1,0 +1,146 @@
+"""Data sets registered with Detectron2's ``DatasetCatalog``, and ours registered there; without it there are none."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lossmix_det.data.records import ImageSet, Problems, RawImage, RawObject
+from lossmix_det.errors import UserError, first_line
+
+
+def detectron2_names(modules: list[str]) -> list[str]:
+    """The names registered with Detectron2, once the given modules are imported; none where it is not installed.
+
+    Raises:
+        UserError: a module cannot be imported.
+    """
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # code of the user's own, which may fail in any way
+            raise UserError(
+                f"data.imports: {module} cannot be imported ({type(error).__name__}: {first_line(error)}); "
+                "is its folder on PYTHONPATH?"
+            ) from error
+    try:
+        from detectron2.data import DatasetCatalog
+    except ModuleNotFoundError:
+        return []
+    return DatasetCatalog.list()
+
+
+def detectron2_classes(name: str) -> list[str] | None:
+    """The ``thing_classes`` of a registered data set; Detectron2 sets some of them only once it is read."""
+    from detectron2.data import MetadataCatalog
+
+    return list(MetadataCatalog.get(name).get("thing_classes", [])) or None
+
+
+def read_detectron2(name: str, problems: Problems) -> list[RawImage]:
+    """The images and boxes of a registered data set.
+
+    Args:
+        name: under which it is registered.
+        problems: raises or collects what is wrong with single images and annotations.
+
+    Raises:
+        UserError: its files are not there, or it has no ``thing_classes``.
+    """
+    entries = _entries(name)
+    classes = detectron2_classes(name)
+    if classes is None:
+        raise UserError(f"data set {name!r} has no thing_classes; set them with MetadataCatalog.get({name!r}).set(…)")
+    result = []
+    for index, entry in enumerate(entries):
+        image = _image(name, index, entry)
+        for place, item in enumerate(entry.get("annotations", [])):
+            where = f"{image.where}: annotations[{place}]"
+            try:
+                image.objects.append(_object(where, item, classes))
+            except (KeyError, IndexError, TypeError, ValueError, AssertionError) as error:
+                problems.fail(f"{where} is not of Detectron2's layout ({type(error).__name__}: {first_line(error)})")
+        result.append(image)
+    return result
+
+
+def read_detectron2_images(name: str, problems: Problems) -> list[RawImage]:
+    """The images of a registered data set, without a look at its annotations."""
+    return [_image(name, index, entry) for index, entry in enumerate(_entries(name))]
+
+
+def _entries(name: str) -> list[dict[str, Any]]:
+    from detectron2.data import DatasetCatalog
+
+    try:
+        return list(DatasetCatalog.get(name))
+    except Exception as error:  # a function of anybody's
+        raise UserError(
+            f"data set {name!r}, registered with Detectron2, cannot be read ({type(error).__name__}: "
+            f"{first_line(error)}); its built-in ones lie below $DETECTRON2_DATASETS"
+        ) from error
+
+
+def _image(name: str, index: int, entry: dict[str, Any]) -> RawImage:
+    where = f"{name}[{index}]"
+    if not entry.get("file_name"):
+        raise UserError(f"{where} has no file_name")
+    number = entry.get("image_id")
+    size = (entry["width"], entry["height"]) if "width" in entry and "height" in entry else None
+    path = Path(entry["file_name"])
+    return RawImage(f"{where} ({path.name})", path, [], size, number if type(number) is int else None)
+
+
+def _object(where: str, item: dict[str, Any], classes: list[str]) -> RawObject:
+    from detectron2.structures import BoxMode
+
+    number = item["category_id"]
+    if not 0 <= number < len(classes):
+        raise IndexError(f"category_id {number} is not among the {len(classes)} thing_classes")
+    box = BoxMode.convert([float(value) for value in item["bbox"]], item["bbox_mode"], BoxMode.XYXY_ABS)
+    return RawObject(where, classes[number], tuple(box), bool(item.get("difficult", 0)), bool(item.get("iscrowd", 0)))
+
+
+def register(name: str, classes: list[str], load: Callable[[], ImageSet]) -> None:
+    """Register a data set of ours with Detectron2.
+
+    Args:
+        name: to register it under; one that is registered already is replaced.
+        classes: of the detector, which become ``thing_classes``.
+        load: reads it, when it is first asked for.
+    """
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        if name in catalog.list():
+            catalog.remove(name)
+    DatasetCatalog.register(name, lambda: _dicts(load()))
+    MetadataCatalog.get(name).set(thing_classes=list(classes), evaluator_type="coco")
+
+
+def _dicts(images: ImageSet) -> list[dict[str, Any]]:
+    from detectron2.structures import BoxMode
+
+    return [
+        {
+            "file_name": str(record.path),
+            "image_id": record.image_id,
+            "height": record.size[0],
+            "width": record.size[1],
+            "annotations": [
+                {
+                    "bbox": [float(value) for value in box],
+                    "bbox_mode": BoxMode.XYXY_ABS,
+                    "category_id": int(label),
+                    "iscrowd": int(crowd),
+                    "difficult": int(difficult),
+                }
+                for box, label, crowd, difficult in zip(
+                    record.boxes, record.classes, record.crowd, record.difficult, strict=True
+                )
+            ],
+        }
+        for record in images.records
+    ]
