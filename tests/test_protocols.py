@@ -1,0 +1,228 @@
+"""Every published protocol runs, on a miniature of its data sets in their real layout and naming."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import voc_object, voc_xml, write_image
+from runs import ROOT, trainer
+
+from lossmix_det.cli import run_tool
+from lossmix_det.config import as_dict, load_config
+from lossmix_det.data import cityscapes, kitti
+from lossmix_det.data.catalog import CITYSCAPES_CLASSES, PAINTED_CLASSES, VOC_CLASSES
+from lossmix_det.resume import flat
+
+CONFIGS = ROOT / "configs"
+ADAPTING = [
+    *("voc_to_clipart", "voc_to_clipart_1000", "voc_to_watercolor", "voc_to_comic"),
+    *("cityscapes_to_foggy", "cityscapes_to_foggy_all", "cityscapes_to_foggy_r50_fpn"),
+    *("cityscapes_to_foggy_all_r50_fpn", "sim10k_to_cityscapes", "kitti_to_cityscapes"),
+]
+METHODS = {
+    "source_only": {"data.target", "alignment.parts"},
+    "oracle": {"data.train", "data.target", "alignment.parts"},
+    "adaptive_teacher": set(),
+    "adaptive_teacher_noise": {"mixing.rule"},
+    "adaptive_teacher_union": {"mixing.rule"},
+    "adaptive_teacher_lossmix": {"mixing.rule"},
+}
+PLAIN = ["voc", "coco"]
+PATHS = [CONFIGS / folder / f"{method}.yaml" for folder in ADAPTING for method in METHODS]
+PATHS += [
+    CONFIGS / folder / f"{method}.yaml" for folder in PLAIN for method in ("baseline", "noise", "union", "lossmix")
+]
+SMALLER = {  # networks by the Detectron2 configuration that they take the place of
+    "r101_c4_2fc": ["MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"],
+    "r50_fpn": ["MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64", "MODEL.FPN.OUT_CHANNELS", "16"],
+    "r50_c4": [
+        *("MODEL.RESNETS.WIDTH_PER_GROUP", "8", "MODEL.RESNETS.STEM_OUT_CHANNELS", "8"),
+        *("MODEL.RESNETS.RES2_OUT_CHANNELS", "32"),
+    ],
+    "vgg16": [
+        *("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.DEPTH", "18"),
+        *("MODEL.RESNETS.RES2_OUT_CHANNELS", "64", "MODEL.RPN.IN_FEATURES", '("res4",)'),
+        *("MODEL.ROI_HEADS.IN_FEATURES", '("res4",)'),
+    ],
+}
+WHOLE = CONFIGS / "cityscapes_to_foggy" / "adaptive_teacher_lossmix.yaml"  # with its own VGG16
+TINY = [
+    *("model.weights=''", "data.batch_size=2", "data.workers=0", "data.augment.min_sizes=[48]"),
+    *("data.augment.max_size=96", "data.augment.test_size=48", "optimizer.lr=0.0001", "optimizer.warmup_steps=2"),
+    *("adaptation.burn_in_steps=3", "adaptation.unsupervised_weight=1.0", "pseudo_labels.score=0.06"),
+    *("train.steps=6", "train.eval_every=0", "train.device=cpu"),
+]
+
+
+def tiny(path: Path) -> list[str]:
+    """Overrides that shrink a protocol without touching what it compares."""
+    network = Path(load_config(path).model.detectron2_config).stem
+    options = ["MODEL.ROI_BOX_HEAD.FC_DIM", "16", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "16"]
+    options += ["MODEL.RPN.POST_NMS_TOPK_TRAIN", "30", "MODEL.RPN.POST_NMS_TOPK_TEST", "30"]
+    if path.stem.removesuffix("_b4") != WHOLE.stem or path.parent != WHOLE.parent:
+        options += SMALLER[network]
+    return [*TINY, "model.detectron2_options=[" + ",".join(f"'{word}'" for word in options) + "]"]
+
+
+def write_voc(root: Path, splits: dict[str, list[str]], classes: list[str], suffix: str = ".jpg") -> None:
+    """Images of every class, so that none is missing in training."""
+    objects = "".join(
+        voc_object(name, 2 + index % 5 * 8, 2 + index // 5 * 8, 16 + index % 5 * 8, 16 + index // 5 * 8)
+        for index, name in enumerate(classes)
+    )
+    for split, names in splits.items():
+        for seed, name in enumerate(names):
+            write_image(root / "JPEGImages" / f"{name}{suffix}", 64, 48, seed=seed)
+            (root / "Annotations").mkdir(exist_ok=True)
+            (root / "Annotations" / f"{name}.xml").write_text(voc_xml(objects, 64, 48))
+        (root / "ImageSets" / "Main").mkdir(parents=True, exist_ok=True)
+        (root / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
+
+
+def write_cityscapes(root: Path) -> None:
+    objects = [
+        {"label": name, "polygon": [[2 + 6 * i, 4], [18 + 6 * i, 6], [10 + 6 * i, 30]]}
+        for i, name in enumerate(CITYSCAPES_CLASSES)
+    ]
+    for split, city in (("train", "aachen"), ("val", "frankfurt")):
+        for frame in (19, 20):
+            stem = f"{city}/{city}_000000_{frame:06d}"
+            path = root / "gtFine" / split / f"{stem}_gtFine_polygons.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"imgWidth": 64, "imgHeight": 48, "objects": objects}))
+            fog = [("leftImg8bit_foggy", f"_foggy_beta_{level}") for level in cityscapes.FOG_LEVELS]
+            for folder, suffix in (("leftImg8bit", ""), *fog):
+                write_image(root / folder / split / f"{stem}_leftImg8bit{suffix}.png", 64, 48, seed=frame)
+
+
+def write_kitti(root: Path) -> None:
+    for number in range(3):
+        write_image(root / "training" / "image_2" / f"{number:06d}.png", 80, 40, seed=number)
+        label = root / "training" / "label_2" / f"{number:06d}.txt"
+        label.parent.mkdir(exist_ok=True)
+        label.write_text(f"Car 0.00 0 -1.57 {5 + number}.0 6.0 40.0 30.0 1.5 1.6 3.7 1.0 1.7 20.0 -1.5\n")
+
+
+def write_coco(root: Path) -> None:
+    for split, first in (("train2017", 9), ("val2017", 139)):
+        names = [f"{first + index:012d}.jpg" for index in range(3)]
+        images = [{"id": first + i, "file_name": name, "width": 64, "height": 48} for i, name in enumerate(names)]
+        boxes = [
+            {"id": i * 10 + k, "image_id": first + i, "category_id": k, "bbox": [k % 8 * 6, 4, 14, 20], "area": 280}
+            for i in range(3)
+            for k in (1, 18, 90)
+        ]
+        boxes = [{**box, "iscrowd": 0, "segmentation": [[0, 0, 5, 0, 5, 5]]} for box in boxes]
+        categories = [{"id": k, "name": name} for k, name in ((1, "person"), (18, "dog"), (90, "toothbrush"))]
+        for seed, name in enumerate(names):
+            write_image(root / split / name, 64, 48, seed=seed)
+        content = {"images": images, "annotations": boxes, "categories": categories}
+        (root / "annotations").mkdir(exist_ok=True)
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+
+
+@pytest.fixture(scope="module")
+def miniatures(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("miniatures")
+    write_voc(root / "VOCdevkit/VOC2007", {"trainval": ["000005", "000007"], "test": ["000001", "000002"]}, VOC_CLASSES)
+    write_voc(root / "VOCdevkit/VOC2012", {"trainval": ["2007_000027", "2007_000032", "2008_000008"]}, VOC_CLASSES)
+    write_voc(root / "clipart", {"train": ["100160833", "11110239"], "test": ["119236637", "124563837"]}, VOC_CLASSES)
+    for name in ("watercolor", "comic"):
+        write_voc(root / name, {"train": ["4025567541", "4098741"], "test": ["4123987", "4155555"]}, PAINTED_CLASSES)
+    write_voc(root / "sim10k", {"trainval10k": ["3384645", "3384828"]}, ["car", "motorbike", "person"])
+    write_cityscapes(root / "cityscapes")
+    write_kitti(root / "kitti")
+    write_coco(root / "coco")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOSSMIX_DATASETS", str(root))
+        for main in (cityscapes.main, kitti.main):
+            patch.setattr(sys, "argv", ["prepare"])
+            assert run_tool(main) == 0
+    return root
+
+
+@pytest.mark.parametrize("path", PATHS, ids=[f"{path.parent.name}-{path.stem}" for path in PATHS])
+def test_it_burns_in_adapts_and_evaluates(path, miniatures, tmp_path, monkeypatch):
+    pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+    monkeypatch.setenv("LOSSMIX_DATASETS", str(miniatures))
+    monkeypatch.chdir(ROOT)
+    config = load_config(path, [*tiny(path), f"output_dir={tmp_path}"])
+    it = trainer(tmp_path, config=config)
+    assert it.train()
+    assert it.skipped_steps == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert list(results)[-1] == ("teacher" if config.data.target else "ema" if config.ema.decay else "student")
+    (scores,) = list(results.values())[-1].values()
+    assert 0 <= scores["VOC_AP50"] <= 100
+    scored = {name for name, values in scores["classes"].items() if values["VOC_AP50"] is not None}
+    assert scored == expected_classes(path, config)
+
+
+def expected_classes(path: Path, config) -> set[str]:
+    """Those that are scored."""
+    folder = path.parent.name
+    if "watercolor" in folder or "comic" in folder:
+        return set(PAINTED_CLASSES)
+    if folder == "coco":
+        return {"person", "dog", "toothbrush"}
+    return set(config.data.classes or (CITYSCAPES_CLASSES if "cityscapes" in folder else VOC_CLASSES))
+
+
+def settings(path: Path) -> dict[str, object]:
+    found = flat(as_dict(load_config(path)))
+    assert found.pop("output_dir") == f"runs/{path.parent.name}/{path.stem}"
+    return found
+
+
+@pytest.mark.parametrize("folder", ADAPTING)
+def test_methods_of_a_protocol_differ_in_what_makes_them_alone(folder):
+    assert {path.stem for path in (CONFIGS / folder).glob("*.yaml")} == {
+        name + variant for name in METHODS for variant in ("", "_b4")
+    }
+    for variant in ("", "_b4"):
+        base = settings(CONFIGS / folder / f"adaptive_teacher{variant}.yaml")
+        assert base["data.target"]
+        assert base["mixing.rule"] == "none"
+        for method, allowed in METHODS.items():
+            own = settings(CONFIGS / folder / f"{method}{variant}.yaml")
+            assert {key for key in base if base[key] != own[key]} == allowed
+        if variant:
+            parent = settings(CONFIGS / folder / "adaptive_teacher.yaml")
+            changed = {key for key in base if base[key] != parent[key]}
+            allowed = {"data.batch_size", "optimizer.lr", "train.steps", "train.eval_every"}
+            assert changed <= allowed | {"adaptation.burn_in_steps", "adaptation.unsupervised_weight"}
+            assert base["data.batch_size"] == 4
+    source = settings(CONFIGS / folder / "source_only.yaml")
+    oracle = settings(CONFIGS / folder / "oracle.yaml")
+    target = settings(CONFIGS / folder / "adaptive_teacher.yaml")["data.target"]
+    assert (source["data.target"], oracle["data.train"]) == ([], target)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=[f"{path.parent.name}-{path.stem}" for path in PATHS])
+def test_the_variant_for_one_gpu_runs_the_same_code(path):
+    """Shrunk for the test above, both are one configuration, so that what holds there holds for it."""
+    small = path.with_stem(path.stem + "_b4")
+    one, other = (flat(as_dict(load_config(each, [*tiny(each), "output_dir=x"]))) for each in (path, small))
+    assert one == other
+
+
+@pytest.mark.parametrize("path", sorted(p for folder in (*ADAPTING, *PLAIN) for p in (CONFIGS / folder).glob("*.yaml")))
+def test_the_head_says_how_to_run_it_and_what_to_expect(path):
+    head = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert head[0] == f"# python tools/train_net.py --config-file {path.relative_to(ROOT)}"
+    text = "\n".join(head)
+    for word in ("Data: ", "ested on " if path.parent.name not in PLAIN else "Data: ", "Evaluator: ", "Hardware: "):
+        assert word in text
+    assert re.search(r"Expected: ([\d.]+ .*\(.+\); ours )?not yet run\.", text)
+
+
+def test_numbers_of_images_of_the_miniatures_are_told_from_the_published_ones(miniatures):
+    content = json.loads((miniatures / "cityscapes/annotations/foggy_cityscapes_all_train.json").read_text())
+    assert len(content["images"]) == 2 * 3
+    boxes = np.array([entry["bbox"] for entry in content["annotations"]])
+    assert (boxes[:, 2:] > 0).all()
