@@ -33,7 +33,7 @@ setup(
         "matplotlib>=3.8",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-cov>=5", "ruff>=0.9", "mean-average-precision>=2024.1"],
+        "test": ["pytest>=8", "pytest-cov>=5", "pytest-xdist>=3.6", "ruff>=0.9", "mean-average-precision>=2024.1"],
     },
     entry_points={"console_scripts": ["lossmix-train=lossmix_det.cli:main"]},
     classifiers=[

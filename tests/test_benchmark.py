@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from matplotlib import pyplot as plt
 from runs import ROOT, TINY
 
 from lossmix_det.cli import run_tool
@@ -81,6 +82,19 @@ def test_adaptation_has_classes_gains_over_both_baselines_and_curves(tmp_path):
     assert "| a | +0.0 ± 0.0 | -12.0 ± 2.0 |" in text
     assert "![Scores and pseudo-labels over the steps](page.png)" in text
     assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_curves_are_drawn_where_methods_part_and_what_is_far_off_is_named():
+    _, axis = plt.subplots()
+    for name, values in {"a": [0, 50, 60], "b": [0, 52, 64], "oracle": [80, 97, 98]}.items():
+        axis.plot([100, 200, 300], values, label=name)
+    curves._zoom(axis)
+    assert axis.get_xlim()[0] == 150
+    assert axis.get_ylim() == (48, 66)
+    assert axis.get_xlabel() == "step; oracle ends at 98.0"
+    _, empty = plt.subplots()
+    curves._zoom(empty)
+    plt.close("all")
 
 
 def test_curves_are_means_over_seeds_of_the_model_that_is_reported(tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 from lossmix_det.cli import parse
 from lossmix_det.report.compare import DEFAULT_RUNS, Suite, compare
 from lossmix_det.report.cost import measure_cost
+from lossmix_det.report.speed import measure_speed
 
 MIXING = Suite(
     title="Mixing on labelled data: the generated `shapes` benchmark",
@@ -48,6 +49,7 @@ def main() -> int:
         "shapes": lambda options: compare(SHAPES, options, Path("docs/results/shapes_adapt.md")),
         "shared": lambda options: compare(SHARED, options, Path("docs/results/blood_adapt.md")),
         "cost": lambda options: measure_cost(options, Path("docs/results/cost.md")),
+        "speed": lambda options: measure_speed(options, Path("docs/results/speed.md")),
     }
     suites[options.suite](options)
     return 0
@@ -55,12 +57,12 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Compare methods over seeds, or measure what a step costs.")
-    parser.add_argument("--suite", choices=("mixing", "shapes", "shared", "cost"), required=True)
+    parser.add_argument("--suite", choices=("mixing", "shapes", "shared", "cost", "speed"), required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds of every method")
     parser.add_argument("--methods", nargs="+", default=None, help="only these methods")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time, each on a GPU of its own")
     parser.add_argument("--runs", type=Path, default=DEFAULT_RUNS, help="folder that the runs are kept in")
     parser.add_argument("--output", type=Path, default=None, help="Markdown file to write; default below docs/results")
-    parser.add_argument("--pairs", type=int, default=40, help="cost: paired measurements")
+    parser.add_argument("--pairs", type=int, default=40, help="cost, speed: rounds of measurements")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings for every run")
     return parser

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lossmix_det.report.compare import Run
 
 WINDOW = 10  # rows of metrics.csv that are averaged
+FAR = 15.0  # points of AP50
 BINS = np.linspace(0, 1, 21)
 
 # By (method, step): one value of each run.
@@ -50,6 +51,7 @@ def draw_curves(runs: list[Run], path: Path) -> bool:
         axis.set_xlabel("step")
         for method in methods:
             _line(axis, method, points, colours[method])
+    _zoom(axes[0][0])
     _confidence(axes[1][1], runs, colours)
     axes[0][0].legend(fontsize=7)
     figure.tight_layout()
@@ -70,6 +72,22 @@ def _line(axis: Axes, method: str, points: Points, colour: tuple[float, ...]) ->
     spreads = np.array([np.std(points[method, step]) for step in steps])
     axis.plot(steps, means, label=method, color=colour, linewidth=1.3)
     axis.fill_between(steps, means - spreads, means + spreads, color=colour, alpha=0.15, linewidth=0)
+
+
+def _zoom(axis: Axes) -> None:
+    """Show where methods part: the second half, without what ends far off (the oracle), which is named."""
+    lines = axis.get_lines()
+    ends = {line.get_label(): float(line.get_ydata()[-1]) for line in lines}
+    middle = float(np.median(list(ends.values()))) if ends else 0.0
+    near = [line for line in lines if abs(ends[line.get_label()] - middle) <= FAR]
+    half = max((float(line.get_xdata()[-1]) for line in near), default=0.0) / 2
+    shown = [value for line in near for x, value in zip(*line.get_data(), strict=True) if x >= half]
+    if not shown:
+        return
+    axis.set_xlim(left=half)
+    axis.set_ylim(min(shown) - 2, max(shown) + 2)
+    far = [f"{name} ends at {value:.1f}" for name, value in ends.items() if abs(value - middle) > FAR]
+    axis.set_xlabel("; ".join(["step", *far]))
 
 
 def _scores(runs: list[Run]) -> Points:
