@@ -211,7 +211,9 @@ def make(name: str = "slim", *, deterministic: bool = True, **settings):
 
 
 def pictures(batch: ImageBatch) -> list[torch.Tensor]:
-    return [pixels[:, :height, :width] for pixels, (height, width) in zip(batch.pixels, batch.sizes, strict=True)]
+    return [
+        pixels[:, :height, :width] for pixels, (height, width) in zip(batch.to_float().pixels, batch.sizes, strict=True)
+    ]
 
 
 def stock_losses(detector, batch: ImageBatch, truths) -> dict[str, torch.Tensor]:

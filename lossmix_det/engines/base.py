@@ -77,7 +77,7 @@ class Detector(nn.Module, ABC):
         """Run the network up to the proposals, once, with gradients.
 
         Args:
-            images: float RGB in [0, 1].
+            images: RGB, float in [0, 1] or uint8 in 0…255.
         """
 
     @abstractmethod

@@ -166,7 +166,7 @@ class Detectron2RCNN(Detectron2Losses, Detector):
 
     def _normalised(self, images: ImageBatch) -> ImageList:
         """In the model's own colours and range, normalised, the padding zeroed afterwards as stock pads."""
-        pixels = images.pixels * 255
+        pixels = images.to_float().pixels * 255
         if self.model.input_format == "BGR":
             pixels = pixels.flip(1)
         pixels = (pixels - self.model.pixel_mean) / self.model.pixel_std

@@ -104,7 +104,7 @@ class TorchvisionRCNN(TwoStageLosses, Detector):
             torch.tensor(values, device=images.pixels.device).view(1, 3, 1, 1)
             for values in (transform.image_mean, transform.image_std)
         )
-        pixels = torch.where(images.valid(), (images.pixels - mean) / std, 0.0)
+        pixels = torch.where(images.valid(), (images.to_float().pixels - mean) / std, 0.0)
         return ImageList(pixels, list(images.sizes))
 
     def _features(self, batch: ImageList) -> dict[str, Tensor]:

@@ -304,6 +304,12 @@ def test_detections_are_those_of_the_plain_model(detector):
         assert_close(mine.classes, theirs.classes)
 
 
+def test_images_in_bytes_are_the_same_images(small):
+    whole = (images().pixels * 255).to(torch.uint8)
+    bytes_, floats = (ImageBatch(pixels, SIZES) for pixels in (whole, whole / 255))
+    assert torch.equal(small.encode(bytes_).objectness, small.encode(floats).objectness)
+
+
 def test_boxes_stay_float32_under_mixed_precision(small):
     """bfloat16 counts pixels beyond 512 in fours."""
     batch = images()
