@@ -68,6 +68,11 @@ class Checkpoints:
         """The last one from before anything looked like collapse."""
         return self.folder / "healthy.pt"
 
+    @property
+    def burned_in(self) -> Path:
+        """The state in which adaptation begins; other adaptations may begin there too."""
+        return self.folder / "burned_in.pt"
+
     def save(self, content: dict[str, Any], is_best: bool = False, is_healthy: bool = False) -> Path:
         """Write ``step_<step>.pt``, and the same as ``best.pt`` or ``healthy.pt``; then delete what is over."""
         path = self.folder / f"step_{content['step']:07d}.pt"

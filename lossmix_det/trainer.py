@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from lossmix_det.adaptation import Labeller
 from lossmix_det.alignment import Alignment
-from lossmix_det.checkpoint import Checkpoints, read_checkpoint
+from lossmix_det.checkpoint import Checkpoints, read_checkpoint, save_tensors
 from lossmix_det.config import Config
 from lossmix_det.engines import Detector, build_detector
 from lossmix_det.errors import UserError
@@ -249,6 +249,8 @@ class Trainer:
             self.log.scores(self.step, results)
             if self.fabric.is_global_zero:
                 write_detections(detections, burned_in_folder(self))
+        if self.fabric.is_global_zero:
+            save_tensors(collect(self), self.checkpoints.burned_in)
         self.save()
 
     def prepare_adaptation(self) -> None:

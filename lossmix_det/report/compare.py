@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from lossmix_det.checkpoint import write_atomically
-from lossmix_det.config import as_dict, load_config
+from lossmix_det.config import Config, as_dict, load_config
 from lossmix_det.errors import UserError, nearest
+from lossmix_det.report.burn_in import borrow, lenders_of
 from lossmix_det.report.curves import draw_curves
 
 log = logging.getLogger(__name__)
@@ -97,8 +98,11 @@ def compare(suite: Suite, options: argparse.Namespace, default_output: Path) -> 
     places: queue.SimpleQueue[int] = queue.SimpleQueue()
     for place in range(options.jobs):
         places.put(place)
+    lenders = lenders_of({run.folder: _settings(run, options.overrides) for run in runs})
     with ThreadPoolExecutor(options.jobs) as pool:
-        waiting = [pool.submit(_train, run, options, places) for run in runs if not run.finished]
+        # Those that begin where others end their burn-in come last, so that they need not wait.
+        order = sorted((run for run in runs if not run.finished), key=lambda run: run.folder in lenders)
+        waiting = [pool.submit(_train, run, options, places, lenders.get(run.folder)) for run in order]
         for done in as_completed(waiting):
             done.result()
             _write(suite, runs, options, output)
@@ -112,7 +116,7 @@ def _planned(suite: Suite, options: argparse.Namespace, method: str, seed: int) 
 
 def _check_settings(run: Run, overrides: list[str]) -> None:
     """Refuse scores of a run with other settings than those asked for now."""
-    wanted = as_dict(load_config(run.config, [f"output_dir={run.folder}", f"train.seed={run.seed}", *overrides]))
+    wanted = as_dict(_settings(run, overrides))
     found = (run.about() or {}).get("config", {})
     changed = [key for key in wanted if wanted[key] != found.get(key)]
     if changed:
@@ -121,8 +125,14 @@ def _check_settings(run: Run, overrides: list[str]) -> None:
         )
 
 
-def _train(run: Run, options: argparse.Namespace, places: queue.SimpleQueue[int]) -> None:
+def _settings(run: Run, overrides: list[str]) -> Config:
+    return load_config(run.config, [f"output_dir={run.folder}", f"train.seed={run.seed}", *overrides])
+
+
+def _train(run: Run, options: argparse.Namespace, places: queue.SimpleQueue[int], lender: Path | None = None) -> None:
     """One training run as its own process, resumed if it was interrupted; its words go to a file beside."""
+    if lender is not None:
+        borrow(lender, run.folder)
     words = [sys.executable, "tools/train_net.py", "--config-file", str(run.config), "--resume"]
     words += [f"output_dir={run.folder}", f"train.seed={run.seed}", *options.overrides]
     log.info("%s", shlex.join(words[1:]))
