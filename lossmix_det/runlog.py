@@ -24,7 +24,6 @@ from rich.text import Text
 from lossmix_det.checkpoint import write_atomically
 from lossmix_det.config import Config, as_dict, save_config
 from lossmix_det.data.records import ImageSet
-from lossmix_det.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -256,16 +255,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def open_folder(folder: Path, config: Config, device: str, sets: list[ImageSet]) -> None:
-    """Make the folder of a run, and say in it what the run is.
-
-    Raises:
-        UserError: it cannot be written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output_dir={folder} cannot be written to ({error})") from None
+def describe(folder: Path, config: Config, device: str, sets: list[ImageSet]) -> None:
+    """Say in the folder of a run what the run is."""
     save_config(config, folder / "config.yaml")
     datasets = {each.name: {"images": len(each), "fingerprint": each.fingerprint} for each in sets}
     content = provenance(config, device, datasets)

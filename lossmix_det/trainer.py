@@ -7,6 +7,7 @@ import math
 import random
 import time
 import warnings
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,11 @@ from lossmix_det.checkpoint import Checkpoints, read_checkpoint, save_tensors
 from lossmix_det.config import Config
 from lossmix_det.engines import Detector, build_detector
 from lossmix_det.errors import UserError
+from lossmix_det.lock import held
 from lossmix_det.optimization import build_optimizer, build_schedule
 from lossmix_det.phases import Lesson, phase_at
 from lossmix_det.publish import BURNED_IN, burned_in_folder, publish, write_detections
-from lossmix_det.runlog import RunLog, open_folder
+from lossmix_det.runlog import RunLog, describe
 from lossmix_det.scoring import check_metric, metric_of, report_problems, score_models
 from lossmix_det.signals import catching_signals
 from lossmix_det.state import collect, restore, start_from
@@ -111,20 +113,21 @@ class Trainer:
 
     def train(self) -> bool:
         """Train to the last step, evaluating and saving on the way; true if it got there, false if told to stop."""
-        if self.fabric.is_global_zero:
-            open_folder(self.folder, self.config, str(self.fabric.device), self.streams.sets)
-            report_problems(self.streams.sets, self.streams.unreadable, self.folder)
-        if self._restorable and not self.checkpoints.healthy.is_file():  # the setting is newer than the run
-            self._write_checkpoint()
-        with catching_signals(self.stop):
-            while self._learn_on():
-                log.warning("going on from step %d", self.step)
-        if self.step < self.config.train.steps:
-            self.save()
-            log.warning("stopped at step %d of %d; continue with --resume", self.step, self.config.train.steps)
-            return False
-        self._finish()
-        return True
+        with held(self.folder) if self.fabric.is_global_zero else nullcontext():
+            if self.fabric.is_global_zero:
+                describe(self.folder, self.config, str(self.fabric.device), self.streams.sets)
+                report_problems(self.streams.sets, self.streams.unreadable, self.folder)
+            if self._restorable and not self.checkpoints.healthy.is_file():  # the setting is newer than the run
+                self._write_checkpoint()
+            with catching_signals(self.stop):
+                while self._learn_on():
+                    log.warning("going on from step %d", self.step)
+            if self.step < self.config.train.steps:
+                self.save()
+                log.warning("stopped at step %d of %d; continue with --resume", self.step, self.config.train.steps)
+                return False
+            self._finish()
+            return True
 
     def _learn_on(self) -> bool:
         """Learn from here to the end, or until told to stop; true if an earlier state was restored on the way."""

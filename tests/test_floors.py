@@ -16,6 +16,7 @@ FLOORS = {
     "data": 2,
     "engines": 2,
     "signals": 1,
+    "lock": 1,
     "phases": 3,
     "alignment": 3,
     "pseudo_labels": 3,

@@ -1,11 +1,13 @@
 import csv
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 from conftest import voc_object, voc_xml, write_image
-from runs import assert_same_tensors, last_checkpoint, run, trainer
+from runs import ROOT, assert_same_tensors, last_checkpoint, run, trainer
 from torch.testing import assert_close
 
 from lossmix_det.data.loaders import training_loader
@@ -344,3 +346,17 @@ def test_an_output_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="file cannot be written to"):
         trainer(tmp_path / "file", "train.steps=1").train()
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    words = "import sys; from pathlib import Path; from lossmix_det.lock import held\n"
+    words += f"with held(Path({str(tmp_path)!r})): print('held', flush=True); sys.stdin.read()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True
+    )
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match="another process is training in it"):
+        trainer(tmp_path, "train.steps=1").train()
+    other.kill()
+    other.wait()
+    assert trainer(tmp_path, "train.steps=1").train()
