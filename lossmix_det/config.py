@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lossmix_det.config_files import merge, read_files, read_overrides
+from lossmix_det.config_rules import mixing_rules, rules_of
 from lossmix_det.errors import UserError, first_line, nearest
 
 ARCHITECTURES = (
@@ -28,10 +29,6 @@ ARCHITECTURES = (
     "fasterrcnn_resnet50_fpn_v2",
     "fasterrcnn_mobilenet_v3_large_fpn",
 )
-
-
-VIEWS = ("weak", "strong")
-PARTS = ("image", "instance")
 
 
 def choice(default: str, *others: str) -> Any:
@@ -96,7 +93,7 @@ class DataConfig:
     target: list[str] = items()  # unlabelled images to adapt to; labels that exist are only used to measure
     test: list[str] = items("shapes_photo_test", "shapes_clipart_test")
     classes: list[str] | None = None  # null: those of the first training set
-    imports: list[str] = items()  # Python modules that register data sets with Detectron2's DatasetCatalog
+    imports: list[str] = items()  # Python modules that register data sets or parts of models with Detectron2
     views: list[str] = items("weak")  # views of each image in the batch: weak, strong or both
     batch_size: int = number(4, 1)  # images per step over all processes, before views are multiplied
     target_batch_size: int | None = number(None, 1)  # target images per step; null: batch_size
@@ -295,8 +292,10 @@ def check(config: Any, prefix: str = "") -> None:
                     check(entry, f"{key}.{name}.")
         elif value is not None:
             _check_value(key, value, spec.metadata)
-    if isinstance(config, Config):
-        _check_together(config)
+    together = mixing_rules(config, prefix) if isinstance(config, MixingConfig) else ()
+    for holds, message in rules_of(config) if isinstance(config, Config) else together:
+        if not holds:
+            raise UserError(message)
 
 
 def _check_value(key: str, value: Any, limits: Any) -> None:
@@ -305,92 +304,6 @@ def _check_value(key: str, value: Any, limits: Any) -> None:
         raise UserError(f"{key}={value!r} is not one of {', '.join(choices)}{nearest(str(value), list(choices))}")
     if "low" in limits and not limits["low"] <= value <= limits["high"]:  # also refuses nan
         raise UserError(f"{key}={value} lies outside of {limits['low']} … {limits['high']}")
-
-
-def _check_together(config: Config) -> None:
-    """What no single field can say."""
-    for holds, message in (*_data_rules(config), *_list_rules(config), *_adaptation_rules(config)):
-        if not holds:
-            raise UserError(message)
-
-
-Rule = tuple[Any, str]  # whether it holds, and what is said if not
-
-
-def _data_rules(config: Config) -> list[Rule]:
-    data, sizes, parts = config.data, config.data.augment.min_sizes, config.train.accumulate
-    batches = {"batch_size": data.batch_size, "target_batch_size": data.target_batch_size or data.batch_size}
-    classes = [str(name) for name in data.classes or []]
-    rules: list[Rule] = [
-        (data.views and _known(data.views, VIEWS), f"data.views={data.views} must be [weak], [strong] or both"),
-        (sizes and min(sizes) >= 32, f"data.augment.min_sizes={sizes} needs sizes of at least 32 pixels"),
-        (len(set(classes)) == len(classes), f"data.classes={classes} names a class twice"),
-    ]
-    for name, size in batches.items():
-        message = f"data.{name}={size} is no multiple of train.accumulate={parts}; change either"
-        rules.append((size % parts == 0, message))
-    return rules
-
-
-def _list_rules(config: Config) -> list[Rule]:
-    """Lists and tables of one kind of value."""
-    data, mixing, erasing = config.data, config.mixing, config.data.augment.erasing
-    shares = {"data.augment.erasing": erasing, "optimizer.milestones": config.optimizer.milestones}
-    names = {"data.train": data.train, "data.target": data.target, "data.test": data.test}
-    names["data.classes"] = data.classes or []
-    tables = {
-        "train.loss_weights": config.train.loss_weights,
-        "pseudo_labels.class_scores": config.pseudo_labels.class_scores,
-    }
-    low, high = mixing.lam_range if len(mixing.lam_range) == 2 else (1.0, 0.0)
-    rules: list[Rule] = [
-        (len(erasing) <= 3, f"data.augment.erasing={erasing} has more than three probabilities"),
-        (0 <= low <= high <= 1, f"mixing.lam_range={mixing.lam_range} must be [low, high] within 0 … 1"),
-        (_known(mixing.views, VIEWS), f"mixing.views={mixing.views} may name weak and strong"),
-        (
-            _known(config.alignment.parts, PARTS),
-            f"alignment.parts={config.alignment.parts} may name image and instance",
-        ),
-    ]
-    for key, values in shares.items():
-        rules.append((all(0 <= value <= 1 for value in values), f"{key}={values} must lie within 0 … 1"))
-    for key, values in names.items():
-        rules.append((all(isinstance(value, str) for value in values), f"{key}={values} must be a list of names"))
-    for key, table in tables.items():
-        for name, weight in table.items():
-            rules.append((0 <= weight < math.inf, f"{key}.{name}={weight} must be a number of at least 0"))
-    return rules
-
-
-def _adaptation_rules(config: Config) -> list[Rule]:
-    adaptation, steps, rule = config.adaptation, config.train.steps, config.mixing.rule
-    adapts, burn_in = bool(config.data.target), config.adaptation.burn_in_steps
-    return [
-        (
-            not (adaptation.burn_in_from and burn_in),
-            "adaptation.burn_in_from takes the place of burn-in; set adaptation.burn_in_steps=0 with it",
-        ),
-        (
-            adapts or not adaptation.burn_in_from,
-            "adaptation.burn_in_from needs data.target; to train on from weights set model.weights",
-        ),
-        (
-            not adapts or burn_in < steps,
-            f"adaptation.burn_in_steps={burn_in} leaves nothing of train.steps={steps} to adapt in",
-        ),
-        (
-            not adapts or config.ema.decay,
-            "ema.decay=0 keeps no teacher; set it, to 0.999 say, to adapt to data.target",
-        ),
-        (
-            config.pseudo_labels.kind == "hard" or rule not in ("union", "lossmix_instance"),
-            f"pseudo_labels.kind=soft has no boxes that mixing.rule={rule} could join; use lossmix or noise",
-        ),
-    ]
-
-
-def _known(chosen: list[str], known: tuple[str, ...]) -> bool:
-    return set(chosen) <= set(known) and len(set(chosen)) == len(chosen)
 
 
 def as_dict(config: Any) -> dict[str, Any]:

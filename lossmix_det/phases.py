@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lossmix_det.config import Config, MixingConfig
 from lossmix_det.engines import Marker
-from lossmix_det.mixing import Mix, as_noise, draw_domain_mix, draw_mix, mixup, supervise, unmixed
+from lossmix_det.mixing import Mix, as_noise, draw_domain_mix, draw_mix, mixup, supervise
 from lossmix_det.structures import ImageBatch, Instances, StepBatch, Supervision, Views
 
 
@@ -104,7 +104,7 @@ class SourceOnly:
         for name in views_of(batch.source):
             view = getattr(batch.source, name)
             mixing = of_view(self.mixing, name)
-            mix = draw_mix(len(view), mixing, rng) if mixing.rule != "none" else unmixed(len(view))
+            mix = draw_mix(len(view), mixing, rng)
             images.append(mixup(view.to_float(), mix))
             supervisions.append(supervise(batch.source.truths or (), mix, self.mixing))
         joined = [Supervision.cat(parts) for parts in zip(*supervisions, strict=True)]
@@ -163,9 +163,7 @@ class BurnIn:
         known = Supervision.cat([taught, pseudo_labels])
         count = len(pool) if both else len(source)
         mixing = of_view(self.mixing, name)
-        mix = unmixed(count)
-        if mixing.rule != "none":
-            mix = draw_domain_mix(len(source), len(target), mixing, rng, both=both)
+        mix = draw_domain_mix(len(source), len(target), mixing, rng, both=both)
         mix, weights = self._burn_in_rule(mix, len(source), mixing)
         # Where the partner has nothing to teach in any rule, the rule is that of an unmixed image.
         ruled = mix if weights is None else replace(mix, lam=torch.where(weights.isnan(), mix.lam, 1.0))

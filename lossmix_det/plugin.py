@@ -294,11 +294,13 @@ def register_datasets(names: list[str], config: Config | None = None) -> list[st
         The classes.
 
     Raises:
-        UserError: a data set is unknown or not there.
+        UserError: a data set is unknown or not there, or Detectron2's own.
     """
     config = config or Config()
     classes = config.data.classes or known_classes(names[0], config) or load(names[0], config).classes
     for name in names:
-        find(name, config)  # what is missing is said now
+        entry = find(name, config)  # what is missing is said now
+        if entry.format == "detectron2":
+            raise UserError(f"data set {name!r} is registered with Detectron2 already; use it by that name")
         register(name, classes, partial(load, name, config, classes))
     return classes

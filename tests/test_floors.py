@@ -11,6 +11,7 @@ FLOORS = {
     "structures": 1,
     "config": 1,
     "config_files": 1,
+    "config_rules": 1,
     "checkpoint": 1,
     "mixing": 2,
     "data": 2,

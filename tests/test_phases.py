@@ -113,15 +113,25 @@ def test_burn_in_rules_for_pairs_with_the_unlabelled_target(monkeypatch, rule, l
     assert own[1] == own[0]
 
 
-@pytest.mark.parametrize("rule", ["none", "lossmix", "lossmix_instance", "union", "noise"])
+@pytest.mark.parametrize("rule", ["lossmix", "lossmix_instance", "union", "noise"])
 def test_burn_in_treats_target_partners_alike_under_every_rule(monkeypatch, rule):
     fixed(monkeypatch, [2, 3], [0.4, 0.4])
     lesson = compose(BurnIn(config(rule)), only("weak", batch()))
-    name = "source" if rule == "none" else "mixed"
-    (supervision,) = [each for each in lesson.supervisions[name] if each.active]
+    (supervision,) = [each for each in lesson.supervisions["mixed"] if each.active]
     assert_close(supervision.class_weights, torch.ones(2))
     assert all(truth.weights is None for truth in supervision.truths)
     assert [len(truth) for truth in supervision.truths] == [2, 1]
+
+
+@pytest.mark.parametrize("phase", [BurnIn, Adaptation])
+def test_nothing_is_mixed_under_the_rule_none(phase):
+    step = batch()
+    lesson = compose(
+        phase(config("none", probability=1.0)), only("strong", step), pseudo(1.0, 1.0) if phase is Adaptation else None
+    )
+    seen = [step.source.strong, step.target.strong][: 1 if phase is BurnIn else 2]
+    assert_close(lesson.images.pixels, torch.cat([view.to_float().pixels for view in seen]))
+    assert "mixed" not in lesson.supervisions
 
 
 def test_a_partner_without_pseudo_labels_leaves_its_share_untaught(monkeypatch):
@@ -154,8 +164,7 @@ def test_one_assignment_weights_each_box_by_its_image_and_pseudo_boxes_do_not_re
     assert truth.classes.tolist() == [1, 3, 3, 5]
 
 
-def test_the_supervised_weight_and_the_weak_view(monkeypatch):
-    fixed(monkeypatch, [0, 1, 2, 3], [1.0] * 4)
+def test_the_supervised_weight_and_the_weak_view():
     settings = config("none")
     settings.adaptation.supervised_weight = 0.5
     lesson = compose(Adaptation(settings), batch(), pseudo(1.0, 1.0))

@@ -158,6 +158,15 @@ def test_a_mixed_image_is_the_blend_of_two_stock_losses_and_of_their_gradients(m
             assert_close(value.grad / scale, gradients[name] / scale, rtol=1e-4, atol=1e-4)
 
 
+def test_nothing_is_mixed_under_the_rule_none():
+    plain = inputs()
+    found = plugin.mix_inputs(plain, MixingConfig(rule="none", probability=1.0), np.random.default_rng(3))
+    for own, result in zip(plain, found, strict=True):
+        assert torch.equal(result["image"], own["image"].float())
+        assert torch.equal(result["instances"].gt_boxes.tensor, own["instances"].gt_boxes.tensor)
+        assert result["instances"]._truth_weights == [(1.0, 1.0)]
+
+
 def test_pixels_truths_and_names_of_a_mixed_batch():
     plain = inputs()
     mixed = plugin.mix_inputs(plain, MixingConfig(probability=1.0), np.random.default_rng(3))
@@ -292,6 +301,8 @@ def test_what_cannot_be_weighted_is_refused():
         build_model(mixing(configured(MODEL__MASK_ON=True)))
     with pytest.raises(UserError, match=r"LOSSMIX\.alpha=0"):
         build_model(mixing(configured(), ALPHA=0.0))
+    with pytest.raises(UserError, match=r"LOSSMIX\.lam_range=\[0\.8, 0\.2\] must be \[low, high\]"):
+        build_model(mixing(configured(), LAM_RANGE=[0.8, 0.2]))
     cfg = configured()
     cfg.LOSSMIX.ALFA = 1.0
     with pytest.raises(UserError, match="LOSSMIX.ALFA is unknown; it takes RULE, ALPHA"):

@@ -13,6 +13,7 @@ from lossmix_det.data.coco import read_coco, read_coco_images
 from lossmix_det.data.detectron2_catalog import (
     detectron2_classes,
     detectron2_names,
+    import_modules,
     read_detectron2,
     read_detectron2_images,
 )
@@ -207,6 +208,7 @@ def load_sets(config: Config) -> tuple[list[ImageSet], list[ImageSet]]:
     Raises:
         UserError: something is missing or wrong, or a class of ``data.classes`` is in no training set.
     """
+    import_modules(config.data.imports)
     if not config.data.train:
         raise UserError("data.train is empty; name at least one data set")
     train = [load(config.data.train[0], config)]
@@ -226,6 +228,7 @@ def load_sets(config: Config) -> tuple[list[ImageSet], list[ImageSet]]:
 
 def load_test_sets(config: Config) -> list[ImageSet]:
     """The test sets alone; the training data is only read where nothing else tells the classes."""
+    import_modules(config.data.imports)
     classes = config.data.classes
     if not classes and config.data.train:
         classes = known_classes(config.data.train[0], config) or load(config.data.train[0], config).classes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from lossmix_det.data.records import ImageSet, Problems, RawImage, RawObject
 from lossmix_det.errors import UserError, first_line
 
 
-def detectron2_names(modules: list[str]) -> list[str]:
-    """The names registered with Detectron2, once the given modules are imported; none where it is not installed.
+def import_modules(modules: list[str]) -> None:
+    """Import the modules that register a user's own data sets, or parts of models, with Detectron2.
 
     Raises:
         UserError: a module cannot be imported.
@@ -25,6 +26,15 @@ def detectron2_names(modules: list[str]) -> list[str]:
                 f"data.imports: {module} cannot be imported ({type(error).__name__}: {first_line(error)}); "
                 "is its folder on PYTHONPATH?"
             ) from error
+
+
+def detectron2_names(modules: list[str]) -> list[str]:
+    """The names registered with Detectron2, once the given modules are imported; none where it is not installed.
+
+    Raises:
+        UserError: a module cannot be imported.
+    """
+    import_modules(modules)
     try:
         from detectron2.data import DatasetCatalog
     except ModuleNotFoundError:
@@ -54,8 +64,7 @@ def read_detectron2(name: str, problems: Problems) -> list[RawImage]:
     if classes is None:
         raise UserError(f"data set {name!r} has no thing_classes; set them with MetadataCatalog.get({name!r}).set(…)")
     result = []
-    for index, entry in enumerate(entries):
-        image = _image(name, index, entry)
+    for entry, image in zip(entries, _images(name, entries), strict=True):
         for place, item in enumerate(entry.get("annotations", [])):
             where = f"{image.where}: annotations[{place}]"
             try:
@@ -68,7 +77,7 @@ def read_detectron2(name: str, problems: Problems) -> list[RawImage]:
 
 def read_detectron2_images(name: str, problems: Problems) -> list[RawImage]:
     """The images of a registered data set, without a look at its annotations."""
-    return [_image(name, index, entry) for index, entry in enumerate(_entries(name))]
+    return _images(name, _entries(name))
 
 
 def _entries(name: str) -> list[dict[str, Any]]:
@@ -81,6 +90,14 @@ def _entries(name: str) -> list[dict[str, Any]]:
             f"data set {name!r}, registered with Detectron2, cannot be read ({type(error).__name__}: "
             f"{first_line(error)}); its built-in ones lie below $DETECTRON2_DATASETS"
         ) from error
+
+
+def _images(name: str, entries: list[dict[str, Any]]) -> list[RawImage]:
+    """With their own numbers, unless these are no numbers or, in joined data sets, not different ones."""
+    images = [_image(name, index, entry) for index, entry in enumerate(entries)]
+    if len({image.image_id for image in images} - {None}) < len(images):
+        return [replace(image, image_id=None) for image in images]
+    return images
 
 
 def _image(name: str, index: int, entry: dict[str, Any]) -> RawImage:

@@ -20,6 +20,7 @@ from detectron2.structures import Boxes, ImageList, pairwise_iou
 from detectron2.structures import Instances as D2Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lossmix_det.checkpoint import read_model
 from lossmix_det.config import ModelConfig
@@ -68,7 +69,7 @@ class Detectron2Losses(TwoStageLosses):
         if roi_heads is not None:
             self.background = roi_heads.num_classes
             head = roi_heads.res5 if isinstance(roi_heads, Res5ROIHeads) else roi_heads.box_head
-            self.shares_scores = not any(isinstance(part, nn.BatchNorm2d) for part in head.modules())
+            self.shares_scores = not any(isinstance(part, _BatchNorm) for part in head.modules())
 
     def stage_losses(
         self, stage: str, encoding: Encoding, supervision: Supervision, marker: Marker | None = None
@@ -116,7 +117,7 @@ class Detectron2RCNN(Detectron2Losses, Detector):
     Args:
         config: ``detectron2_config`` and ``detectron2_options`` say which.
         num_classes: K.
-        strict: refuse weights of ours that leave any part fresh.
+        strict: refuse weights that leave any part fresh.
 
     Raises:
         UserError: the configuration cannot be read, or is of a kind that has no weighted losses here.
@@ -126,10 +127,10 @@ class Detectron2RCNN(Detectron2Losses, Detector):
         super().__init__()
         self.cfg = read_cfg(config, num_classes)
         self.num_classes = num_classes
-        self.model: GeneralizedRCNN = build_model(self.cfg)
-        _check(self.model)
-        if config.weights:
-            _load(self.model, config.weights, strict)
+        self.model: GeneralizedRCNN = _built(self.cfg)
+        weights = config.weights or self.cfg.MODEL.WEIGHTS
+        if weights:
+            _load(self.model, weights, strict)
         self.norm = self.cfg.MODEL.RESNETS.NORM
         heads = self.model.roi_heads
         self.use(self.model.proposal_generator, heads, config.normalizer)
@@ -189,10 +190,10 @@ def read_cfg(config: ModelConfig, num_classes: int) -> CfgNode:
         if config.detectron2_config:
             cfg.merge_from_file(config.detectron2_config)
         cfg.merge_from_list(list(config.detectron2_options))
-    except (OSError, AssertionError, KeyError, ValueError) as error:
+    except Exception as error:  # of YAML, of yacs, of Detectron2
         raise UserError(
             f"model.detectron2_config={config.detectron2_config!r} with model.detectron2_options="
-            f"{list(config.detectron2_options)} cannot be read ({first_line(error)})"
+            f"{list(config.detectron2_options)} cannot be read ({type(error).__name__}: {first_line(error)})"
         ) from None
     cfg.MODEL.DEVICE = "cpu"  # moved like any module
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes
@@ -203,13 +204,34 @@ def read_cfg(config: ModelConfig, num_classes: int) -> CfgNode:
     return cfg
 
 
+def _built(cfg: CfgNode) -> GeneralizedRCNN:
+    """The model of a configuration.
+
+    Raises:
+        UserError: it names what does not exist or does not fit together, or is of a kind that is not known here.
+    """
+    try:
+        model = build_model(cfg)
+    except UserError:
+        raise
+    except Exception as error:  # of any part of Detectron2
+        raise UserError(
+            f"model.detectron2_config: Detectron2 cannot build it ({type(error).__name__}: {first_line(error)}); "
+            "name modules of your own that register parts of it in data.imports"
+        ) from error
+    _check(model)
+    return model
+
+
 class _Checkpointer(DetectionCheckpointer):
     """Says in two lines what was loaded and what was not."""
+
+    fresh: frozenset[str] = frozenset()
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         own = self.model.state_dict()
         shapes = [name for name, _, _ in incompatible.incorrect_shapes]
-        fresh = {*incompatible.missing_keys, *shapes}
+        self.fresh = fresh = frozenset([*incompatible.missing_keys, *shapes])
         rest = f"; the rest is fresh: {_parts_of(fresh)}" if fresh else ""
         log.info("model.weights: %d of %d parts loaded%s", len(own) - len(fresh), len(own), rest)
         if incompatible.unexpected_keys:
@@ -227,7 +249,7 @@ def _load(model: nn.Module, path: str, strict: bool) -> None:
     """Checkpoints and exports of ours; others through Detectron2's own checkpointer, which matches names.
 
     Raises:
-        UserError: there is no such file; or, if ``strict``, it is one of ours but of another model.
+        UserError: there is no such file; or, if ``strict``, it leaves any part fresh.
     """
     if "://" not in path and not Path(path).is_file():
         raise UserError(f"model.weights={path!r}: no such file; give a .pkl, a .pth or a detectron2:// address")
@@ -237,23 +259,30 @@ def _load(model: nn.Module, path: str, strict: bool) -> None:
         state = {}
     own = model.state_dict()
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
-    if strict and state and fitting.keys() != own.keys():
-        raise UserError(
-            f"model.weights={path} is not of this model: {len(own) - len(fitting)} of {len(own)} parts do not fit"
-        )
     if not fitting:
         heuristics = "" if "://" in path else "?matching_heuristics=True"  # names of other libraries, by their ends
+        checkpointer = _Checkpointer(model)
         try:
-            _Checkpointer(model).load(path + heuristics)
+            checkpointer.load(path + heuristics)
         except Exception as error:  # of pickle, of the network, of Detectron2
             raise UserError(
                 f"model.weights={path} cannot be read ({type(error).__name__}: {first_line(error)}); "
                 "was the file copied whole, and is it of a Detectron2 model?"
             ) from error
+        _refuse_fresh(strict, path, len(checkpointer.fresh), len(own))
         return
+    _refuse_fresh(strict and bool(state), path, len(own) - len(fitting), len(own))
     model.load_state_dict(fitting, strict=False)
     if fitting.keys() != own.keys():
         log.info("model.weights: %d of %d parts fit and were loaded, the rest start fresh", len(fitting), len(own))
+
+
+def _refuse_fresh(strict: bool, path: str, fresh: int, total: int) -> None:
+    if strict and fresh:
+        raise UserError(
+            f"model.weights={path} is not of this model: {fresh} of {total} parts do not fit; "
+            "name a trained checkpoint or export by model.weights=…"
+        )
 
 
 def _check(model: nn.Module) -> None:
@@ -263,6 +292,10 @@ def _check(model: nn.Module) -> None:
         raise UserError(
             f"model.detectron2_config: {name} has no losses of two stages; use a GeneralizedRCNN with an RPN"
         )
+    if hasattr(model, "sem_seg_head"):
+        raise UserError(f"model.detectron2_config: {name} has a segmentation head, which nothing here would teach")
+    if model.input_format not in ("BGR", "RGB"):
+        raise UserError(f"model.detectron2_config: INPUT.FORMAT: {model.input_format} is not supported; use BGR or RGB")
     heads = type(model.roi_heads)
     if heads not in (Res5ROIHeads, StandardROIHeads):
         raise UserError(
@@ -296,10 +329,15 @@ def propose(
     deltas = [_by_anchor(level) for level in deltas]
     with torch.no_grad(), torch.autocast(levels[0].device.type, enabled=False):
         proposals = rpn.predict_proposals(
-            boxes, [level.float() for level in logits], [level.float() for level in deltas], sizes
+            boxes, [_finite(each) for each in logits], [_finite(each) for each in deltas], sizes
         )
     anchors = [Boxes.cat(boxes).tensor] * len(sizes)
     return anchors, torch.cat(logits, dim=1), torch.cat(deltas, dim=1), proposals
+
+
+def _finite(values: Tensor) -> Tensor:
+    """In float32, zero where a step has gone wrong: its loss still says so, while Detectron2 would end the run here."""
+    return values.float().nan_to_num(0.0, 0.0, 0.0)
 
 
 def _by_anchor(deltas: Tensor) -> Tensor:

@@ -53,8 +53,10 @@ def unmixed(count: int) -> Mix:
 def draw_mix(count: int, config: MixingConfig, rng: np.random.Generator) -> Mix:
     """Draw partners and λ ~ Beta(α, α) for a batch; every rule draws the same numbers from the same generator.
 
-    An image stays unmixed with probability 1 - ``probability``.
+    An image stays unmixed with probability 1 - ``probability``, and always under the rule ``none``.
     """
+    if config.rule == "none":
+        return unmixed(count)
     return _mix(draw_partners(count, rng), np.arange(count), config, rng)
 
 
@@ -69,6 +71,8 @@ def draw_domain_mix(sources: int, targets: int, config: MixingConfig, rng: np.ra
         rng: draws.
         both: mix the images of both domains; otherwise those of the source alone, with partners of either (burn-in).
     """
+    if config.rule == "none":
+        return unmixed(sources + targets if both else sources)
     pairs = config.pairs
     partner = _partners_of(sources, targets, (pairs.source_source, pairs.source_target), rng)
     if both:

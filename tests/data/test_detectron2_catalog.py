@@ -27,6 +27,24 @@ def test_our_data_sets_become_detectron2s(small_shapes):
         assert [item["category_id"] for item in entry["annotations"]] == record.classes.tolist()
     with pytest.raises(UserError, match="unknown data set 'nothing'"):
         register_datasets(["nothing"], small_shapes)
+    with pytest.raises(UserError, match="'coco_2014_val' is registered with Detectron2 already"):
+        register_datasets(["coco_2014_val"], small_shapes)
+    assert "coco_2014_val" in DatasetCatalog.list()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "expected"), [([7, 3], [7, 3]), (["x", 1], [1, 2]), ([5, 5], [1, 2]), ([None, 4], [1, 2])]
+)
+def test_images_keep_their_numbers_if_these_are_different_numbers(small_shapes, numbers, expected):
+    paths = [str(record.path) for record in load("shapes_photo_train", small_shapes).records]
+    boxes = [{"bbox": [10, 12, 20, 30], "bbox_mode": 0, "category_id": 0}]
+    entries = [
+        {"file_name": path, "image_id": number, "annotations": boxes}
+        for path, number in zip(paths, numbers, strict=False)
+    ]
+    DatasetCatalog.register("mine_joined", lambda: entries)
+    MetadataCatalog.get("mine_joined").thing_classes = ["cat"]
+    assert [record.image_id for record in load("mine_joined", small_shapes).records] == expected
 
 
 MODULE = """
