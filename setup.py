@@ -29,6 +29,7 @@ setup(
         "pycocotools>=2.0.7",
         "defusedxml>=0.7",
         "rich>=13",
+        "scipy>=1.11",
         "tensorboard>=2.14",
         "matplotlib>=3.8",
     ],

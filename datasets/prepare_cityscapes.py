@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write COCO annotations of Cityscapes and Foggy Cityscapes from gtFine: one box around every polygon of 8 classes.
+"""Write COCO annotations of Cityscapes and Foggy Cityscapes from gtFine: a box around each visible object of 8 classes.
 
     python datasets/prepare_cityscapes.py [ROOT] [--fog 0.02] [--checksums LIST]
 

@@ -116,8 +116,8 @@ class ModelConfig:
     weights: str = ""  # a torchvision weights name, or a local file; empty starts from random weights
     norm: str = choice("auto", "frozen", "group", "batch")  # auto: frozen with weights, else group
     trainable_layers: int | None = number(None, 0, 6)  # last backbone stages that learn; null: 3 with weights, else all
-    rpn_samples: int | None = number(None, 1)  # anchors sampled per image; null: the architecture's own
-    roi_samples: int | None = number(None, 1)  # proposals sampled per image; null: the architecture's own
+    rpn_samples: int | None = number(None, 1)  # anchors sampled per image; null: the model's own
+    roi_samples: int | None = number(None, 1)  # proposals sampled per image; null: the model's own
     normalizer: str = choice("samples", "images")  # mean over the samples of the batch (stock), or of each image
     score_threshold: float = number(0.05, 0, 1)
     nms_threshold: float = number(0.5, 0, 1)
@@ -155,6 +155,7 @@ class OptimizerConfig:
     lr: float = number(5e-4, 0, 1e3)
     momentum: float = number(0.9, 0, 1)
     weight_decay: float = number(0.02, 0)
+    decay_biases: bool = False  # as Detectron2 does; norms are never decayed
     schedule: str = choice("cosine", "multistep", "constant")
     milestones: list[float] = items(0.75, 0.92)  # multistep: where the rate drops, as shares of train.steps
     gamma: float = number(0.1, 0, 1)

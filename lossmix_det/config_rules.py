@@ -72,22 +72,17 @@ def mixing_rules(mixing: MixingConfig, prefix: str) -> list[Rule]:
 def _model_rules(config: Config) -> list[Rule]:
     """What only torchvision's models take is not left without effect in silence."""
     model = config.model
-    given = {"rpn_samples": model.rpn_samples, "roi_samples": model.roi_samples}
-    given |= {"trainable_layers": model.trainable_layers, "norm": None if model.norm == "auto" else model.norm}
-    keys = {
-        "rpn_samples": "RPN.BATCH_SIZE_PER_IMAGE",
-        "roi_samples": "ROI_HEADS.BATCH_SIZE_PER_IMAGE",
-        "trainable_layers": "BACKBONE.FREEZE_AT",
-        "norm": "RESNETS.NORM",
-    }
-    return [
-        (
-            model.engine != "detectron2" or value is None,
-            f"model.{name}={value} has no effect with model.engine=detectron2; set MODEL.{keys[name]} in "
-            f"model.detectron2_options instead",
+    rules = []
+    for name, given, key in (
+        ("norm", model.norm != "auto", "RESNETS.NORM"),
+        ("trainable_layers", model.trainable_layers is not None, "BACKBONE.FREEZE_AT"),
+    ):
+        message = (
+            f"model.{name}={getattr(model, name)} has no effect with model.engine=detectron2; set MODEL.{key} in "
+            f"model.detectron2_options instead"
         )
-        for name, value in given.items()
-    ]
+        rules.append((not given or model.engine != "detectron2", message))
+    return rules
 
 
 def _adaptation_rules(config: Config) -> list[Rule]:

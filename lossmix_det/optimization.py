@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
@@ -13,7 +15,7 @@ from lossmix_det.errors import UserError
 
 
 def build_optimizer(module: nn.Module, config: OptimizerConfig) -> Optimizer:
-    """An optimizer over every parameter that learns; norms and biases are not decayed.
+    """An optimizer over every parameter that learns; norms are not decayed, nor biases unless that is set.
 
     Raises:
         UserError: nothing learns.
@@ -21,10 +23,15 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> Optimizer:
     learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if not learning:
         raise UserError("no parameter learns; raise model.trainable_layers")
-    groups = [
-        {"params": [parameter for parameter in learning if parameter.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [parameter for parameter in learning if parameter.ndim <= 1], "weight_decay": 0.0},
-    ]
+    biases = {
+        id(part.bias)
+        for part in module.modules()
+        if config.decay_biases and isinstance(part, (_ConvNd, nn.Linear)) and part.bias is not None
+    }
+    groups: list[dict[str, Any]] = [{"params": [], "weight_decay": decay} for decay in (config.weight_decay, 0.0)]
+    for parameter in learning:
+        decayed = parameter.ndim > 1 or id(parameter) in biases
+        groups[0 if decayed else 1]["params"].append(parameter)
     if config.name == "adamw":
         # Fused is several times faster on a CPU; on a GPU it would unscale fp16 gradients itself, and clipping needs
         # them unscaled before.

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,22 @@ def test_a_suite_trains_and_what_is_done_is_not_done_again(tmp_path, monkeypatch
     assert (tmp_path / "t.md").read_text() == text
 
 
+def test_told_to_stop_it_begins_no_other_run(tmp_path, monkeypatch):
+    begun = []
+
+    def train(run, *_):
+        begun.append(run)
+        if len(begun) == 1:
+            raise KeyboardInterrupt
+        time.sleep(0.3)
+
+    monkeypatch.setattr(compare, "_train", train)
+    chosen = options(tmp_path / "runs", "--seeds", *map(str, range(9)), "--output", str(tmp_path / "t.md"))
+    with pytest.raises(KeyboardInterrupt):
+        compare.compare(benchmark.MIXING, chosen, tmp_path / "unused.md")
+    assert len(begun) <= 2  # one may begin before it is known
+
+
 def test_methods_share_a_burn_in_and_end_as_if_each_had_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     methods = ("adaptive_teacher", "adaptive_teacher_lossmix")
@@ -212,5 +229,8 @@ def test_scores_of_runs_with_other_settings_are_not_reused(tmp_path, monkeypatch
     chosen.overrides = [*TINY, "train.steps=1"]
     compare.compare(benchmark.MIXING, chosen, tmp_path / "unused.md")
     chosen.overrides[-1] = "train.steps=2"
+    with pytest.raises(UserError, match=r"union_seed5 holds a run with other settings \(train\)"):
+        compare.compare(benchmark.MIXING, chosen, tmp_path / "unused.md")
+    (tmp_path / "runs" / "shapes" / "union_seed5" / "results.json").unlink()  # nor is such a run continued
     with pytest.raises(UserError, match=r"union_seed5 holds a run with other settings \(train\)"):
         compare.compare(benchmark.MIXING, chosen, tmp_path / "unused.md")

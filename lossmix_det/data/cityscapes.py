@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image, ImageDraw
 from rich.progress import track
+from scipy import ndimage
 
 from lossmix_det.data.catalog import CITYSCAPES_CLASSES, datasets_root
 from lossmix_det.data.coco import write_coco
@@ -21,6 +25,8 @@ log = logging.getLogger(__name__)
 FOG_LEVELS = ("0.005", "0.01", "0.02")
 FOG = "_foggy_beta_{}"
 IMAGES = {"train": 2975, "val": 500}
+POLYGONS = "_gtFine_polygons.json"
+TRANSPARENT = "license plate"  # the one label that covers nothing
 
 
 def main() -> int:
@@ -34,8 +40,9 @@ def main() -> int:
     kinds = {"cityscapes": [""], "foggy_cityscapes": [FOG.format(options.fog)]}
     kinds["foggy_cityscapes_all"] = [FOG.format(level) for level in FOG_LEVELS]
     for split, count in IMAGES.items():
+        frames = read(root, split)
         for name, suffixes in kinds.items():
-            content = convert(root, split, suffixes)
+            content = convert(frames, suffixes)
             write_coco(root / "annotations" / f"{name}_{split}.json", content, expected=count * len(suffixes))
             _check_images(root, name, split, content)
     return 0
@@ -52,55 +59,86 @@ def _check_images(root: Path, name: str, split: str, content: dict[str, Any]) ->
         )
 
 
-def convert(root: Path, split: str, suffixes: list[str]) -> dict[str, Any]:
-    """COCO content of one split.
+@dataclass(frozen=True)
+class Frame:
+    """One annotated frame: ``city/name`` without what stands behind it, (width, height), and its COCO objects."""
 
-    A polygon's box is in whole pixels clipped to the image; groups of objects ("cargroup") become crowds.
+    stem: str
+    size: tuple[int, int]
+    objects: list[dict[str, Any]]
+
+
+def read(root: Path, split: str) -> list[Frame]:
+    """All frames of a split, by name.
 
     Args:
         root: holds gtFine.
         split: train or val.
-        suffixes: behind ``_leftImg8bit`` in the names of the images; every polygon file is of one image for each.
 
     Raises:
         UserError: a folder is missing, or a file is not of Cityscapes' layout.
     """
-    paths = sorted((root / "gtFine" / split).glob("*/*_gtFine_polygons.json"))
+    paths = sorted((root / "gtFine" / split).glob(f"*/*{POLYGONS}"))
     if not paths:
-        raise UserError(f"{root / 'gtFine' / split}: no */*_gtFine_polygons.json; unpack gtFine_trainvaltest.zip there")
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for path in track(paths, f"{split}{'/'.join(suffixes)}", transient=True):
+        raise UserError(f"{root / 'gtFine' / split}: no */*{POLYGONS}; unpack gtFine_trainvaltest.zip there")
+    frames = []
+    for path in track(paths, f"gtFine/{split}", transient=True):
         try:
             content = json.loads(path.read_text())
-            size = {"width": content["imgWidth"], "height": content["imgHeight"]}
-            objects = [entry for item in content["objects"] if (entry := _annotation(item, size))]
-        except (ValueError, KeyError, TypeError) as error:
+            size = (content["imgWidth"], content["imgHeight"])
+            objects = _objects(content["objects"], size)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: not a polygon file of Cityscapes ({error}); unpack it again") from None
+        frames.append(Frame(f"{path.parent.name}/{path.name.removesuffix(POLYGONS)}", size, objects))
+    return frames
+
+
+def convert(frames: list[Frame], suffixes: list[str]) -> dict[str, Any]:
+    """COCO content of one split.
+
+    Args:
+        frames: as read.
+        suffixes: behind ``_leftImg8bit`` in the names of the images; every frame is one image for each.
+    """
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for frame in frames:
+        width, height = frame.size
         for suffix in suffixes:
             number = len(images) + 1
-            name = path.name.replace("_gtFine_polygons.json", f"_leftImg8bit{suffix}.png")
-            images.append({"id": number, "file_name": f"{path.parent.name}/{name}", **size})
+            name = f"{frame.stem}_leftImg8bit{suffix}.png"
+            images.append({"id": number, "file_name": name, "width": width, "height": height})
             annotations += [
-                {"id": len(annotations) + i, "image_id": number, **e} for i, e in enumerate(objects, start=1)
+                {"id": len(annotations) + i, "image_id": number, **e} for i, e in enumerate(frame.objects, start=1)
             ]
     categories = [{"id": index, "name": name} for index, name in enumerate(CITYSCAPES_CLASSES, start=1)]
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def _annotation(item: dict[str, Any], size: dict[str, int]) -> dict[str, Any] | None:
-    """One object; None if it is of none of the eight classes, or deleted, or outside."""
-    label = item["label"].removesuffix("group")
-    if label not in CITYSCAPES_CLASSES or item.get("deleted"):
-        return None
-    xs, ys = zip(*item["polygon"], strict=True)
-    x1, y1 = max(min(xs), 0), max(min(ys), 0)
-    x2, y2 = min(max(xs) + 1, size["width"]), min(max(ys) + 1, size["height"])
-    if x2 <= x1 or y2 <= y1:
-        return None
-    return {
-        "category_id": CITYSCAPES_CLASSES.index(label) + 1,
-        "bbox": [x1, y1, x2 - x1, y2 - y1],
-        "area": (x2 - x1) * (y2 - y1),
-        "iscrowd": int(label != item["label"]),
-    }
+def _objects(items: list[dict[str, Any]], size: tuple[int, int]) -> list[dict[str, Any]]:
+    """What can be seen of the objects of the eight classes, in order.
+
+    Later polygons cover earlier ones, as in the publisher's own masks; the box is around the pixels that are left, and
+    an object without any has none. Groups of objects ("cargroup") become crowds.
+    """
+    picture = Image.new("I", size)
+    draw = ImageDraw.Draw(picture)
+    for number, item in enumerate(items, start=1):
+        if "deleted" not in item and item["label"] != TRANSPARENT:
+            draw.polygon([tuple(point) for point in item["polygon"]], fill=number)
+    found = ndimage.find_objects(np.asarray(picture, dtype=np.int32), max_label=len(items))
+    entries = []
+    for item, place in zip(items, found, strict=True):
+        label = item["label"].removesuffix("group")
+        if place is None or label not in CITYSCAPES_CLASSES:
+            continue
+        (y1, y2), (x1, x2) = ((side.start, side.stop) for side in place)
+        entries.append(
+            {
+                "category_id": CITYSCAPES_CLASSES.index(label) + 1,
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "area": (x2 - x1) * (y2 - y1),
+                "iscrowd": int(label != item["label"]),
+            }
+        )
+    return entries

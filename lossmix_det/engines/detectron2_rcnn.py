@@ -201,6 +201,8 @@ def read_cfg(config: ModelConfig, num_classes: int) -> CfgNode:
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = config.score_threshold
     cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST = config.nms_threshold
     cfg.TEST.DETECTIONS_PER_IMAGE = config.detections_per_image
+    for part, samples in ((cfg.MODEL.RPN, config.rpn_samples), (cfg.MODEL.ROI_HEADS, config.roi_samples)):
+        part.BATCH_SIZE_PER_IMAGE = samples or part.BATCH_SIZE_PER_IMAGE
     return cfg
 
 

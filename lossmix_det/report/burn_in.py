@@ -60,8 +60,9 @@ def borrow(lender: Path, borrower: Path) -> None:
         shutil.copy2(source.best, own.best)
     else:  # the lender has found a better one since
         content["best"] = None
-    own.save(content)
     for name in ROWS:
         shutil.copy2(lender / name, borrower / name)
-    shutil.copytree(lender / "burn_in", borrower / "burn_in", dirs_exist_ok=True)
+    if (lender / "burn_in").is_dir():  # there are test sets
+        shutil.copytree(lender / "burn_in", borrower / "burn_in", dirs_exist_ok=True)
+    own.save(content)  # last: from here on it has begun
     log.info("%s begins where %s ended the same burn-in, at step %d", borrower, lender, content["step"])

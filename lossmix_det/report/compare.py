@@ -92,8 +92,7 @@ def compare(suite: Suite, options: argparse.Namespace, default_output: Path) -> 
     runs = [_planned(suite, options, method, seed) for seed in options.seeds for method in methods]
     output = options.output or default_output
     for run in runs:
-        if run.finished:
-            _check_settings(run, options.overrides)
+        _check_settings(run, options.overrides)
     _write(suite, runs, options, output)
     places: queue.SimpleQueue[int] = queue.SimpleQueue()
     for place in range(options.jobs):
@@ -103,9 +102,13 @@ def compare(suite: Suite, options: argparse.Namespace, default_output: Path) -> 
         # Those that begin where others end their burn-in come last, so that they need not wait.
         order = sorted((run for run in runs if not run.finished), key=lambda run: run.folder in lenders)
         waiting = [pool.submit(_train, run, options, places, lenders.get(run.folder)) for run in order]
-        for done in as_completed(waiting):
-            done.result()
-            _write(suite, runs, options, output)
+        try:
+            for done in as_completed(waiting):
+                done.result()
+                _write(suite, runs, options, output)
+        except BaseException:  # told to stop: those that run are told so too, and no other begins
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     log.info("wrote %s", output)
 
 
@@ -115,9 +118,11 @@ def _planned(suite: Suite, options: argparse.Namespace, method: str, seed: int) 
 
 
 def _check_settings(run: Run, overrides: list[str]) -> None:
-    """Refuse scores of a run with other settings than those asked for now."""
-    wanted = as_dict(_settings(run, overrides))
-    found = (run.about() or {}).get("config", {})
+    """Refuse a run that was begun with other settings than those asked for now, whether or not it has finished."""
+    about = run.about()
+    if about is None:
+        return
+    wanted, found = as_dict(_settings(run, overrides)), about.get("config", {})
     changed = [key for key in wanted if wanted[key] != found.get(key)]
     if changed:
         raise UserError(
@@ -138,10 +143,12 @@ def _train(run: Run, options: argparse.Namespace, places: queue.SimpleQueue[int]
     log.info("%s", shlex.join(words[1:]))
     run.folder.mkdir(parents=True, exist_ok=True)
     place = places.get()
-    with open(run.folder / "log.txt", "a") as file:
-        environment = _environment(place, options.jobs)
-        done = subprocess.run(words, stdout=file, stderr=subprocess.STDOUT, check=False, env=environment)
-    places.put(place)
+    try:
+        with open(run.folder / "log.txt", "a") as file:
+            environment = _environment(place, options.jobs)
+            done = subprocess.run(words, stdout=file, stderr=subprocess.STDOUT, check=False, env=environment)
+    finally:
+        places.put(place)
     if done.returncode:
         log.warning("%s seed %d failed: %s; see %s", run.method, run.seed, run.complaint(), run.folder / "log.txt")
 

@@ -84,6 +84,7 @@ class Bench:
         """One step of a kind, the optimizer's included."""
         self.student.train()
         if step == "ours":
+            self.trainer.step = self.done  # every round draws another mix
             self.trainer.learn(batch)
             self.trainer.teacher.update_parameters(self.trainer.detector)
             return

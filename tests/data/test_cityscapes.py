@@ -17,10 +17,13 @@ STEM = "aachen/aachen_000000_000019"
 def root(tmp_path, monkeypatch):
     monkeypatch.setenv("LOSSMIX_DATASETS", str(tmp_path))
     objects = [
-        {"label": "car", "polygon": [[10, 5], [30, 8], [20, 25]]},
-        {"label": "persongroup", "polygon": [[0, 0], [5, 9], [3, 9]]},
         {"label": "road", "polygon": [[0, 0], [59, 39], [3, 9]]},
-        {"label": "rider", "polygon": [[1, 1], [5, 9], [3, 9]], "deleted": 1},
+        {"label": "car", "polygon": [[10, 5], [29, 5], [29, 24], [10, 24]]},
+        {"label": "persongroup", "polygon": [[0, 0], [5, 9], [3, 9]]},
+        {"label": "rider", "polygon": [[1, 1], [40, 9], [3, 9]], "deleted": 1},
+        {"label": "bicycle", "polygon": [[40, 2], [45, 2], [45, 9], [40, 9]]},  # behind the pole, all of it
+        {"label": "license plate", "polygon": [[10, 20], [29, 20], [29, 24], [10, 24]]},
+        {"label": "pole", "polygon": [[20, 0], [50, 0], [50, 26], [20, 26]]},  # hides half of the car
         {"label": "bus", "polygon": [[-9, 30], [70, 30], [70, 60]]},
         {"label": "train", "polygon": [[-9, 30], [-5, 30], [-5, 60]]},
     ]
@@ -47,7 +50,7 @@ def test_converted_annotations_are_read_by_name(root, monkeypatch, name):
     found = load(name, load_config())
     (record,) = found.records
     assert [found.classes[index] for index in record.classes] == ["car", "person", "bus"]
-    np.testing.assert_array_equal(record.boxes, [[10, 5, 31, 26], [0, 0, 6, 10], [0, 30, 60, 40]])
+    np.testing.assert_array_equal(record.boxes, [[10, 5, 20, 25], [0, 0, 6, 10], [0, 30, 60, 40]])
     assert record.crowd.tolist() == [False, True, False]
     assert ("foggy" in record.path.name) == ("foggy" in name)
 

@@ -17,17 +17,21 @@ from test_adaptation import ADAPT, AS_PUBLISHED, batch
 from torch.testing import assert_close
 from torchvision.models import vgg16_bn
 
-from lossmix_det.config import Config, ModelConfig
+from lossmix_det.config import Config, ModelConfig, OptimizerConfig, load_config
 from lossmix_det.engines import LOSSES, build_detector
 from lossmix_det.errors import UserError
 from lossmix_det.export import export_model
+from lossmix_det.optimization import build_optimizer
 from lossmix_det.structures import ImageBatch, Instances, Supervision
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
 from detectron2.checkpoint import DetectionCheckpointer  # noqa: E402
 from detectron2.modeling import build_model  # noqa: E402
+from detectron2.solver import build_optimizer as build_stock_optimizer  # noqa: E402
 from detectron2.utils.events import EventStorage  # noqa: E402
+
+from lossmix_det.engines.detectron2_rcnn import read_cfg  # noqa: E402
 
 SIZE = (64, 96)
 TRUTHS = (
@@ -125,6 +129,10 @@ def test_the_same_images_with_keys_get_the_same_samples_in_any_batch(detector):
         ({"MODEL.ROI_HEADS.NAME": "CascadeROIHeads"}, "CascadeROIHeads is not supported"),
         ({"MODEL.RPN.BBOX_REG_LOSS_TYPE": "giou"}, "only RPN.BBOX_REG_LOSS_TYPE: smooth_l1 is supported"),
         ({"MODEL.NO_SUCH_KEY": 1}, "cannot be read"),
+        ({"MODEL.BACKBONE.NAME": "build_of_another_project"}, "cannot build it .* in data.imports"),
+        ({"MODEL.RESNETS.RES2_OUT_CHANNELS": 256}, "cannot build it"),  # ResNet-18 has 64
+        ({"INPUT.FORMAT": "L", "MODEL.PIXEL_MEAN": "[1.0]", "MODEL.PIXEL_STD": "[1.0]"}, "INPUT.FORMAT: L"),
+        ({"MODEL.META_ARCHITECTURE": "PanopticFPN"}, "PanopticFPN has a segmentation head"),
     ],
 )
 def test_what_has_no_weighted_losses_is_refused_in_one_sentence(changes, message):
@@ -134,6 +142,55 @@ def test_what_has_no_weighted_losses_is_refused_in_one_sentence(changes, message
     words = [str(word) for pair in (base | changes).items() for word in pair]
     with pytest.raises(UserError, match=message):
         build_detector(ModelConfig(engine="detectron2", detectron2_options=words), 4)
+
+
+@pytest.mark.parametrize("text", ["MODEL: [", "- a\n- b\n", "", "MODEL: 3\n", "\tMODEL:\n"])
+def test_a_configuration_file_that_is_none_is_refused_in_one_sentence(tmp_path, text):
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"model.detectron2_config='.*bad.yaml' .* cannot be read"):
+        build_detector(ModelConfig(engine="detectron2", detectron2_config=str(tmp_path / "bad.yaml")), 4)
+
+
+@pytest.mark.parametrize(
+    ("setting", "key"),
+    [("norm=batch", "RESNETS.NORM"), ("trainable_layers=2", "BACKBONE.FREEZE_AT")],
+)
+def test_settings_that_only_torchvisions_models_take_are_refused(setting, key):
+    with pytest.raises(UserError, match=rf"model.{setting} has no effect .* set MODEL\..*{key}"):
+        load_config(None, ["model.engine=detectron2", f"model.{setting}"])
+
+
+def test_the_number_of_samples_is_ours_if_it_is_set():
+    for given, expected in ((None, (256, 512)), (8, (8, 8))):
+        config = ModelConfig(engine="detectron2", rpn_samples=given, roi_samples=given)
+        cfg = read_cfg(config, 4)
+        assert (cfg.MODEL.RPN.BATCH_SIZE_PER_IMAGE, cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE) == expected
+
+
+def test_a_step_whose_loss_is_not_finite_is_skipped(tmp_path):
+    """Detectron2 itself would end the run when it looks for proposals."""
+    words = "[" + ",".join(f'"{word}"' for word in options("fpn")) + "]"
+    it = trainer(tmp_path, *ADAPT, "model.engine=detectron2", f"model.detectron2_options={words}", *AS_PUBLISHED)
+    it.prepare_adaptation()
+    bias = it.detector.model.proposal_generator.rpn_head.objectness_logits.bias
+    with torch.no_grad():
+        bias.fill_(float("nan"))
+    before = {name: value.clone() for name, value in it.detector.exported().items()}
+    it.learn(batch())
+    assert (it.bad_steps, it.skipped_steps) == (1, 1)
+    assert_same_tensors(
+        {k: v.nan_to_num() for k, v in it.detector.exported().items()}, {k: v.nan_to_num() for k, v in before.items()}
+    )
+
+
+def test_biases_are_decayed_where_detectron2_decays_them(detector):
+    cfg = detector.cfg.clone()
+    cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.WEIGHT_DECAY_NORM = 0.1, 0.0
+    groups = build_stock_optimizer(cfg, detector.model).param_groups
+    expected = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    ours = build_optimizer(detector.model, OptimizerConfig(name="sgd", weight_decay=0.1, decay_biases=True))
+    assert {id(p): group["weight_decay"] for group in ours.param_groups for p in group["params"]} == expected
+    assert set(expected.values()) == {0.0, 0.1}
 
 
 def test_missing_weights_are_named():
@@ -263,6 +320,12 @@ def test_weights_of_the_model_zoo_load_by_their_old_names_with_a_report(tmp_path
     torch.manual_seed(4)
     with caplog.at_level("INFO"):
         other = build_detector(replace(config, weights=str(tmp_path / "R-18.pkl")), 4)
+    with pytest.raises(UserError, match="is not of this model: .* name a trained checkpoint"):
+        build_detector(replace(config, weights=str(tmp_path / "R-18.pkl")), 4, strict=True)
+    named = replace(config, detectron2_options=[*words, "MODEL.WEIGHTS", str(tmp_path / "R-18.pkl")])
+    assert_same_tensors(
+        build_detector(named, 4).model.backbone.bottom_up.state_dict(), other.model.backbone.bottom_up.state_dict()
+    )
     backbone = {name: value for name, value in first.exported().items() if name.startswith("backbone.bottom_up.")}
     assert len(backbone) > 50
     for name, value in backbone.items():
