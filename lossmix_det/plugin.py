@@ -12,6 +12,7 @@ in the data loader instead, and changes only the other two names: they read the 
 
 from __future__ import annotations
 
+import logging
 from functools import cached_property, partial
 from typing import Any
 
@@ -39,6 +40,8 @@ from lossmix_det.engines.two_stage import ScoredProposals
 from lossmix_det.errors import UserError
 from lossmix_det.mixing import draw_mix, mixup, supervise
 from lossmix_det.structures import ImageBatch, Instances, Supervision
+
+log = logging.getLogger(__name__)
 
 SETTINGS = ("rule", "alpha", "probability", "weight_sum", "background_weight", "noise_share", "lam_range")
 
@@ -267,6 +270,7 @@ class LossMixRCNN(GeneralizedRCNN):
     def __init__(self, *, mixing: MixingConfig, **parts: Any) -> None:
         super().__init__(**parts)
         self.collate = MixingCollate(mixing)
+        self.warned = False
         for name, part in (("PROPOSAL_GENERATOR", self.proposal_generator), ("ROI_HEADS", self.roi_heads)):
             if not isinstance(part, _Weighted):
                 raise UserError(f"MODEL.{name}.NAME: {type(part).__name__} cannot weight its losses; use a LossMix one")
@@ -279,8 +283,15 @@ class LossMixRCNN(GeneralizedRCNN):
     def forward(self, batched_inputs: list[dict]) -> Any:
         """As `GeneralizedRCNN.forward`; a batch that the data loader has mixed is taken as it is."""
         if self.training and not any(isinstance(each["instances"], MixedInstances) for each in batched_inputs):
+            self._warn_if_alone(len(batched_inputs))
             batched_inputs = self.collate([{**each, "image": each["image"].to(self.device)} for each in batched_inputs])
         return super().forward(batched_inputs)
+
+    def _warn_if_alone(self, images: int) -> None:
+        """Once, that a batch of one image has no partner to mix it with."""
+        if images == 1 and self.collate.mixing.rule != "none" and not self.warned:
+            self.warned = True
+            log.warning("a batch of one image is never mixed; raise SOLVER.IMS_PER_BATCH to 2 or more for each process")
 
 
 def register_datasets(names: list[str], config: Config | None = None) -> list[str]:

@@ -260,6 +260,14 @@ def test_the_model_mixes_by_itself_but_not_what_the_loader_has_mixed(models, mon
     assert all(given is taken for given, taken in zip(mixed, seen[1], strict=True))
 
 
+def test_a_batch_of_one_image_has_no_partner_and_that_is_said_once(models, caplog):
+    _, ours = models
+    ours.collate.mixing.probability, ours.warned = 1.0, False
+    for _ in range(2):
+        losses(ours, inputs()[:1])
+    assert caplog.text.count("a batch of one image is never mixed; raise SOLVER.IMS_PER_BATCH") == 1
+
+
 class Stop(Exception):
     pass
 

@@ -154,6 +154,7 @@ class Detectron2RCNN(Detectron2Losses, Detector):
                 for size, boxes in zip(encoding.images.image_sizes, encoding.proposals, strict=True)
             ]
             found, _ = self.model.roi_heads.box_predictor.inference(predictions, inputs)
+        found = [each[each.pred_boxes.nonempty()] for each in found]  # as Detectron2's last step does
         return [Instances(each.pred_boxes.tensor, each.pred_classes, each.scores) for each in found]
 
     def levels(self) -> dict[str, int]:

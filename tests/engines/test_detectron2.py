@@ -27,6 +27,7 @@ from lossmix_det.structures import ImageBatch, Instances, Supervision
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
 from detectron2.checkpoint import DetectionCheckpointer  # noqa: E402
+from detectron2.config import get_cfg  # noqa: E402
 from detectron2.modeling import build_model  # noqa: E402
 from detectron2.solver import build_optimizer as build_stock_optimizer  # noqa: E402
 from detectron2.utils.events import EventStorage  # noqa: E402
@@ -163,8 +164,9 @@ def test_settings_that_only_torchvisions_models_take_are_refused(setting, key):
 def test_the_number_of_samples_is_ours_if_it_is_set():
     for given, expected in ((None, (256, 512)), (8, (8, 8))):
         config = ModelConfig(engine="detectron2", rpn_samples=given, roi_samples=given)
-        cfg = read_cfg(config, 4)
-        assert (cfg.MODEL.RPN.BATCH_SIZE_PER_IMAGE, cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE) == expected
+        model = read_cfg(config, 4).MODEL
+        found = model.RPN.BATCH_SIZE_PER_IMAGE, model.ROI_HEADS.BATCH_SIZE_PER_IMAGE
+        assert found == expected
 
 
 def test_a_step_whose_loss_is_not_finite_is_skipped(tmp_path):
@@ -203,7 +205,10 @@ def test_plain_detectron2_loads_an_export_and_detects_the_same(detector, tmp_pat
     config = Config()
     config.model = ModelConfig(engine="detectron2")
     export_model(detector, config, ["a", "b", "c", "d"], tmp_path / "x.pth")
-    plain = build_model(detector.cfg).eval()
+    cfg = get_cfg()
+    cfg.merge_from_file(str(tmp_path / "x.yaml"))
+    cfg.MODEL.DEVICE = "cpu"
+    plain = build_model(cfg).eval()
     DetectionCheckpointer(plain).load(str(tmp_path / "x.pth"))
     with torch.no_grad():
         stock = [each["instances"] for each in plain(detectron2_inputs(detector, images()))]
