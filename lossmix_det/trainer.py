@@ -7,7 +7,6 @@ import math
 import random
 import time
 import warnings
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -113,7 +112,7 @@ class Trainer:
 
     def train(self) -> bool:
         """Train to the last step, evaluating and saving on the way; true if it got there, false if told to stop."""
-        with held(self.folder) if self.fabric.is_global_zero else nullcontext():
+        with held(self.folder, self.fabric.is_global_zero, self._everywhere):
             if self.fabric.is_global_zero:
                 describe(self.folder, self.config, str(self.fabric.device), self.streams.sets)
                 report_problems(self.streams.sets, self.streams.unreadable, self.folder)
