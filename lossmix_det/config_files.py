@@ -59,7 +59,16 @@ def merge(config: DictConfig, part: DictConfig, origin: str, schema: type) -> Di
         return OmegaConf.merge(config, part)
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         key = getattr(error, "full_key", None)
-        raise UserError(f"{origin}: {f'{key}: ' if key else ''}{first_line(error)}") from None
+        raise UserError(f"{origin}: {f'{key}: ' if key else ''}{_in_words(first_line(error))}") from None
+
+
+def _in_words(reason: str) -> str:
+    """What OmegaConf says of its own classes, for people who do not know these."""
+    if "is not a ListConfig" in reason:
+        return "takes a list, for example [a, b]"
+    if "is not a subclass of" in reason:
+        return "is a group of settings; give these one by one, as GROUP.KEY=VALUE or indented below it"
+    return reason
 
 
 def _entries(hint: Any) -> type | None:

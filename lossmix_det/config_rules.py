@@ -82,7 +82,11 @@ def _model_rules(config: Config) -> list[Rule]:
             f"model.detectron2_options instead"
         )
         rules.append((not given or model.engine != "detectron2", message))
-    return rules
+    message = (
+        f"model.detectron2_config={model.detectron2_config!r} has no effect with model.engine=torchvision; set "
+        "model.engine=detectron2, or leave it empty"
+    )
+    return [*rules, (not model.detectron2_config or model.engine == "detectron2", message)]
 
 
 def _adaptation_rules(config: Config) -> list[Rule]:
