@@ -8,8 +8,10 @@ import os
 import pickle
 import random
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -23,24 +25,29 @@ NAME = re.compile(r"step_(\d+)\.pt")
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader sees the old one or the whole new one, whatever happens."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(draft, "wb") as file:
+    with _draft(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
 
 
 def save_tensors(content: Any, path: Path) -> None:
     """`torch.save`, atomically and on the disk before it returns."""
+    with _draft(path) as file:
+        torch.save(content, file)
+
+
+@contextmanager
+def _draft(path: Path) -> Iterator[BinaryIO]:
+    """A file beside, which takes the place of the path once it is whole and on the disk; else it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(draft, "wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
+    try:
+        with open(draft, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 class Checkpoints:

@@ -47,13 +47,13 @@ def parse(options: argparse.ArgumentParser, words: Sequence[str] | None = None) 
 
 
 def run_tool(action: Callable[[], int]) -> int:
-    """Run a tool; a `UserError` becomes one sentence and status 2."""
+    """Run a tool; what its user or the machine can mend becomes one sentence and status 2."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     for name in ("lightning", "lightning_fabric", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         return action()
-    except UserError as error:
+    except (UserError, OSError) as error:  # the latter: a full disk, a folder that may not be written to
         print(f"error: {error}", file=sys.stderr)
         return 2
 
@@ -88,6 +88,8 @@ def launch(config: Config, options: argparse.Namespace):
     device = config.train.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("train.device=cuda, but torch finds no GPU; set train.device=cpu, or install torch for CUDA")
     if device == "cuda" and torch.cuda.device_count() < options.num_gpus:
         raise UserError(f"{options.num_gpus} GPUs asked for, {torch.cuda.device_count()} found; lower --num-gpus")
     if device == "cpu" and config.train.precision == "fp16":

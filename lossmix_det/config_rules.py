@@ -54,6 +54,8 @@ def _list_rules(config: Config) -> list[Rule]:
         rules.append((all(0 <= value <= 1 for value in values), f"{key}={values} must lie within 0 … 1"))
     for key, values in names.items():
         rules.append((all(isinstance(value, str) for value in values), f"{key}={values} must be a list of names"))
+    for name in (*data.train, *data.target, *data.test):  # scores and detections are filed under them
+        rules.append((not set("/\\") & set(str(name)), f"data set name {name!r} must be without slashes; use root"))
     for key, table in tables.items():
         for name, weight in table.items():
             rules.append((0 <= weight < math.inf, f"{key}.{name}={weight} must be a number of at least 0"))

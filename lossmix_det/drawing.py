@@ -71,19 +71,20 @@ def draw_before_after(
         high_bit_depth: how 16-bit images are read.
     """
     places = np.unique(np.linspace(0, len(image_set) - 1, min(count, len(image_set))).round().astype(int))
-    rows = [("before", before), ("after", after)]
-    figure, axes = plt.subplots(len(rows) + 1, len(places), figsize=(2.4 * len(places), 2.1 * 3), squeeze=False)
+    rows = [("truth", None)] if image_set.labelled else []
+    rows += [("before", before), ("after", after)]
+    figure, axes = plt.subplots(len(rows), len(places), figsize=(2.4 * len(places), 2.1 * len(rows)), squeeze=False)
     for column, place in enumerate(places):
         record = image_set.records[place]
         image = read(record.path, high_bit_depth)
-        for row, (title, found) in enumerate([("truth", None), *rows]):
+        for row, (title, found) in enumerate(rows):
             axis = axes[row][column]
             axis.imshow(image)
             bare(axis)
             if not column:
                 axis.set_ylabel(title, fontsize=12)
             instances = _truth(record) if found is None else _found(found, record, image_set)
-            draw_instances(axis, instances, image_set.classes, COLOURS[row])
+            draw_instances(axis, instances, image_set.classes, COLOURS[row - len(rows)])
     figure.suptitle(f"{image_set.name}: detections scoring at least {SHOWN}, before and after adaptation", fontsize=11)
     figure.tight_layout()
     save(figure, path)

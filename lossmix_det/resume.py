@@ -27,7 +27,7 @@ def check_continues(content: dict[str, Any], config: Config, classes: list[str],
         fingerprints: of its data sets now, by name.
 
     Raises:
-        UserError: the classes, the model or the optimizer are others.
+        UserError: the classes, the model or the optimizer are others, or it has run further than it is to.
     """
     if content["classes"] != classes:
         raise UserError(
@@ -42,6 +42,11 @@ def check_continues(content: dict[str, Any], config: Config, classes: list[str],
             raise UserError(f"{config.output_dir} was trained with {was}; set it so, or use another output_dir")
     if changed:
         log.warning("resuming with other settings than before: %s", ", ".join(changed))
+    if content["step"] > config.train.steps:
+        raise UserError(
+            f"{config.output_dir} has run {content['step']} steps already, more than train.steps={config.train.steps}; "
+            "raise it, or give another output_dir"
+        )
     for name, fingerprint in fingerprints.items():
         if content["fingerprints"].get(name, fingerprint) != fingerprint:
             log.warning("data set %s has changed since the run was started", name)

@@ -124,7 +124,8 @@ def test_a_failed_run_is_shown_and_not_dropped(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     chosen = options(tmp_path / "runs", "--seeds", "4", "--methods", "union", "--output", str(tmp_path / "t.md"))
     chosen.overrides = ["data.train=[nowhere]"]
-    compare.compare(benchmark.MIXING, chosen, tmp_path / "unused.md")
+    with pytest.raises(UserError, match=r"1 of 1 runs did not finish; .*t\.md says why"):
+        compare.compare(benchmark.MIXING, chosen, tmp_path / "unused.md")
     assert "no run has finished" in (tmp_path / "t.md").read_text()
     (run,) = planned(benchmark.MIXING, chosen)
     assert run.complaint().startswith("error: unknown data set 'nowhere'")
@@ -147,6 +148,30 @@ def test_a_suite_trains_and_what_is_done_is_not_done_again(tmp_path, monkeypatch
     monkeypatch.setattr(compare, "_train", lambda *_: pytest.fail("ran again"))
     compare.compare(suite, chosen, tmp_path / "unused.md")
     assert (tmp_path / "t.md").read_text() == text
+
+
+def test_a_table_of_another_command_and_useless_places_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "_train", lambda *_: pytest.fail("ran"))
+    chosen = options(tmp_path / "runs", "--seeds", "1", "1", "--methods", "union", "--output", str(tmp_path / "t.md"))
+    (tmp_path / "t.md").write_text("# Results\n\n```\npython tools/benchmark.py --suite mixing --seeds 1 2\n```\n")
+    with pytest.raises(UserError, match=r"t\.md holds the table of another command"):
+        compare.compare(benchmark.MIXING, chosen, tmp_path / "unused.md")
+    assert "--seeds 1 2" in (tmp_path / "t.md").read_text()
+    chosen.output = tmp_path
+    with pytest.raises(UserError, match="is a folder; give a file in it"):
+        compare.compare(benchmark.MIXING, chosen, tmp_path / "unused.md")
+    chosen.runs = tmp_path / "t.md"
+    with pytest.raises(UserError, match=r"--runs .*t\.md is a file; give a folder"):
+        compare.compare(benchmark.MIXING, chosen, tmp_path / "unused.md")
+
+
+def test_a_seed_named_twice_is_one_run(tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(compare, "_train", lambda run, *_: begun.append(run))
+    words = ["--seeds", "1", "1", "--methods", "union", "union", "--output", str(tmp_path / "t.md")]
+    with pytest.raises(UserError, match="1 of 1 runs did not finish"):
+        compare.compare(benchmark.MIXING, options(tmp_path / "runs", *words), tmp_path / "unused.md")
+    assert len(begun) == 1
 
 
 def test_told_to_stop_it_begins_no_other_run(tmp_path, monkeypatch):
@@ -172,7 +197,8 @@ def test_methods_share_a_burn_in_and_end_as_if_each_had_its_own(tmp_path, monkey
     words = [*TINY, "data.target=[shapes_clipart_train]", "adaptation.burn_in_steps=4", "train.steps=6"]
     words += ["train.eval_every=2", "train.save_every=2", "pseudo_labels.score=0.05"]
     for folder, own in (("shared", methods), ("alone", methods[1:])):
-        chosen = options(tmp_path / folder, "--seeds", "5", "--methods", *own, "--output", str(tmp_path / "t.md"))
+        words_of = ["--seeds", "5", "--methods", *own, "--output", str(tmp_path / f"{folder}.md")]
+        chosen = options(tmp_path / folder, *words_of)
         chosen.overrides = words
         compare.compare(suite, chosen, tmp_path / "unused.md")
     shared, alone = (

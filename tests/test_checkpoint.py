@@ -83,3 +83,14 @@ def test_every_generator_goes_on_where_it_was(tmp_path):
     random.seed(2), np.random.seed(2), torch.manual_seed(2)
     restore_random_state(torch.load(tmp_path / "state", weights_only=True))
     assert (random.random(), np.random.randn(), np.random.rand(), torch.rand(1)) == expected
+
+
+def test_a_draft_that_cannot_be_finished_is_removed_and_the_old_file_stays(tmp_path):
+    write_atomically(tmp_path / "a.txt", "old")
+    with pytest.raises(TypeError):
+        write_atomically(tmp_path / "a.txt", 3)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="folder"):
+        write_atomically(tmp_path / "folder", "new")
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "folder"]

@@ -53,8 +53,23 @@ def test_a_mistake_is_one_sentence_and_status_two(words, message, capsys):
 
 def test_more_gpus_than_there_are_is_one_sentence(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert main("--num-gpus", "4", "train.device=cuda") == 2
     assert "4 GPUs asked for, 1 found; lower --num-gpus" in capsys.readouterr().err
+
+
+def test_no_gpu_at_all_is_one_sentence(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main("train.device=cuda") == 2
+    assert "torch finds no GPU; set train.device=cpu" in capsys.readouterr().err
+
+
+def test_what_the_machine_refuses_is_one_sentence(capsys):
+    def full():
+        raise OSError(28, "No space left on device", "x.pt")
+
+    assert cli.run_tool(full) == 2
+    assert capsys.readouterr().err == "error: [Errno 28] No space left on device: 'x.pt'\n"
 
 
 def test_the_address_of_the_first_machine_is_handed_on(monkeypatch):

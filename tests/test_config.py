@@ -55,6 +55,7 @@ def test_what_is_saved_is_read_back_the_same(tmp_path):
         ("train.steps=1.5", "train.steps: Value '1.5'"),
         ("data.train=5", r"data.train: takes a list, for example \[a, b\]"),
         ("data.train=a", "data.train: takes a list"),
+        ("data.test=[../../x]", "data set name '../../x' must be without slashes"),
         ("model=3", "is a group of settings; give these one by one"),
         ("model.detectron2_config=x.yaml", "has no effect with model.engine=torchvision; set model.engine=detectron2"),
         ("ema.warmup=perhaps", "ema.warmup"),

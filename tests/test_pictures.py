@@ -1,11 +1,15 @@
 import sys
 
 import numpy as np
+from conftest import write_image
 from matplotlib import pyplot as plt
 from PIL import Image
 from runs import TINY, trainer
 
+from lossmix_det import drawing
 from lossmix_det.cli import run_tool
+from lossmix_det.config import load_config
+from lossmix_det.data.catalog import load
 from lossmix_det.report import pictures
 
 
@@ -70,3 +74,15 @@ def test_a_teacher_needs_a_target(tmp_path, monkeypatch, capsys):
 def test_a_mistake_is_one_sentence(tmp_path, monkeypatch, capsys):
     assert draw(monkeypatch, tmp_path / "x.png", "data.train=[nowhere]") == 2
     assert "unknown data set 'nowhere'" in capsys.readouterr().err
+
+
+def test_before_and_after_have_a_row_of_truths_only_where_there_are_some(tmp_path, monkeypatch):
+    config = load_config(None, [*TINY, f"datasets.bare.root={tmp_path}", "datasets.bare.format=folder"])
+    write_image(tmp_path / "a.png")
+    shown = []
+    monkeypatch.setattr(drawing, "save", lambda figure, path: shown.append([a.get_ylabel() for a in figure.axes]))
+    for name in ("bare", "shapes_clipart_test"):
+        drawing.draw_before_after(load(name, config, ["star"] if name == "bare" else None), [], [], tmp_path / "x.png")
+    bare, labelled = ([label for label in labels if label] for labels in shown)
+    assert bare == ["before", "after"]
+    assert labelled == ["truth", "before", "after"]

@@ -125,6 +125,12 @@ def test_resuming_a_finished_run_prints_its_table_again(tmp_path):
     assert (tmp_path / "results.json").read_bytes() == results
 
 
+def test_a_run_is_not_cut_short_by_resuming_it(tmp_path):
+    trainer(tmp_path, "train.steps=2").train()
+    with pytest.raises(UserError, match="has run 2 steps already, more than train.steps=1; raise it"):
+        trainer(tmp_path, "train.steps=1", resume=True)
+
+
 def test_resuming_where_nothing_is_starts_from_the_beginning(tmp_path):
     assert trainer(tmp_path / "new", "train.steps=1", resume=True).step == 0
 

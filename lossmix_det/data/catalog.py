@@ -132,6 +132,11 @@ def load(name: str, config: Config, classes: list[str] | None = None) -> ImageSe
     labelled = entry.format != "folder"
     _check_names(name, classes, known if labelled else None)
     result = build(name, images, classes, known, problems, ignore=entry.ignore_classes, labelled=labelled)
+    if any(image.objects for image in images) and not any(len(record.classes) for record in result.records):
+        raise UserError(
+            f"data set {name!r} has no box of the classes {', '.join(classes)} that could be used; the first: "
+            f"{(problems.skipped or ['left out by ignore_classes'])[0]}"
+        )
     unused = max(numbers.values(), default=0)
     result.category_ids = [numbers.get(label, unused + 1 + index) for index, label in enumerate(classes)]
     return result
@@ -219,10 +224,11 @@ def load_sets(config: Config) -> tuple[list[ImageSet], list[ImageSet]]:
             raise UserError(f"data set {image_set.name!r} has no labels to train on; take it out of data.train")
     present = {int(label) for image_set in train for record in image_set.records for label in record.classes}
     absent = [label for index, label in enumerate(classes) if index not in present]
-    if absent:
-        raise UserError(
-            f"no box in {', '.join(config.data.train)} is of class {absent[0]!r}; remove it from the classes"
-        )
+    where = f"no box in {', '.join(config.data.train)} is of class"
+    if absent and (config.data.classes or known_classes(config.data.train[0], config)):
+        raise UserError(f"{where} {absent[0]!r}; remove it from the classes")
+    if absent:  # named by the file alone, as many exports do
+        log.warning("%s %s; name the others in data.classes to leave it out", where, ", ".join(map(repr, absent)))
     return train, [load(name, config, classes) for name in config.data.test]
 
 

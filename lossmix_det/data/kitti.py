@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,11 @@ def convert(root: Path) -> dict[str, Any]:
         except OSError as error:
             raise UserError(f"{image}: cannot be read ({error}); unpack data_object_image_2.zip again") from None
         images.append({"id": number, "file_name": image.name, "width": width, "height": height})
-        for place, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            lines = path.read_text().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: cannot be read ({error}); unpack data_object_label_2.zip again") from None
+        for place, line in enumerate(lines, start=1):
             entry = _annotation(line, f"{path}:{place}")
             if entry:
                 annotations.append({"id": len(annotations) + 1, "image_id": number, **entry})
@@ -69,6 +74,8 @@ def _annotation(line: str, where: str) -> dict[str, Any] | None:
     try:
         x1, y1, x2, y2 = map(float, words[4:8])
         name = words[0].lower()
+        if name != "dontcare" and not (0 < x2 - x1 < math.inf and 0 < y2 - y1 < math.inf):
+            raise ValueError
     except (ValueError, IndexError):
         raise UserError(f"{where}: not a label of KITTI ({line[:60]!r}); unpack it again") from None
     if name == "dontcare":

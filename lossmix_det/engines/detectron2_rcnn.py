@@ -34,6 +34,7 @@ from lossmix_det.structures import ImageBatch, Instances, Supervision, pad_to
 log = logging.getLogger(__name__)
 
 # What Detectron2 calls the losses.
+MOST_FRESH = 0.95  # of a model that any weights were meant for; a few names are alike in any two networks
 NAMES = dict(zip(LOSSES, ("loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"), strict=True))
 
 
@@ -189,7 +190,7 @@ def read_cfg(config: ModelConfig, num_classes: int) -> CfgNode:
     cfg = get_cfg()
     try:
         if config.detectron2_config:
-            cfg.merge_from_file(config.detectron2_config)
+            cfg.merge_from_file(config.detectron2_config, allow_unsafe=False)  # else YAML runs code
         cfg.merge_from_list(list(config.detectron2_options))
     except Exception as error:  # of YAML, of yacs, of Detectron2
         raise UserError(
@@ -262,7 +263,7 @@ def _load(model: nn.Module, path: str, strict: bool) -> None:
         state = {}
     own = model.state_dict()
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
-    if not fitting:
+    if len(fitting) < len(state) / 10 or not fitting:  # of another library, if not of nothing at all
         heuristics = "" if "://" in path else "?matching_heuristics=True"  # names of other libraries, by their ends
         checkpointer = _Checkpointer(model)
         try:
@@ -272,7 +273,9 @@ def _load(model: nn.Module, path: str, strict: bool) -> None:
                 f"model.weights={path} cannot be read ({type(error).__name__}: {first_line(error)}); "
                 "was the file copied whole, and is it of a Detectron2 model?"
             ) from error
-        _refuse_fresh(strict, path, len(checkpointer.fresh), len(own))
+        _refuse_fresh(
+            strict or len(checkpointer.fresh) > MOST_FRESH * len(own), path, len(checkpointer.fresh), len(own)
+        )
         return
     _refuse_fresh(strict and bool(state), path, len(own) - len(fitting), len(own))
     model.load_state_dict(fitting, strict=False)
@@ -299,6 +302,8 @@ def _check(model: nn.Module) -> None:
         raise UserError(f"model.detectron2_config: {name} has a segmentation head, which nothing here would teach")
     if model.input_format not in ("BGR", "RGB"):
         raise UserError(f"model.detectron2_config: INPUT.FORMAT: {model.input_format} is not supported; use BGR or RGB")
+    if len(model.pixel_mean) != 3 or len(model.pixel_std) != 3:
+        raise UserError("model.detectron2_config: MODEL.PIXEL_MEAN and PIXEL_STD must have three numbers each")
     heads = type(model.roi_heads)
     if heads not in (Res5ROIHeads, StandardROIHeads):
         raise UserError(

@@ -22,6 +22,7 @@ from lossmix_det.errors import UserError
 log = logging.getLogger(__name__)
 
 TRAINED_WITHOUT_EPS = [f"FasterRCNN_ResNet50_FPN_Weights.{name}" for name in ("COCO_V1", "DEFAULT")]
+LEAST_FITTING = 0.1  # share of a file's tensors; a few names are alike in any two networks
 SLIM_CHANNELS, SLIM_HIDDEN = 64, 256
 
 
@@ -184,8 +185,11 @@ def load_weights(model: FasterRCNN, state: dict[str, Tensor], source: str, stric
     if not any(name in own for name in state):
         state = {f"backbone.body.{name.removeprefix('features.')}": value for name, value in state.items()}
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
-    if not fitting:
-        raise UserError(f"model.weights={source}: no tensor fits this architecture; is it of another network?")
+    if len(fitting) < len(state) * LEAST_FITTING or not fitting:
+        raise UserError(
+            f"model.weights={source}: {len(fitting)} of its {len(state)} tensors fit this architecture; "
+            "is it of another network?"
+        )
     model.load_state_dict(fitting, strict=False)
     replaced = sorted(name for name in state if name in own and name not in fitting)
     counters = "num_batches_tracked"

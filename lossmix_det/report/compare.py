@@ -81,7 +81,8 @@ def compare(suite: Suite, options: argparse.Namespace, default_output: Path) -> 
     """Run what has not run yet, and rewrite the page after each run.
 
     Raises:
-        UserError: an unknown method, or a folder that holds a run with other settings.
+        UserError: an unknown method, a folder that holds a run with other settings, a file that holds another table,
+            or a run that failed.
     """
     methods = options.methods or list(suite.methods)
     for method in methods:
@@ -89,10 +90,12 @@ def compare(suite: Suite, options: argparse.Namespace, default_output: Path) -> 
             raise UserError(f"unknown method {method!r}{nearest(method, list(suite.methods))}")
     if options.jobs < 1:
         raise UserError(f"--jobs {options.jobs}: at least one run at a time")
-    runs = [_planned(suite, options, method, seed) for seed in options.seeds for method in methods]
+    seeds, methods = dict.fromkeys(options.seeds), dict.fromkeys(methods)  # a run named twice is one run
+    runs = [_planned(suite, options, method, seed) for seed in seeds for method in methods]
     output = options.output or default_output
     for run in runs:
         _check_settings(run, options.overrides)
+    _check_places(options, output)
     _write(suite, runs, options, output)
     places: queue.SimpleQueue[int] = queue.SimpleQueue()
     for place in range(options.jobs):
@@ -110,6 +113,19 @@ def compare(suite: Suite, options: argparse.Namespace, default_output: Path) -> 
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     log.info("wrote %s", output)
+    missing = sum(not run.finished for run in runs)
+    if missing:
+        raise UserError(f"{missing} of {len(runs)} runs did not finish; {output} says why")
+
+
+def _check_places(options: argparse.Namespace, output: Path) -> None:
+    """Refuse to write where nothing can be written, or over the table of another command."""
+    if options.runs.exists() and not options.runs.is_dir():
+        raise UserError(f"--runs {options.runs} is a file; give a folder")
+    if output.is_dir():
+        raise UserError(f"--output {output} is a folder; give a file in it")
+    if output.is_file() and f"```\n{_command(options)}\n```" not in output.read_text():
+        raise UserError(f"{output} holds the table of another command; give another file by --output, or delete it")
 
 
 def _planned(suite: Suite, options: argparse.Namespace, method: str, seed: int) -> Run:

@@ -64,7 +64,7 @@ def test_every_builtin_class_list_is_free_of_repeats():
 
 
 def test_a_bare_folder_lists_images_in_sub_folders_and_has_no_truth(tmp_path):
-    for name in ("b.jpg", "a/c.PNG", "a/notes.txt"):
+    for name in ("b.jpg", "a/c.PNG", "a/notes.txt", "a/._c.jpg"):
         write_image(tmp_path / name) if not name.endswith("txt") else (tmp_path / name).write_text("x")
     config = load_config(None, ["datasets.mine.format=folder", f"datasets.mine.root={tmp_path}"])
     found = load("mine", config, ["cat"])

@@ -149,6 +149,17 @@ def test_a_learned_class_without_any_training_box_is_refused(content, tmp_path, 
         load_sets(config)
 
 
+def test_a_class_that_only_the_file_names_and_no_box_has_is_said(content, tmp_path, load_coco, caplog):
+    """Many exports list more categories than they use."""
+    content["categories"].append({"id": 77, "name": "ghost"})
+    load_coco(content)
+    keys = {"format": "coco", "root": tmp_path, "annotations": "instances.json", "images": "images"}
+    overrides = [f"datasets.mine.{key}={value}" for key, value in keys.items()]
+    (found,), _ = load_sets(load_config(None, [*overrides, "data.train=[mine]", "data.test=[]"]))
+    assert "ghost" in found.classes
+    assert "no box in mine is of class 'ghost'; name the others in data.classes to leave it out" in caplog.text
+
+
 def test_flags_written_as_text_are_understood(content, load_coco):
     content["annotations"][0]["iscrowd"] = "0"
     content["annotations"][1]["iscrowd"] = "1"

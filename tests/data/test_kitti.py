@@ -49,6 +49,19 @@ def test_converted_labels_are_read_by_name(root, monkeypatch, capsys):
     [
         (lambda root: (root / "training/label_2/000000.txt").write_text("Car 0 0\n"), "000000.txt:1: not a label"),
         (lambda root: (root / "training/label_2/000001.txt").write_text("Boat 0 0 0 1 2 3 4\n"), "unknown type 'Boat'"),
+        (
+            lambda root: (root / "training/label_2/000000.txt").write_text("Car 0 0 0 9 2 3 4\n"),
+            "000000.txt:1: not a label",
+        ),
+        (
+            lambda root: (root / "training/label_2/000000.txt").write_text("Car 0 0 0 9 9 3 4\n"),
+            "000000.txt:1: not a label",
+        ),
+        (
+            lambda root: (root / "training/label_2/000000.txt").write_text("Car 0 0 0 1 2 nan 4\n"),
+            "000000.txt:1: not a label",
+        ),
+        (lambda root: (root / "training/label_2/000000.txt").write_bytes(b"Car \xff\n"), "000000.txt: cannot be read"),
         (lambda root: (root / "training/image_2/000001.png").unlink(), "000001.png: cannot be read"),
         (lambda root: [path.unlink() for path in (root / "training/label_2").iterdir()], "no *.txt; unpack"),
     ],

@@ -218,3 +218,11 @@ def test_a_list_that_is_none_is_refused(voc_folder, content, message):
 def test_an_infinite_size_counts_as_not_declared(voc_folder):
     rewrite(voc_folder, voc_xml("").replace("<width>60", "<width>inf"))
     assert load_voc(voc_folder, "data.classes=[cat]").records[0].size == (40, 60)
+
+
+def test_a_set_that_skipping_leaves_without_a_box_is_refused(voc_folder):
+    """Scores of it would be blanks, and nothing would say why."""
+    with pytest.raises(
+        UserError, match="has no box of the classes zebra that could be used; the first: .*unknown class"
+    ):
+        load_voc(voc_folder, "data.on_error=skip", "data.classes=[zebra]")

@@ -136,6 +136,7 @@ def test_the_same_images_with_keys_get_the_same_samples_in_any_batch(detector):
         ({"MODEL.BACKBONE.NAME": "build_of_another_project"}, "cannot build it .* in data.imports"),
         ({"MODEL.RESNETS.RES2_OUT_CHANNELS": 256}, "cannot build it"),  # ResNet-18 has 64
         ({"INPUT.FORMAT": "L", "MODEL.PIXEL_MEAN": "[1.0]", "MODEL.PIXEL_STD": "[1.0]"}, "INPUT.FORMAT: L"),
+        ({"MODEL.PIXEL_MEAN": "[1.0]", "MODEL.PIXEL_STD": "[1.0]"}, "must have three numbers each"),
         ({"MODEL.META_ARCHITECTURE": "PanopticFPN"}, "PanopticFPN has a segmentation head"),
     ],
 )
@@ -146,6 +147,13 @@ def test_what_has_no_weighted_losses_is_refused_in_one_sentence(changes, message
     words = [str(word) for pair in (base | changes).items() for word in pair]
     with pytest.raises(UserError, match=message):
         build_detector(ModelConfig(engine="detectron2", detectron2_options=words), 4)
+
+
+def test_a_configuration_file_runs_no_code(tmp_path):
+    (tmp_path / "bad.yaml").write_text(f'a: !!python/object/apply:os.system ["touch {tmp_path}/ran"]\n')
+    with pytest.raises(UserError, match="cannot be read .ConstructorError"):
+        build_detector(ModelConfig(engine="detectron2", detectron2_config=str(tmp_path / "bad.yaml")), 4)
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("text", ["MODEL: [", "- a\n- b\n", "", "MODEL: 3\n", "\tMODEL:\n"])
@@ -343,6 +351,14 @@ def test_weights_of_the_model_zoo_load_by_their_old_names_with_a_report(tmp_path
     assert f"model.weights: {len(backbone)} of {total} parts loaded; the rest is fresh: backbone.fpn" in caplog.text
     assert "proposal_generator.rpn_head, roi_heads.box_head, roi_heads.box_predictor\n" in caplog.text
     assert "model.weights: of no use here: fc1000.weight" in caplog.text  # the classifier of ImageNet
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    state = build_detector(ModelConfig(), 4).exported()
+    torch.save(state, tmp_path / "slim.pth")
+    config = ModelConfig(engine="detectron2", detectron2_options=options("c4_res5"), weights=str(tmp_path / "slim.pth"))
+    with pytest.raises(UserError, match="is not of this model"):
+        build_detector(config, 4)
 
 
 def test_a_damaged_zoo_file_is_named(tmp_path):

@@ -147,7 +147,7 @@ def test_a_file_without_a_state_dict_is_refused(tmp_path, content):
 
 def test_weights_of_another_network_are_refused(tmp_path):
     torch.save({"weight": torch.zeros(2)}, tmp_path / "x.pth")
-    with pytest.raises(UserError, match="no tensor fits this architecture"):
+    with pytest.raises(UserError, match="tensors fit this architecture; is it of another network"):
         build_model(ModelConfig(weights=str(tmp_path / "x.pth")), 3)
 
 
