@@ -273,9 +273,9 @@ def _load(model: nn.Module, path: str, strict: bool) -> None:
                 f"model.weights={path} cannot be read ({type(error).__name__}: {first_line(error)}); "
                 "was the file copied whole, and is it of a Detectron2 model?"
             ) from error
-        _refuse_fresh(
-            strict or len(checkpointer.fresh) > MOST_FRESH * len(own), path, len(checkpointer.fresh), len(own)
-        )
+        learned = [name for name in own if not name.endswith("num_batches_tracked")]
+        fresh = len(checkpointer.fresh)
+        _refuse_fresh(strict or fresh > MOST_FRESH * len(learned), path, fresh, len(own))
         return
     _refuse_fresh(strict and bool(state), path, len(own) - len(fitting), len(own))
     model.load_state_dict(fitting, strict=False)
