@@ -145,7 +145,7 @@ def _evaluate_only(config: Config, fabric) -> int:
 
     from lossmix_det.checkpoint import Checkpoints, classes_of, write_atomically
     from lossmix_det.data.catalog import load_test_sets
-    from lossmix_det.engines import build_detector
+    from lossmix_det.engines import build_detector, place
     from lossmix_det.evaluation import print_tables, write_results
     from lossmix_det.scoring import report_problems, score_models
 
@@ -164,7 +164,8 @@ def _evaluate_only(config: Config, fabric) -> int:
             f"{weights} was trained on the classes {', '.join(trained_on)}, the test data has {', '.join(classes)}; "
             f"set data.classes to the former"
         )
-    detector = build_detector(replace(config.model, weights=weights), len(classes), strict=True).to(fabric.device)
+    detector = build_detector(replace(config.model, weights=weights), len(classes), strict=True)
+    detector = place(detector, fabric.device, config.train.channels_last)
     console = Console()
     results, detections, problems = score_models({"model": detector}, test_sets, config, fabric, console)
     if fabric.is_global_zero:

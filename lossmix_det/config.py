@@ -223,6 +223,7 @@ class TrainConfig:
     precision: str = choice("32", "bf16", "fp16")
     seed: int = number(0, 0, 2**32 - 1)
     device: str = choice("auto", "cpu", "cuda")
+    channels_last: bool | None = None  # memory layout of convolutions; null: on CPUs, unless the network has GroupNorm
     # By <kind>/<loss> or <kind> (source, target, mixed, alignment); not named: alignment 0.1, else 1; 0 leaves it out.
     loss_weights: dict[str, float] = field(default_factory=dict)
     max_bad_steps: int = number(10, 1)  # stop after this many steps in a row whose loss is not finite

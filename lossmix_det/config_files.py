@@ -30,6 +30,8 @@ def read_files(path: str | Path | None, seen: tuple[Path, ...] = ()) -> list[tup
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, DictConfig):
         raise UserError(f"{path}: expected 'key: value' lines, found a list")
+    if not content:
+        raise UserError(f"{path}: holds no setting; leave --config-file out for the quick run on generated data")
     base = content.pop("_BASE_", None)
     if base is not None and not isinstance(base, str):
         raise UserError(f"{path}: _BASE_ must be the path of one YAML file, got {base!r}")

@@ -104,6 +104,11 @@ def _adaptation_rules(config: Config) -> list[Rule]:
             "adaptation.burn_in_from needs data.target; to train on from weights set model.weights",
         ),
         (
+            adapts or not config.alignment.parts,
+            f"alignment.parts={config.alignment.parts} has no domain to align without data.target; name its images "
+            "there, or leave alignment.parts empty",
+        ),
+        (
             not adapts or burn_in < steps,
             f"adaptation.burn_in_steps={burn_in} leaves nothing of train.steps={steps} to adapt in",
         ),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
+
 from lossmix_det.checkpoint import save_tensors, write_atomically
 from lossmix_det.config import Config
 from lossmix_det.engines import Detector
@@ -17,7 +19,8 @@ def export_model(detector: Detector, config: Config, classes: list[str], path: P
     state dict under ``model``, as its checkpointer expects, and its whole configuration as ``<name>.yaml``; class k is
     its class k.
     """
-    state = {name: value.detach().cpu().clone() for name, value in detector.exported().items()}
+    exported = detector.exported().items()
+    state = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in exported}
     augment, own = config.data.augment, config.model
     sizes = {"min_size": augment.test_size or augment.min_sizes[-1], "max_size": augment.max_size}
     if own.engine == "detectron2":

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lossmix_det.checkpoint import classes_of, random_state, read_model, restore_random_state
 from lossmix_det.config import as_dict
 from lossmix_det.errors import UserError, first_line
+from lossmix_det.optimization import match_layout
 from lossmix_det.resume import check_continues
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def _restore_optimizer(run: Trainer, state: dict[int, Any], step: int) -> None:
             run.schedule.step()
     groups = run.optimizer.state_dict()["param_groups"]
     run.optimizer.load_state_dict({"state": state, "param_groups": groups})
+    match_layout(run.optimizer)
 
 
 def start_from(detector: Detector, path: str, classes: list[str], setting: str) -> None:

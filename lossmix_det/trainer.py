@@ -22,7 +22,7 @@ from lossmix_det.adaptation import Labeller
 from lossmix_det.alignment import Alignment
 from lossmix_det.checkpoint import Checkpoints, read_checkpoint, save_tensors
 from lossmix_det.config import Config
-from lossmix_det.engines import Detector, build_detector
+from lossmix_det.engines import Detector, build_detector, place
 from lossmix_det.errors import UserError
 from lossmix_det.lock import held
 from lossmix_det.optimization import build_optimizer, build_schedule
@@ -64,7 +64,8 @@ class Trainer:
         self.streams = Streams(config, fabric)
         self.classes = self.streams.classes
         check_metric(config.train.best_metric, self.streams.test_sets)
-        self.detector: Detector = build_detector(config.model, len(self.classes)).to(fabric.device)
+        detector = build_detector(config.model, len(self.classes))
+        self.detector: Detector = place(detector, fabric.device, config.train.channels_last)
         if config.adaptation.burn_in_from and not self.checkpoints.paths():
             start_from(self.detector, config.adaptation.burn_in_from, self.classes, "adaptation.burn_in_from")
         self._build()

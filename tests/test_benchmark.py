@@ -237,6 +237,14 @@ def test_an_unknown_method_is_refused(tmp_path, monkeypatch, capsys):
     assert "unknown method 'losmix' (did you mean 'lossmix'?)" in capsys.readouterr().err
 
 
+def test_elsewhere_than_in_the_checkout_it_says_where_to_go(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "--suite", "mixing"])
+    assert run_tool(benchmark.main) == 2
+    assert "call python tools/benchmark.py from its root" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_cost_page_names_its_command_and_every_case(tmp_path, monkeypatch):
     monkeypatch.setattr(cost, "CASES", (cost.Case("tiny", ("data.batch_size=2",), 0.5),))
     output = tmp_path / "cost.md"

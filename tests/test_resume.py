@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from runs import assert_same_tensors, command, env, last_checkpoint, run, trainer
 
 from lossmix_det.errors import UserError
@@ -148,6 +149,24 @@ def test_the_best_checkpoint_is_remembered_over_resumption(tmp_path):
     assert (tmp_path / "checkpoints" / "best.pt").read_bytes() == kept
 
 
+@pytest.mark.parametrize(("before", "after"), [(False, True), (True, False)])
+def test_momenta_follow_the_memory_layout_that_a_run_goes_on_with(tmp_path, before, after):
+    """A fused step goes through weights and momenta as they lie in memory, whatever their strides say."""
+    words = ["train.steps=2", "optimizer.schedule=constant"]
+    trainer(tmp_path / "a", *words, f"train.channels_last={before}").train()
+    saved = last_checkpoint(tmp_path / "a")
+    it = trainer(tmp_path / "a", *words, f"train.channels_last={after}", resume=True)
+    found = it.optimizer.state_dict()["state"]
+    assert_same_tensors(saved["optimizer"], found)
+    pairs = [(weight, it.optimizer.state[weight]) for weight in it.detector.parameters() if weight.ndim == 4]
+    assert pairs
+    assert {weight.stride() == own[name].stride() for weight, own in pairs for name in ("exp_avg", "exp_avg_sq")} == {
+        True
+    }
+    rgb = it.detector.model.backbone.body.conv1.weight
+    assert rgb.is_contiguous(memory_format=torch.channels_last) == after
+
+
 def test_what_changed_since_is_said(tmp_path, caplog):
     trainer(tmp_path, "train.steps=1").train()
     trainer(tmp_path, "train.steps=2", "optimizer.lr=0.001", resume=True)
@@ -245,8 +264,9 @@ def test_other_ways_of_adapting_resume_exactly_too(tmp_path, variant, stop):
 def test_changes_that_the_saved_momenta_do_not_fit_are_refused(tmp_path):
     words = [*ADAPTING, "data.workers=0", "train.eval_every=0", "train.steps=5"]
     trainer(tmp_path, *words).train()
-    for change in ("alignment.parts=[image]", "train.loss_weights={alignment: 0.0}", "data.target=[]"):
+    alone = ["data.target=[]", "alignment.parts=[]"]
+    for changes in (["alignment.parts=[image]"], ["train.loss_weights={alignment: 0.0}"], alone):
         with pytest.raises(UserError, match="was trained with other learning parts"):
-            trainer(tmp_path, *words, change, resume=True)
+            trainer(tmp_path, *words, *changes, resume=True)
     with pytest.raises(UserError, match="has ended burn-in already, at or before step 5"):
         trainer(tmp_path, *words, "train.steps=9", "adaptation.burn_in_steps=7", resume=True)

@@ -35,14 +35,24 @@ def test_images_that_pass_through_the_networks(small, tmp_path):
     expected = {"floor": ([6], [2]), "ours": ([6], [2]), "adaptive_teacher": ([4, 2, 2, 2], [2])}
     for step, (student, teacher) in expected.items():
         seen["student"].clear(), seen["teacher"].clear()
-        bench.take(step, bench.batches[0])
+        bench.seconds(step)
         assert (seen["student"], seen["teacher"]) == (student, teacher), step
         assert all(parameter.grad is None for parameter in bench.student.parameters())
     assert not bench.teacher.model.training
 
 
-def test_images_are_alike_in_size_and_losses_finite(small, tmp_path):
+def test_only_our_step_has_our_memory_layout(small, tmp_path):
+    bench = speed.Bench("small", ["optimizer.momentum=0.9"], str(tmp_path))
+    weight = bench.student.model.backbone.fpn_output2.weight
+    for step, last in (("ours", True), ("floor", False), ("adaptive_teacher", False), ("ours", True)):
+        bench.seconds(step)
+        momentum = bench.trainer.optimizer.state[weight]["momentum_buffer"]
+        for tensor in (weight, momentum):
+            assert tensor.is_contiguous(memory_format=torch.channels_last) == last
+            assert tensor.is_contiguous() != last
 
+
+def test_images_are_alike_in_size_and_losses_finite(small, tmp_path):
     bench = speed.Bench("small", ["mixing.rule=none", "pseudo_labels.box_score=0.0"], str(tmp_path))
     batch = bench.batches[0]
     assert {view.sizes for views in (batch.source, batch.target) for view in (views.weak, views.strong)} == {

@@ -89,6 +89,34 @@ def test_the_logged_loss_is_the_weighted_sum_of_its_terms(tmp_path):
     assert float(row["loss"]) == pytest.approx(total, rel=1e-5)
 
 
+def test_convolutions_are_channels_last_where_it_is_faster_and_exports_as_others_expect(tmp_path):
+    batch = ["model.norm=batch"]
+    cases = (("slow with GroupNorm", [], False), ("on", ["train.channels_last=true"], True), ("auto", batch, True))
+    cases += (("off", [*batch, "train.channels_last=false"], False),)
+    for name, words, expected in cases:
+        it = trainer(tmp_path / name, "train.steps=1", "ema.decay=0.9", *words)
+        seen = []
+        it.detector.model.backbone.register_forward_hook(lambda _m, _g, out, seen=seen: seen.extend(out.values()))
+        it.train()
+        layouts = {each.is_contiguous(memory_format=torch.channels_last) for each in seen if each.shape[2] > 1}
+        assert layouts == {expected}
+        for kind in ("student", "ema"):
+            exported = torch.load(tmp_path / name / "export" / f"{kind}.pth", weights_only=True)
+            assert all(value.is_contiguous() for value in exported.values())
+
+
+def test_the_memory_layout_changes_no_gradient(tmp_path, monkeypatch):
+    mixing = ["mixing.rule=lossmix", "mixing.probability=1.0"]
+    last, first = (
+        gradients_of_one_step(tmp_path / value, monkeypatch, *mixing, f"train.channels_last={value}")
+        for value in ("true", "false")
+    )
+    assert last.keys() == first.keys()
+    for name, gradient in first.items():
+        scale = gradient.abs().max().clamp(min=1e-3)
+        assert_close(last[name] / scale, gradient / scale, rtol=0, atol=1e-2)  # a ReLU at its kink may tip over
+
+
 def test_the_average_follows_its_closed_form(tmp_path):
     """ema_n = d^n·w_0 + (1 - d)·Σ d^(n-k)·w_k"""
     it = trainer(tmp_path, "train.steps=4", "ema.decay=0.8", "ema.warmup=false")

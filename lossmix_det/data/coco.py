@@ -86,9 +86,10 @@ def _categories(entries: list[Any], path: Path) -> dict[int, str]:
     for index, entry in enumerate(entries):
         if not isinstance(entry, dict) or type(entry.get("id")) is not int or not isinstance(entry.get("name"), str):
             raise UserError(f"{path}: categories[{index}] needs a whole number as id and a name, got {entry!r}")
-        if entry["id"] in names or entry["name"] in names.values():
-            raise UserError(f"{path}: categories[{index}] repeats id {entry['id']} or name {entry['name']!r}")
-        names[entry["id"]] = entry["name"]
+        name = entry["name"].strip()  # as in VOC files; some tools leave spaces around
+        if entry["id"] in names or name in names.values():
+            raise UserError(f"{path}: categories[{index}] repeats id {entry['id']} or name {name!r}")
+        names[entry["id"]] = name
     return names
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lossmix_det.cli import parse
+from lossmix_det.errors import UserError
 from lossmix_det.report.compare import DEFAULT_RUNS, Suite, compare
 from lossmix_det.report.cost import measure_cost
 from lossmix_det.report.speed import measure_speed
@@ -44,6 +45,8 @@ SHARED = replace(
 
 def main() -> int:
     options = parse(_parser())
+    if not Path("tools/train_net.py").is_file():
+        raise UserError("the suites are of files in the checkout; call python tools/benchmark.py from its root")
     suites: dict[str, Callable[[argparse.Namespace], None]] = {
         "mixing": lambda options: compare(MIXING, options, Path("docs/results/shapes_mixing.md")),
         "shapes": lambda options: compare(SHAPES, options, Path("docs/results/shapes_adapt.md")),

@@ -18,7 +18,7 @@ from lossmix_det.checkpoint import write_atomically
 from lossmix_det.config import Config, MixingConfig, load_config
 from lossmix_det.data.catalog import load
 from lossmix_det.data.loaders import training_loader
-from lossmix_det.engines import Detector, build_detector
+from lossmix_det.engines import Detector, build_detector, place
 from lossmix_det.optimization import build_optimizer
 from lossmix_det.phases import SourceOnly
 from lossmix_det.structures import StepBatch
@@ -60,7 +60,8 @@ class Workbench:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.sets = [load(config.data.train[0], config)]
         torch.manual_seed(0)
-        self.detector: Detector = build_detector(config.model, len(self.sets[0].classes)).to(self.device).train()
+        detector = build_detector(config.model, len(self.sets[0].classes))
+        self.detector: Detector = place(detector, torch.device(self.device), config.train.channels_last).train()
         self.student = StudentStep(self.detector, {})
         self.optimizer = build_optimizer(self.student, config.optimizer)
         self.stream = iter(training_loader(self.sets, config.data, seed=0))

@@ -53,6 +53,14 @@ def test_boxes_classes_crowds_and_areas_are_read(content, load_coco):
     assert second.crowd.tolist() == [True]
 
 
+def test_spaces_around_a_category_are_no_part_of_its_name(content, load_coco):
+    content["categories"][1]["name"] = " cat\n"
+    assert load_coco(content, "data.classes=[cat,dog]").classes == ["cat", "dog"]
+    content["categories"][0]["name"] = "cat"
+    with pytest.raises(UserError, match=r"categories\[1\] repeats id 2 or name 'cat'"):
+        load_coco(content)
+
+
 def test_crowds_are_never_trained_on(content, load_coco):
     found = load_coco(content)
     assert [teaches(record, keep_difficult=True).tolist() for record in found.records] == [[True], [False]]
