@@ -26,23 +26,29 @@ from detectron2.modeling import (
     GeneralizedRCNN,
 )
 from detectron2.modeling.proposal_generator import RPN
-from detectron2.modeling.roi_heads import Res5ROIHeads, StandardROIHeads
+from detectron2.modeling.roi_heads import Res5ROIHeads, ROIHeads, StandardROIHeads
+from detectron2.modeling.roi_heads.fast_rcnn import _log_classification_stats
 from detectron2.structures import Boxes, ImageList
 from detectron2.structures import Instances as D2Instances
+from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor
 
 from lossmix_det.config import Config, MixingConfig, check
 from lossmix_det.data.catalog import find, known_classes, load
 from lossmix_det.data.detectron2_catalog import register
-from lossmix_det.engines.base import Encoding
+from lossmix_det.engines.base import Encoding, Scores
 from lossmix_det.engines.detectron2_rcnn import NAMES, Detectron2Losses, propose
-from lossmix_det.engines.two_stage import ScoredProposals
+from lossmix_det.engines.two_stage import Samples, ScoredProposals
 from lossmix_det.errors import UserError
 from lossmix_det.mixing import draw_mix, mixup, supervise
 from lossmix_det.structures import ImageBatch, Instances, Supervision
 
 log = logging.getLogger(__name__)
 
+COUNTERS = {
+    "rpn": ("rpn/num_pos_anchors", "rpn/num_neg_anchors"),
+    "roi": ("roi_head/num_fg_samples", "roi_head/num_bg_samples"),
+}
 SETTINGS = ("rule", "alpha", "probability", "weight_sum", "background_weight", "noise_share", "lam_range")
 
 
@@ -185,20 +191,58 @@ class MixingCollate:
         return mix_inputs(inputs, self.mixing, np.random.default_rng(int(torch.randint(2**62, ()))))
 
 
+class CountedLosses(Detectron2Losses):
+    """Remembers what was sampled and how it was classified, for the counters that Detectron2 keeps of it."""
+
+    def use(self, rpn: RPN | None, roi_heads: ROIHeads | None, normalizer: str) -> None:
+        super().use(rpn, roi_heads, normalizer)
+        self.sampled: list[tuple[Tensor, int]] = []  # whether each sample is foreground; of how many images they are
+        self.labels: list[Tensor] = []
+        self.logits: list[Tensor] = []
+
+    def _samples(
+        self, stage: str, supervision: Supervision, active: list[int], matched: list[Tensor], foreground: Tensor
+    ) -> Samples:
+        self.sampled.append((foreground, len(active)))
+        return super()._samples(stage, supervision, active, matched, foreground)
+
+    def _labels(self, truth: Instances, matched: Tensor) -> Tensor:
+        self.labels.append(super()._labels(truth, matched))
+        return self.labels[-1]
+
+    def _scores(self, encoding: Encoding, chosen: dict[int, tuple[Tensor, Tensor]]) -> Scores:
+        scores = super()._scores(encoding, chosen)
+        self.logits.append(scores.logits.detach())
+        return scores
+
+    def log(self, stage: str) -> None:
+        """Put them into Detectron2's storage, per image and truth, and forget them."""
+        if self.sampled and has_event_storage():
+            foreground = torch.cat([each for each, _ in self.sampled])
+            images = sum(count for _, count in self.sampled)
+            found = int(foreground.sum())
+            for name, count in zip(COUNTERS[stage], (found, len(foreground) - found), strict=True):
+                get_event_storage().put_scalar(name, count / images)
+            if stage == "roi":
+                _log_classification_stats(torch.cat(self.logits), torch.cat(self.labels))
+        self.sampled, self.labels, self.logits = [], [], []
+
+
 class _Weighted:
     """A stage whose training losses are weighted; plain instances give the stock losses."""
 
     stage: str
 
     @cached_property
-    def weighted(self) -> Detectron2Losses:
-        losses = Detectron2Losses()
+    def weighted(self) -> CountedLosses:
+        losses = CountedLosses()
         losses.use(*((self, None) if self.stage == "rpn" else (None, self)), "samples")
         return losses
 
     def _losses(self, encoding: Encoding, supervisions: list[Supervision]) -> dict[str, Tensor]:
         """Under Detectron2's names."""
         parts = [self.weighted.stage_losses(self.stage, encoding, each) for each in supervisions]
+        self.weighted.log(self.stage)
         return {NAMES[name]: sum(part[name] for part in parts) for name in parts[0]}
 
 

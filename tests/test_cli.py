@@ -39,7 +39,7 @@ def test_a_config_file_and_overrides_train_and_print_the_table(tmp_path, capsys)
         (["train.device=cpu", "--num-gpus", "0"], "must be at least 1"),
         (["train.device=cpu", "--num-machines", "2"], "--num-machines needs --dist-url"),
         (["train.device=cpu", "--dist-url", "here"], "'here' is not of the form tcp://host:port"),
-        (["--eval-only", "output_dir=nowhere"], "nothing to evaluate: nowhere has no checkpoint"),
+        (["--eval-only", *TINY, "output_dir=nowhere"], "nothing to evaluate: nowhere has no checkpoint"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_status_two(words, message, capsys):

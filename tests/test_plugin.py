@@ -127,6 +127,37 @@ def test_nothing_mixed_is_the_stock_loss(models):
         assert_close(found[name], expected[name], **CLOSE)
 
 
+def counters(model, batch) -> dict[str, float]:
+    """What the model tells Detectron2's storage of a step, losses aside."""
+    torch.manual_seed(4)
+    with EventStorage() as storage:
+        model(batch)
+    return {name: value for name, (value, _) in storage.latest().items()}
+
+
+def test_samples_and_accuracies_are_counted_as_stock_does(models):
+    stock, ours = models
+    ours.collate.mixing.probability = 0.0
+    expected, found = counters(stock, inputs()), counters(ours, inputs())
+    assert {"rpn/num_pos_anchors", "roi_head/num_fg_samples", "fast_rcnn/cls_accuracy"} < set(expected)
+    assert found == pytest.approx(expected)
+
+
+def test_the_truths_of_a_mixed_image_are_counted_as_images_of_their_own(models):
+    stock, ours = models
+    mixed = plugin.mix_inputs(inputs(), MixingConfig(probability=1.0), np.random.default_rng(3))[:1]
+    own, size = mixed[0]["instances"], tuple(mixed[0]["image"].shape[1:])
+    apart = []
+    for place in (0, 1):
+        chosen = own.gt_truth == place
+        truth = D2Instances(size, gt_boxes=own.gt_boxes[chosen], gt_classes=own.gt_classes[chosen])
+        apart.append(counters(stock, [{"image": mixed[0]["image"], "instances": truth}]))
+    found = counters(ours, mixed)
+    assert apart[0]["roi_head/num_fg_samples"] != apart[1]["roi_head/num_fg_samples"]
+    for name in ("rpn/num_pos_anchors", "rpn/num_neg_anchors", "roi_head/num_fg_samples", "roi_head/num_bg_samples"):
+        assert found[name] == pytest.approx((apart[0][name] + apart[1][name]) / 2), name
+
+
 @pytest.mark.parametrize("image", [0, 1, 2])
 def test_a_mixed_image_is_the_blend_of_two_stock_losses_and_of_their_gradients(models, image):
     """Image 1 takes part with one without a box."""
