@@ -94,6 +94,10 @@ def test_the_curves_are_drawn_where_methods_part_and_what_is_far_off_is_named():
     assert axis.get_xlim()[0] == 150
     assert axis.get_ylim() == (48, 66)
     assert axis.get_xlabel() == "step; oracle ends at 98.0"
+    _, spread = plt.subplots()
+    curves._line(spread, "a", {("a", 100): [0.0], ("a", 300): [40.0, 60.0]}, (0, 0, 0))
+    curves._zoom(spread)
+    assert spread.get_ylim() == (38, 62)
     _, empty = plt.subplots()
     curves._zoom(empty)
     plt.close("all")

@@ -71,7 +71,8 @@ def _line(axis: Axes, method: str, points: Points, colour: tuple[float, ...]) ->
     means = np.array([np.mean(points[method, step]) for step in steps])
     spreads = np.array([np.std(points[method, step]) for step in steps])
     axis.plot(steps, means, label=method, color=colour, linewidth=1.3)
-    axis.fill_between(steps, means - spreads, means + spreads, color=colour, alpha=0.15, linewidth=0)
+    band = axis.fill_between(steps, means - spreads, means + spreads, color=colour, alpha=0.15, linewidth=0)
+    band.set_label(f"_{method}")  # no line of its own in the legend
 
 
 def _zoom(axis: Axes) -> None:
@@ -81,7 +82,10 @@ def _zoom(axis: Axes) -> None:
     middle = float(np.median(list(ends.values()))) if ends else 0.0
     near = [line for line in lines if abs(ends[line.get_label()] - middle) <= FAR]
     half = max((float(line.get_xdata()[-1]) for line in near), default=0.0) / 2
-    shown = [value for line in near for x, value in zip(*line.get_data(), strict=True) if x >= half]
+    names = {f"_{line.get_label()}" for line in near}
+    bands = [band.get_paths()[0].vertices for band in axis.collections if band.get_label() in names]
+    drawn = [*(np.transpose(line.get_data()) for line in near), *bands]
+    shown = [value for points in drawn for x, value in points if x >= half]
     if not shown:
         return
     axis.set_xlim(left=half)
