@@ -8,7 +8,7 @@ ROOT is the folder that holds gtFine and leftImg8bit; default: `cityscapes` wher
 
 import sys
 
-from lossmix_det.cli import run_tool
+from lossmix_det.commands.train import run_tool
 from lossmix_det.data.cityscapes import main
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ ROOT is the folder that holds training/image_2 and training/label_2; default: `k
 
 import sys
 
-from lossmix_det.cli import run_tool
+from lossmix_det.commands.train import run_tool
 from lossmix_det.data.kitti import main
 
 if __name__ == "__main__":

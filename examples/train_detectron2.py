@@ -11,7 +11,7 @@ from detectron2.data import DatasetMapper, build_detection_train_loader
 from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import COCOEvaluator
 
-from lossmix_det.plugin import add_lossmix_config, register_datasets
+from lossmix_det.detectron2_plugin import add_lossmix_config, register_datasets
 
 
 class Trainer(DefaultTrainer):

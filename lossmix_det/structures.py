@@ -275,6 +275,23 @@ class StepBatch:
         return max(view.pixels.shape[2] for view in views), max(view.pixels.shape[3] for view in views)
 
 
+class Domains:
+    """How far each student image is of the target domain, for alignment.
+
+    Args:
+        shares: (N,) weight of target pixels in each image: 0 source, 1 target, between for mixed ones.
+        weights: (N,) weight of each image; those of each domain's slots add up to 1, so that both count alike.
+        unmixed_weights: (N,) the same, if mixed images are left out.
+    """
+
+    def __init__(self, shares: Tensor, weights: Tensor, unmixed_weights: Tensor) -> None:
+        self.shares, self.weights, self.unmixed_weights = shares, weights, unmixed_weights
+
+    def take(self, indices: list[int]) -> Domains:
+        scale = len(self.weights) / len(indices)
+        return Domains(self.shares[indices], self.weights[indices] * scale, self.unmixed_weights[indices] * scale)
+
+
 def pad_to(pixels: Tensor, height: int, width: int) -> Tensor:
     """Zero-pad (…, h, w) at the bottom and the right to (…, height, width)."""
     return torch.nn.functional.pad(pixels, (0, width - pixels.shape[-1], 0, height - pixels.shape[-2]))

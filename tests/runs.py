@@ -12,9 +12,10 @@ import torch
 from lightning_fabric import Fabric
 from rich.console import Console
 
-from lossmix_det.checkpoint import Checkpoints, read_checkpoint
 from lossmix_det.config import Config, load_config
-from lossmix_det.trainer import Trainer
+from lossmix_det.files import read_checkpoint
+from lossmix_det.training.checkpoints import Checkpoints
+from lossmix_det.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = [

@@ -12,7 +12,7 @@ from runs import ROOT, command, env
 from lossmix_det.config import load_config
 from lossmix_det.data.catalog import load
 from lossmix_det.errors import UserError
-from lossmix_det.trainer import Trainer
+from lossmix_det.training.trainer import Trainer
 
 
 def declared(name: str, root, **entries: object) -> list[str]:

@@ -6,9 +6,12 @@ python tools/benchmark.py --suite cost                     # time of a LossMix s
 """
 
 import sys
+from pathlib import Path
 
-from lossmix_det.cli import run_tool
-from lossmix_det.report.benchmark import main
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the suites are of the checkout, not of the package
+
+from benchmarks.suites import main
+from lossmix_det.commands.train import run_tool
 
 if __name__ == "__main__":
     sys.exit(run_tool(main))

@@ -8,7 +8,7 @@ python tools/train_net.py --config-file configs/my.yaml --eval-only model.weight
 
 import sys
 
-from lossmix_det.cli import main
+from lossmix_det.commands.train import main
 
 if __name__ == "__main__":
     sys.exit(main())

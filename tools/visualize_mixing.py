@@ -6,8 +6,8 @@ python tools/visualize_mixing.py --config-file configs/shapes/lossmix.yaml --out
 
 import sys
 
-from lossmix_det.cli import run_tool
-from lossmix_det.report.pictures import main
+from lossmix_det.commands.train import run_tool
+from lossmix_det.commands.visualize_mixing import main
 
 if __name__ == "__main__":
     sys.exit(run_tool(main))

@@ -9,17 +9,17 @@ from pathlib import Path
 
 from lossmix_det.config import Config, DatasetConfig
 from lossmix_det.data import shapes
-from lossmix_det.data.coco import read_coco, read_coco_images
-from lossmix_det.data.detectron2_catalog import (
+from lossmix_det.data.formats.coco import read_coco, read_coco_images
+from lossmix_det.data.formats.detectron2 import (
     detectron2_classes,
     detectron2_names,
     import_modules,
     read_detectron2,
     read_detectron2_images,
 )
-from lossmix_det.data.folder import read_folder
+from lossmix_det.data.formats.folder import read_folder
+from lossmix_det.data.formats.voc import read_voc, read_voc_images
 from lossmix_det.data.records import ImageSet, Problems, RawImage, build, found_classes
-from lossmix_det.data.voc import read_voc, read_voc_images
 from lossmix_det.errors import UserError, nearest
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from rich.progress import track
 from scipy import ndimage
 
 from lossmix_det.data.catalog import CITYSCAPES_CLASSES, datasets_root
-from lossmix_det.data.coco import write_coco
+from lossmix_det.data.formats.coco import write_coco
 from lossmix_det.data.sums import add_checksums, check_sums
 from lossmix_det.errors import UserError
 

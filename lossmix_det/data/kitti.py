@@ -11,7 +11,7 @@ from typing import Any
 from rich.progress import track
 
 from lossmix_det.data.catalog import datasets_root
-from lossmix_det.data.coco import write_coco
+from lossmix_det.data.formats.coco import write_coco
 from lossmix_det.data.images import probe
 from lossmix_det.data.sums import add_checksums, check_sums
 from lossmix_det.errors import UserError

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from lossmix_det.config import ModelConfig
-from lossmix_det.engines.base import LOSSES, Detector, Encoding, Marker, Scores
+from lossmix_det.engines.contract import LOSSES, Detector, Encoding, Marker, Scores
 from lossmix_det.errors import UserError
 
 __all__ = ["LOSSES", "Detector", "Encoding", "Marker", "Scores", "build_detector", "place"]
@@ -23,7 +23,7 @@ def build_detector(config: ModelConfig, num_classes: int, strict: bool = False) 
     """
     if config.engine == "detectron2":
         try:
-            from lossmix_det.engines.detectron2_rcnn import Detectron2RCNN
+            from lossmix_det.engines.detectron2.rcnn import Detectron2RCNN
         except ModuleNotFoundError as error:
             raise UserError(
                 f"model.engine=detectron2 needs Detectron2 ({error}); install it as "
@@ -31,7 +31,7 @@ def build_detector(config: ModelConfig, num_classes: int, strict: bool = False) 
             ) from None
         return Detectron2RCNN(config, num_classes, strict)
     # Imported here, so that `import lossmix_det` and --help stay fast and need no engine.
-    from lossmix_det.engines.torchvision_rcnn import TorchvisionRCNN
+    from lossmix_det.engines.torchvision.faster_rcnn import TorchvisionRCNN
 
     return TorchvisionRCNN(config, num_classes, strict)
 

@@ -13,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lossmix_det.checkpoint import write_atomically
+from lossmix_det.files import write_atomically
 
 SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "VOC_AP50", "VOC07_AP50")
 

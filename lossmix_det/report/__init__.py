@@ -1,1 +1,0 @@
-"""Tables and measurements over several runs."""

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from conftest import write_image
 
-from lossmix_det.cli import run_tool
+from lossmix_det.commands.train import run_tool
 from lossmix_det.config import load_config
 from lossmix_det.data import cityscapes
 from lossmix_det.data.catalog import load

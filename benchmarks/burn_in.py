@@ -1,0 +1,69 @@
+"""One burn-in for all methods of a comparison that would take the same one.
+
+A run goes on from another's state exactly as if it had come there itself, so that no score depends on it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+from lossmix_det.config import Config, as_dict
+from lossmix_det.files import read_checkpoint
+from lossmix_det.training.checkpoints import Checkpoints
+from lossmix_det.training.resume import flat
+
+log = logging.getLogger(__name__)
+
+ROWS = ("metrics.csv", "scores.csv", "speed.csv")  # a run that goes on drops those of later steps
+
+
+def lenders_of(settings: dict[Path, Config]) -> dict[Path, Path]:
+    """The runs that may begin where another run ends its burn-in, and that other run: the first of its kind.
+
+    Args:
+        settings: of each run, by its folder.
+    """
+    first: dict[str, Path] = {}
+    result = {}
+    for folder, config in settings.items():
+        if config.data.target and config.adaptation.burn_in_steps:
+            lender = first.setdefault(_burn_in_of(config), folder)
+            if lender != folder:
+                result[folder] = lender
+    return result
+
+
+def _burn_in_of(config: Config) -> str:
+    """All settings that burn-in depends on. Pseudo-labels come after it, and so does mixing where none is mixed."""
+    mixing = config.mixing
+    share = mixing.probability if mixing.burn_in_probability is None else mixing.burn_in_probability
+    later = ("output_dir", "pseudo_labels.") + (() if share and mixing.rule != "none" else ("mixing.",))
+    settings = flat(as_dict(config))
+    return json.dumps({name: value for name, value in settings.items() if not name.startswith(later)}, sort_keys=True)
+
+
+def borrow(lender: Path, borrower: Path) -> None:
+    """Give a run that has not begun yet the state in which another one ended burn-in, if it has got there.
+
+    Args:
+        lender, borrower: folders of the runs.
+    """
+    source, own = Checkpoints(lender / "checkpoints", 1), Checkpoints(borrower / "checkpoints", 1)
+    if own.paths() or not source.burned_in.is_file():
+        return
+    own.folder.mkdir(parents=True, exist_ok=True)
+    content = read_checkpoint(source.burned_in)
+    best = content["best"]
+    if best and read_checkpoint(source.best)["step"] == best["step"]:
+        shutil.copy2(source.best, own.best)
+    else:  # the lender has found a better one since
+        content["best"] = None
+    for name in ROWS:
+        shutil.copy2(lender / name, borrower / name)
+    if (lender / "burn_in").is_dir():  # there are test sets
+        shutil.copytree(lender / "burn_in", borrower / "burn_in", dirs_exist_ok=True)
+    own.save(content)  # last: from here on it has begun
+    log.info("%s begins where %s ended the same burn-in, at step %d", borrower, lender, content["step"])

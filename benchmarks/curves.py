@@ -1,0 +1,144 @@
+"""How scores and pseudo-labels went on over the steps, method by method."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+from lossmix_det.evaluation.drawing import save
+
+if TYPE_CHECKING:
+    from benchmarks.compare import Run
+
+WINDOW = 10  # rows of metrics.csv that are averaged
+FAR = 15.0  # points of AP50
+BINS = np.linspace(0, 1, 21)
+
+# By (method, step): one value of each run.
+Points = dict[tuple[str, int], list[float]]
+
+
+def draw_curves(runs: list[Run], path: Path) -> bool:
+    """Four panels: target AP50, precision and recall of pseudo-labels, and how confident the reported model is.
+
+    Args:
+        runs: finished or not.
+        path: of the PNG.
+
+    Returns:
+        Whether there was anything to draw.
+    """
+    panels = {
+        "AP50 of the reported model on the target": _scores(runs),
+        "precision of pseudo-labels": _metric(runs, "pseudo/precision"),
+        "recall of pseudo-labels": _metric(runs, "pseudo/recall"),
+    }
+    if not any(panels.values()):
+        return False
+    methods = list(dict.fromkeys(run.method for run in runs))
+    colours = dict(zip(methods, _colours(len(methods)), strict=True))
+    figure, axes = plt.subplots(2, 2, figsize=(11, 7.5))
+    for axis, (title, points) in zip(axes.flat, panels.items(), strict=False):
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("step")
+        for method in methods:
+            _line(axis, method, points, colours[method])
+    _zoom(axes[0][0])
+    _confidence(axes[1][1], runs, colours)
+    axes[0][0].legend(fontsize=7)
+    figure.tight_layout()
+    save(figure, path, dpi=80)
+    return True
+
+
+def _colours(count: int) -> Iterable[tuple[float, ...]]:
+    return [plt.get_cmap("tab10")(index % 10) for index in range(count)]
+
+
+def _line(axis: Axes, method: str, points: Points, colour: tuple[float, ...]) -> None:
+    """The mean over seeds, and a band of one standard deviation."""
+    steps = sorted(step for name, step in points if name == method)
+    if not steps:
+        return
+    means = np.array([np.mean(points[method, step]) for step in steps])
+    spreads = np.array([np.std(points[method, step]) for step in steps])
+    axis.plot(steps, means, label=method, color=colour, linewidth=1.3)
+    band = axis.fill_between(steps, means - spreads, means + spreads, color=colour, alpha=0.15, linewidth=0)
+    band.set_label(f"_{method}")  # no line of its own in the legend
+
+
+def _zoom(axis: Axes) -> None:
+    """Show where methods part: the second half, without what ends far off (the oracle), which is named."""
+    lines = axis.get_lines()
+    ends = {line.get_label(): float(line.get_ydata()[-1]) for line in lines}
+    middle = float(np.median(list(ends.values()))) if ends else 0.0
+    near = [line for line in lines if abs(ends[line.get_label()] - middle) <= FAR]
+    half = max((float(line.get_xdata()[-1]) for line in near), default=0.0) / 2
+    names = {f"_{line.get_label()}" for line in near}
+    bands = [band.get_paths()[0].vertices for band in axis.collections if band.get_label() in names]
+    drawn = [*(np.transpose(line.get_data()) for line in near), *bands]
+    shown = [value for points in drawn for x, value in points if x >= half]
+    if not shown:
+        return
+    axis.set_xlim(left=half)
+    axis.set_ylim(min(shown) - 2, max(shown) + 2)
+    far = [f"{name} ends at {value:.1f}" for name, value in ends.items() if abs(value - middle) > FAR]
+    axis.set_xlabel("; ".join(["step", *far]))
+
+
+def _scores(runs: list[Run]) -> Points:
+    points: Points = defaultdict(list)
+    for run in runs:
+        for row in _rows(run.folder / "scores.csv"):
+            values = [float(value) for name, value in row.items() if name.endswith("/AP50") and value]
+            if values:
+                points[run.method, int(row["step"])].append(values[-1])
+    return points
+
+
+def _metric(runs: list[Run], name: str) -> Points:
+    """Averaged over `WINDOW` rows."""
+    points: Points = defaultdict(list)
+    for run in runs:
+        rows = [row for row in _rows(run.folder / "metrics.csv") if row.get(name)]
+        for start in range(0, len(rows) - WINDOW + 1, WINDOW):
+            part = rows[start : start + WINDOW]
+            value = np.nanmean([float(row[name]) for row in part])
+            if np.isfinite(value):
+                points[run.method, int(part[-1]["step"])].append(float(value))
+    return points
+
+
+def _confidence(axis: Axes, runs: list[Run], colours: dict[str, tuple[float, ...]]) -> None:
+    axis.set_title("scores of the reported model's detections on the last test set", fontsize=10)
+    axis.set_xlabel("score")
+    axis.set_ylabel("share of detections above 0.1")
+    for method, colour in colours.items():
+        scores = [score for run in runs if run.method == method for score in _detection_scores(run)]
+        if scores:
+            heights, _ = np.histogram(scores, BINS)
+            axis.stairs(heights / max(heights[2:].sum(), 1), BINS, color=colour, linewidth=1.2)
+    axis.set_xlim(0.1, 1)
+    axis.set_ylim(0, None)
+
+
+def _detection_scores(run: Run) -> list[float]:
+    found = run.scores()
+    path = run.folder / f"detections_{list(found)[-1]}.json" if found else None
+    rows = json.loads(path.read_text()) if path and path.is_file() else []
+    return [row["score"] for row in rows if row["score"] >= BINS[2]]
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with open(path) as file:
+        return list(csv.DictReader(file))

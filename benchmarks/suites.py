@@ -1,0 +1,71 @@
+"""The suites of `tools/benchmark.py`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.compare import DEFAULT_RUNS, Suite, compare
+from benchmarks.cost import measure_cost
+from benchmarks.speed import measure_speed
+from lossmix_det.commands.train import parse
+from lossmix_det.errors import UserError
+
+MIXING = Suite(
+    title="Mixing on labelled data: the generated `shapes` benchmark",
+    configs=Path("configs/shapes"),
+    methods=("source_only", "noise", "union", "lossmix", "lossmix_instance", "oracle"),
+    baselines=("source_only",),
+)
+ADAPTERS = (
+    "source_only",
+    "mean_teacher",
+    "adaptive_teacher",
+    "adaptive_teacher_noise",
+    "adaptive_teacher_union",
+    "adaptive_teacher_lossmix",
+    "adaptive_teacher_lossmix_instance",
+    "oracle",
+)
+SHAPES = Suite(
+    title="Adaptation without target labels: the generated `shapes` benchmark, photo to clip-art",
+    configs=Path("configs/shapes_adapt"),
+    methods=ADAPTERS,
+    baselines=("source_only", "adaptive_teacher"),
+    adapts=True,
+)
+SHARED = replace(
+    SHAPES,
+    title="Adaptation without target labels: blood cells, from one microscope to another",
+    configs=Path("configs/blood_adapt"),
+)
+
+
+def main() -> int:
+    options = parse(_parser())
+    if not Path("tools/train_net.py").is_file():
+        raise UserError("the suites are of files in the checkout; call python tools/benchmark.py from its root")
+    suites: dict[str, Callable[[argparse.Namespace], None]] = {
+        "mixing": lambda options: compare(MIXING, options, Path("docs/results/shapes_mixing.md")),
+        "shapes": lambda options: compare(SHAPES, options, Path("docs/results/shapes_adapt.md")),
+        "shared": lambda options: compare(SHARED, options, Path("docs/results/blood_adapt.md")),
+        "cost": lambda options: measure_cost(options, Path("docs/results/cost.md")),
+        "speed": lambda options: measure_speed(options, Path("docs/results/speed.md")),
+    }
+    suites[options.suite](options)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Compare methods over seeds, or measure what a step costs.")
+    parser.add_argument("--suite", choices=("mixing", "shapes", "shared", "cost", "speed"), required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds of every method")
+    parser.add_argument("--methods", nargs="+", default=None, help="only these methods")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time, each on a GPU of its own")
+    parser.add_argument("--runs", type=Path, default=DEFAULT_RUNS, help="folder that the runs are kept in")
+    parser.add_argument("--output", type=Path, default=None, help="Markdown file to write; default below docs/results")
+    parser.add_argument("--pairs", type=int, default=40, help="cost, speed: rounds of measurements")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings for every run")
+    return parser

@@ -1,0 +1,313 @@
+"""The configuration: one tree of dataclasses, read from YAML with ``_BASE_`` and ``KEY=VALUE`` overrides.
+
+Each part of the program is given only its own branch. Every field has a default; the defaults together are the quick
+run on the generated `shapes` benchmark. Limits stand beside the fields and are checked on loading.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lossmix_det.config.files import merge, read_files, read_overrides
+from lossmix_det.config.rules import mixing_rules, rules_of
+from lossmix_det.errors import UserError, first_line, nearest
+
+ARCHITECTURES = (
+    "slim",
+    "resnet18_fpn",
+    "resnet34_fpn",
+    "resnet50_fpn",
+    "resnet101_fpn",
+    "fasterrcnn_resnet50_fpn",
+    "fasterrcnn_resnet50_fpn_v2",
+    "fasterrcnn_mobilenet_v3_large_fpn",
+)
+
+
+def choice(default: str, *others: str) -> Any:
+    """A string field that takes one of the given values."""
+    return field(default=default, metadata={"choices": (default, *others)})
+
+
+def number(default: Any, low: float = -math.inf, high: float = math.inf) -> Any:
+    """A numeric field within [low, high]; a field that may be null is checked only when set."""
+    return field(default=default, metadata={"low": low, "high": high})
+
+
+def items(*default: Any) -> Any:
+    return field(default_factory=lambda: list(default))
+
+
+@dataclass
+class DatasetConfig:
+    """One data set, as declared in the YAML under `datasets`."""
+
+    format: str = field(default="voc", metadata={"choices": ("voc", "coco", "folder")})
+    root: str = ""  # folder that the other paths are relative to
+    split: str = ""  # VOC: ImageSets/Main/<split>.txt; empty takes every annotated image
+    annotations: str = ""  # COCO: the JSON file; VOC: the folder, "Annotations" if empty
+    images: str = ""  # folder of the images; VOC: "JPEGImages" if empty
+    classes: list[str] | None = None  # null: data.classes, else the names found
+    ignore_classes: list[str] = items()  # boxes of these classes are left out without complaint
+    pixel_origin: int = number(1, 0, 1)  # VOC: 1 if the first pixel is (1, 1), as in PASCAL VOC
+
+
+@dataclass
+class ShapesConfig:
+    """The generated benchmark: data sets shapes_{photo,clipart}_{train,test}."""
+
+    train_images: int = number(600, 1)
+    test_images: int = number(200, 1)
+    size: int = number(96, 64)  # pixels of the shorter side
+    gap: float = number(1.0, 0, 1)  # 0: clip-art is rendered like the photos; 1: nothing but the outline is shared
+    seed: int = number(0, 0)
+
+
+@dataclass
+class AugmentConfig:
+    """Geometry is drawn once and shared by both views; the strong view adds colour, blur and erasing."""
+
+    min_sizes: list[int] = items(96)  # short side in pixels, one drawn per image; evaluation takes test_size
+    max_size: int = number(1333, 32)  # the longer side is never more
+    test_size: int | None = number(None, 32)  # null: the last of min_sizes
+    flip: float = number(0.5, 0, 1)
+    crop: float = number(0.0, 0, 1)  # probability of a random crop that keeps at least half of each side
+    min_visibility: float = number(0.1, 0, 1)  # a box is dropped when a crop leaves less than this share of it
+    jitter: float = number(0.8, 0, 1)  # probabilities of the strong view's parts (Adaptive Teacher's values)
+    hue: float = number(0.1, 0, 0.5)
+    grayscale: float = number(0.2, 0, 1)
+    blur: float = number(0.5, 0, 1)
+    erasing: list[float] = items(0.7, 0.5, 0.3)  # one erasing per probability; empty switches it off
+
+
+@dataclass
+class DataConfig:
+    train: list[str] = items("shapes_photo_train")
+    target: list[str] = items()  # unlabelled images to adapt to; labels that exist are only used to measure
+    test: list[str] = items("shapes_photo_test", "shapes_clipart_test")
+    classes: list[str] | None = None  # null: those of the first training set
+    imports: list[str] = items()  # Python modules that register data sets or parts of models with Detectron2
+    views: list[str] = items("weak")  # views of each image in the batch: weak, strong or both
+    batch_size: int = number(4, 1)  # images per step over all processes, before views are multiplied
+    target_batch_size: int | None = number(None, 1)  # target images per step; null: batch_size
+    test_batch_size: int = number(8, 1)
+    workers: int = number(1, 0)  # loading processes per training process
+    group_by_shape: bool = True  # keep wide and tall images in separate batches, which saves padding
+    keep_difficult: bool = True  # train on VOC's difficult objects
+    drop_empty: bool = True  # leave out training images without a box
+    on_error: str = choice("raise", "skip")
+    high_bit_depth: str = choice("full", "stretch")  # 16-bit images: whole range, or from their 1st to 99th percentile
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+
+@dataclass
+class ModelConfig:
+    engine: str = choice("torchvision", "detectron2")
+    detectron2_config: str = ""  # a Detectron2 YAML; empty: its defaults, ResNet-50-C4
+    detectron2_options: list[str] = items()  # KEY, VALUE, KEY, VALUE, … over it, as in Detectron2's own tools
+    architecture: str = choice(*ARCHITECTURES)
+    weights: str = ""  # a torchvision weights name, or a local file; empty starts from random weights
+    norm: str = choice("auto", "frozen", "group", "batch")  # auto: frozen with weights, else group
+    trainable_layers: int | None = number(None, 0, 6)  # last backbone stages that learn; null: 3 with weights, else all
+    rpn_samples: int | None = number(None, 1)  # anchors sampled per image; null: the model's own
+    roi_samples: int | None = number(None, 1)  # proposals sampled per image; null: the model's own
+    normalizer: str = choice("samples", "images")  # mean over the samples of the batch (stock), or of each image
+    score_threshold: float = number(0.05, 0, 1)
+    nms_threshold: float = number(0.5, 0, 1)
+    detections_per_image: int = number(100, 1)
+
+
+@dataclass
+class PairsConfig:
+    """Relative frequency of the kinds of pairs; burn-in has no target×target."""
+
+    source_source: float = number(1.0, 0, 1e3)
+    source_target: float = number(1.0, 0, 1e3)
+    target_target: float = number(1.0, 0, 1e3)
+
+
+@dataclass
+class MixingConfig:
+    rule: str = choice("lossmix", "lossmix_instance", "union", "noise", "none")
+    alpha: float = number(1.0, 1e-3, 1e3)  # lam ~ Beta(alpha, alpha)
+    probability: float = number(0.5, 0, 1)  # share of the images that are mixed
+    burn_in_probability: float | None = number(None, 0, 1)  # the same in burn-in; null: probability
+    off_last_steps: int = number(0, 0)  # train on clean images at the end
+    weight_sum: float | None = number(None, 1e-3, 1e3)  # weights of one mixed image; null: 2 for union, else 1
+    background_weight: float = number(1.0, 0, 1e3)  # lossmix_instance: weight of background samples
+    noise_share: float = number(0.1, 0, 1)  # noise: the largest share of the other image
+    lam_range: list[float] = items(0.0, 1.0)  # lam is moved into this range: low + (high - low)·lam
+    views: list[str] = items("weak", "strong")  # views whose images are mixed; partners are of the same view
+    pairs: PairsConfig = field(default_factory=PairsConfig)
+    burn_in_rule: str = choice("noise", "lam", "max")  # source×target while the target has no truth; see docs/method.md
+
+
+@dataclass
+class OptimizerConfig:
+    name: str = choice("adamw", "sgd")
+    lr: float = number(5e-4, 0, 1e3)
+    momentum: float = number(0.9, 0, 1)
+    weight_decay: float = number(0.02, 0)
+    decay_biases: bool = False  # as Detectron2 does; norms are never decayed
+    schedule: str = choice("cosine", "multistep", "constant")
+    milestones: list[float] = items(0.75, 0.92)  # multistep: where the rate drops, as shares of train.steps
+    gamma: float = number(0.1, 0, 1)
+    warmup_steps: int = number(50, 0)
+    warmup_factor: float = number(0.001, 0, 1)
+    # Null: one schedule over all steps. Else it runs through up to adaptation.burn_in_steps, and anew from there with
+    # this rate, whether or not there is a target.
+    restart_lr: float | None = number(None, 0, 1e3)
+    clip_norm: float = number(1.0, 0)  # largest norm of the gradient; 0 switches clipping off
+
+
+@dataclass
+class EmaConfig:
+    decay: float = number(0.0, 0, 1)  # share kept of the average per step; 0 keeps no average
+    warmup: bool = True  # start at (1 + step) / (10 + step), so that a short run is not its initial weights
+    # Adaptation: the teacher is a copy of the student as burn-in ends; or the average kept since the first step; or
+    # that average, from which the student starts again too.
+    start: str = choice("copy", "follow", "restart")
+
+
+@dataclass
+class PseudoLabelConfig:
+    kind: str = choice("hard", "soft")  # boxes above the threshold; or the teacher's scores of the student's proposals
+    threshold: str = choice("global", "per_class", "adaptive")
+    score: float = number(0.8, 0, 1)  # least score; adaptive: the highest that the least score may be
+    class_scores: dict[str, float] = field(default_factory=dict)  # per_class: by class name; `score` if not named
+    floor: float = number(0.5, 0, 1)  # adaptive: the lowest that the least score may be
+    portion: float = number(0.2, 0, 1)  # adaptive: share of each class's detections to keep
+    memory: float = number(0.99, 0, 1)  # adaptive: share of the score histogram kept per step
+    box_score: float | None = number(None, 0, 1)  # least score to teach box regression; null: none does
+    min_size: float = number(2.0, 0)  # pixels; smaller boxes are dropped
+    max_per_image: int = number(50, 1)
+    empty: str = choice("skip", "background")  # target images without pseudo-label teach nothing, or are all background
+    temperature: float = number(1.0, 1e-3, 1e3)  # soft
+
+
+@dataclass
+class AdaptationConfig:
+    """Used where data.target names a data set."""
+
+    burn_in_steps: int = number(400, 0)  # supervised steps before the teacher counts
+    burn_in_from: str = ""  # a checkpoint or export to start from instead of burning in
+    supervised_weight: float = number(1.0, 1e-6, 1e3)  # of every truth of the source
+    unsupervised_weight: float = number(1.0, 0, 1e3)  # of every pseudo-label
+    ramp_steps: int = number(0, 0)  # the unsupervised weight grows from 0 over so many steps after burn-in
+    guard_steps: int = number(50, 1)  # warn after so many steps without a pseudo-label; window that collapse is seen in
+    collapse_ratio: float = number(8.0, 1)  # so many times less or more found (sum of scores) than after hand-over
+    restores: int = number(3, 0)  # on_collapse=restore: give up after so many
+
+
+@dataclass
+class AlignmentConfig:
+    """Discriminators of the domain behind gradient reversal; their weights stand in train.loss_weights."""
+
+    parts: list[str] = items()  # image, instance; empty: off
+    level: str = ""  # feature level of the image part; empty: the coarsest that the backbone gives itself
+    instances: int = number(32, 1)  # instance part: best proposals of each image
+    mixed: str = choice("soft", "skip")  # mixed images: the share of the target as label, or left out
+
+
+@dataclass
+class TrainConfig:
+    steps: int = number(700, 1)
+    accumulate: int = number(1, 1)  # parts that a batch is cut into, one after the other, to save memory
+    precision: str = choice("32", "bf16", "fp16")
+    seed: int = number(0, 0, 2**32 - 1)
+    device: str = choice("auto", "cpu", "cuda")
+    channels_last: bool | None = None  # memory layout of convolutions; null: on CPUs, unless the network has GroupNorm
+    # By <kind>/<loss> or <kind> (source, target, mixed, alignment); not named: alignment 0.1, else 1; 0 leaves it out.
+    loss_weights: dict[str, float] = field(default_factory=dict)
+    max_bad_steps: int = number(10, 1)  # stop after this many steps in a row whose loss is not finite
+    # restore: go back to the last healthy checkpoint, with half the unsupervised weight
+    on_collapse: str = choice("warn", "stop", "restore")
+    log_every: int = number(10, 1)
+    eval_every: int = number(0, 0)  # 0: only at the end
+    save_every: int = number(100, 1)
+    keep_last: int = number(2, 1)
+    best_metric: str = "AP50"  # "<metric>" of the last test set, or "<test set>/<metric>"
+
+
+@dataclass
+class Config:
+    output_dir: str = "runs/shapes"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    datasets: dict[str, DatasetConfig] = field(default_factory=dict)
+    shapes: ShapesConfig = field(default_factory=ShapesConfig)
+    mixing: MixingConfig = field(default_factory=MixingConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    adaptation: AdaptationConfig = field(default_factory=AdaptationConfig)
+    pseudo_labels: PseudoLabelConfig = field(default_factory=PseudoLabelConfig)
+    alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def load_config(path: str | Path | None = None, overrides: list[str] | None = None) -> Config:
+    """Read a YAML file over the defaults, and ``KEY=VALUE`` overrides over that.
+
+    Args:
+        path: YAML file; its ``_BASE_`` (relative to it) is read first. Absent: the defaults.
+        overrides: ``a.b=value`` strings, the value in YAML.
+
+    Raises:
+        UserError: a file is missing or malformed, a key is unknown, a value has the wrong type or lies out of range.
+    """
+    config = OmegaConf.structured(Config)
+    try:
+        for origin, part in [*read_files(path), *read_overrides(overrides or [])]:
+            config = merge(config, part, origin, Config)
+        result = OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path or 'overrides'}: {first_line(error)}") from None
+    check(result)
+    return result
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write every setting as YAML that `load_config` reads back to the same configuration."""
+    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def check(config: Any, prefix: str = "") -> None:
+    """Hold every field of a dataclass tree against the limits declared beside it.
+
+    Raises:
+        UserError: a value lies outside its limits, naming the key and what it takes.
+    """
+    for spec in fields(config):
+        value, key = getattr(config, spec.name), prefix + spec.name
+        if is_dataclass(value):
+            check(value, f"{key}.")
+        elif isinstance(value, dict):
+            for name, entry in value.items():
+                if is_dataclass(entry):
+                    check(entry, f"{key}.{name}.")
+        elif value is not None:
+            _check_value(key, value, spec.metadata)
+    together = mixing_rules(config, prefix) if isinstance(config, MixingConfig) else ()
+    for holds, message in rules_of(config) if isinstance(config, Config) else together:
+        if not holds:
+            raise UserError(message)
+
+
+def _check_value(key: str, value: Any, limits: Any) -> None:
+    choices = limits.get("choices")
+    if choices and value not in choices:
+        raise UserError(f"{key}={value!r} is not one of {', '.join(choices)}{nearest(str(value), list(choices))}")
+    if "low" in limits and not limits["low"] <= value <= limits["high"]:  # also refuses nan
+        raise UserError(f"{key}={value} lies outside of {limits['low']} … {limits['high']}")
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """The configuration as plain dictionaries, lists and numbers."""
+    return dataclasses.asdict(config)

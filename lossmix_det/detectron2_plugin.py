@@ -1,0 +1,361 @@
+"""LossMix inside an own Detectron2 project, trained by Detectron2's own trainer.
+
+Importing this registers three names for a Detectron2 configuration::
+
+    MODEL.META_ARCHITECTURE        GeneralizedRCNN   →  LossMixRCNN
+    MODEL.PROPOSAL_GENERATOR.NAME  RPN               →  LossMixRPN
+    MODEL.ROI_HEADS.NAME           StandardROIHeads  →  LossMixROIHeads   (Res5ROIHeads → LossMixRes5ROIHeads)
+
+`LossMixRCNN` mixes each training batch itself. A project with a meta-architecture of its own mixes with `MixingCollate`
+in the data loader instead, and changes only the other two names: they read the weights from the instances.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import (
+    META_ARCH_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    GeneralizedRCNN,
+)
+from detectron2.modeling.proposal_generator import RPN
+from detectron2.modeling.roi_heads import Res5ROIHeads, ROIHeads, StandardROIHeads
+from detectron2.modeling.roi_heads.fast_rcnn import _log_classification_stats
+from detectron2.structures import Boxes, ImageList
+from detectron2.structures import Instances as D2Instances
+from detectron2.utils.events import get_event_storage, has_event_storage
+from torch import Tensor
+
+from lossmix_det.config import Config, MixingConfig, check
+from lossmix_det.data.catalog import find, known_classes, load
+from lossmix_det.data.formats.detectron2 import register
+from lossmix_det.engines.contract import Encoding, Scores
+from lossmix_det.engines.detectron2.rcnn import NAMES, Detectron2Losses, propose
+from lossmix_det.engines.two_stage.losses import Samples, ScoredProposals
+from lossmix_det.errors import UserError
+from lossmix_det.mixing import draw_mix, mixup, supervise
+from lossmix_det.structures import ImageBatch, Instances, Supervision
+
+log = logging.getLogger(__name__)
+
+COUNTERS = {
+    "rpn": ("rpn/num_pos_anchors", "rpn/num_neg_anchors"),
+    "roi": ("roi_head/num_fg_samples", "roi_head/num_bg_samples"),
+}
+SETTINGS = ("rule", "alpha", "probability", "weight_sum", "background_weight", "noise_share", "lam_range")
+
+
+class MixedInstances(D2Instances):
+    """The truths of one mixed image, as Detectron2's instances.
+
+    Beside ``gt_boxes`` and ``gt_classes``, the field ``gt_truth`` (N,) says which truth a box belongs to, and
+    ``gt_weights`` and ``gt_box_weights`` (N,), where present, what it weighs in it. Plain instances are one truth of
+    weight 1, and may have the last two fields.
+
+    Args:
+        image_size: (height, width).
+        truth_weights: of each truth for classification and for localisation; a truth may have no box.
+        background_weight: as in `Supervision`.
+        fields: as above.
+    """
+
+    def __init__(
+        self,
+        image_size: tuple[int, int],
+        truth_weights: list[tuple[float, float]],
+        background_weight: float = 1.0,
+        **fields: Any,
+    ) -> None:
+        super().__init__(image_size, **fields)
+        self._truth_weights, self._background_weight = truth_weights, background_weight  # a field is per box
+
+    def to(self, *args: Any, **kwargs: Any) -> MixedInstances:
+        return self._like(super().to(*args, **kwargs))
+
+    def __getitem__(self, item: int | slice | Tensor) -> MixedInstances:
+        return self._like(super().__getitem__(item))
+
+    def _like(self, other: D2Instances) -> MixedInstances:
+        return MixedInstances(self.image_size, self._truth_weights, self._background_weight, **other.get_fields())
+
+
+def add_lossmix_config(cfg: CfgNode) -> None:
+    """Add ``LOSSMIX`` to a Detectron2 configuration, with the defaults; its keys are those of `MixingConfig` that do
+    without a target domain. Without it the defaults hold."""
+    default = MixingConfig()
+    cfg.LOSSMIX = CfgNode({name.upper(): getattr(default, name) for name in SETTINGS})
+
+
+def mixing_of(cfg: CfgNode) -> MixingConfig:
+    """The settings under ``LOSSMIX``.
+
+    Raises:
+        UserError: a value lies outside its limits, or a key is unknown.
+    """
+    values = {name.lower(): value for name, value in cfg.get("LOSSMIX", {}).items()}
+    unknown = set(values) - set(SETTINGS)
+    if unknown:
+        raise UserError(f"LOSSMIX.{unknown.pop().upper()} is unknown; it takes {', '.join(SETTINGS).upper()}")
+    mixing = MixingConfig(**values)
+    check(mixing, "LOSSMIX.")
+    return mixing
+
+
+def mix_inputs(inputs: list[dict], mixing: MixingConfig, rng: np.random.Generator) -> list[dict]:
+    """Mix the images of a batch with one another.
+
+    Args:
+        inputs: of Detectron2's dataset mapper: ``image`` (3, H, W) in 0…255 and ``instances`` with ``gt_boxes`` and
+            ``gt_classes``. They are not changed.
+        mixing: how.
+        rng: draws partners and λ.
+
+    Returns:
+        The same dicts with mixed images, as float, and `MixedInstances`; other keys stay those of the image itself.
+    """
+    batch = ImageBatch.cat(
+        [ImageBatch(each["image"][None].float(), (tuple(each["image"].shape[1:]),)) for each in inputs]
+    )
+    mix = draw_mix(len(batch), mixing, rng)
+    truths = [_truth(each["instances"]) for each in inputs]
+    mixed, supervisions = mixup(batch, mix), supervise(truths, mix, mixing)
+    result = []
+    for index, each in enumerate(inputs):
+        height, width = mixed.sizes[index]
+        image = mixed.pixels[index, :, :height, :width]
+        result.append({**each, "image": image, "instances": _joined((height, width), supervisions, index)})
+    return result
+
+
+def _truth(instances: D2Instances) -> Instances:
+    return Instances(
+        instances.gt_boxes.tensor,
+        instances.gt_classes,
+        weights=_field(instances, "gt_weights"),
+        box_weights=_field(instances, "gt_box_weights"),
+    )
+
+
+def _field(instances: D2Instances, name: str) -> Tensor | None:
+    return instances.get(name) if instances.has(name) else None
+
+
+def _joined(size: tuple[int, int], supervisions: list[Supervision], index: int) -> MixedInstances:
+    """All truths that an image is taught, one after the other."""
+    parts = [(each.truths[index], each) for each in supervisions if index in each.active]
+    truths = [truth for truth, _ in parts]
+    fields = {
+        "gt_boxes": Boxes(torch.cat([truth.boxes for truth in truths])),
+        "gt_classes": torch.cat([truth.classes for truth in truths]),
+        "gt_truth": torch.cat([torch.full_like(truth.classes, place) for place, truth in enumerate(truths)]),
+    }
+    if any(truth.weights is not None for truth in truths):
+        full = [truth if truth.weights is not None else truth.weighted(1.0, 1.0) for truth in truths]
+        fields["gt_weights"] = torch.cat([truth.weights for truth in full])
+        fields["gt_box_weights"] = torch.cat(
+            [truth.weights if truth.box_weights is None else truth.box_weights for truth in full]
+        )
+    weights = [(float(each.class_weights[index]), float(each.box_weights[index])) for _, each in parts]
+    return MixedInstances(size, weights, supervisions[0].background_weight, **fields)
+
+
+def supervisions_of(instances: list[D2Instances]) -> list[Supervision]:
+    """What a batch is taught: one supervision per truth that an image has at most."""
+    weights = [each._truth_weights if isinstance(each, MixedInstances) else [(1.0, 1.0)] for each in instances]
+    background = {each._background_weight for each in instances if isinstance(each, MixedInstances)} or {1.0}
+    result = []
+    for place in range(max(map(len, weights))):
+        truths = [_truth(each[each.gt_truth == place] if each.has("gt_truth") else each) for each in instances]
+        share = torch.tensor([own[place] if place < len(own) else (0.0, 0.0) for own in weights])
+        result.append(Supervision(tuple(truths), share[:, 0], share[:, 1], min(background)))
+    return result
+
+
+class MixingCollate:
+    """A ``collate_fn`` for `detectron2.data.build_detection_train_loader` that mixes the batch; picklable.
+
+    It draws from torch's generator, which Detectron2 seeds in every process.
+    """
+
+    def __init__(self, mixing: MixingConfig | CfgNode) -> None:
+        self.mixing = mixing_of(mixing) if isinstance(mixing, CfgNode) else mixing
+
+    def __call__(self, inputs: list[dict]) -> list[dict]:
+        return mix_inputs(inputs, self.mixing, np.random.default_rng(int(torch.randint(2**62, ()))))
+
+
+class CountedLosses(Detectron2Losses):
+    """Remembers what was sampled and how it was classified, for the counters that Detectron2 keeps of it."""
+
+    def use(self, rpn: RPN | None, roi_heads: ROIHeads | None, normalizer: str) -> None:
+        super().use(rpn, roi_heads, normalizer)
+        self.sampled: list[tuple[Tensor, int]] = []  # whether each sample is foreground; of how many images they are
+        self.labels: list[Tensor] = []
+        self.logits: list[Tensor] = []
+
+    def _samples(
+        self, stage: str, supervision: Supervision, active: list[int], matched: list[Tensor], foreground: Tensor
+    ) -> Samples:
+        self.sampled.append((foreground, len(active)))
+        return super()._samples(stage, supervision, active, matched, foreground)
+
+    def _labels(self, truth: Instances, matched: Tensor) -> Tensor:
+        self.labels.append(super()._labels(truth, matched))
+        return self.labels[-1]
+
+    def _scores(self, encoding: Encoding, chosen: dict[int, tuple[Tensor, Tensor]]) -> Scores:
+        scores = super()._scores(encoding, chosen)
+        self.logits.append(scores.logits.detach())
+        return scores
+
+    def log(self, stage: str) -> None:
+        """Put them into Detectron2's storage, per image and truth, and forget them."""
+        if self.sampled and has_event_storage():
+            foreground = torch.cat([each for each, _ in self.sampled])
+            images = sum(count for _, count in self.sampled)
+            found = int(foreground.sum())
+            for name, count in zip(COUNTERS[stage], (found, len(foreground) - found), strict=True):
+                get_event_storage().put_scalar(name, count / images)
+            if stage == "roi":
+                _log_classification_stats(torch.cat(self.logits), torch.cat(self.labels))
+        self.sampled, self.labels, self.logits = [], [], []
+
+
+class _Weighted:
+    """A stage whose training losses are weighted; plain instances give the stock losses."""
+
+    stage: str
+
+    @cached_property
+    def weighted(self) -> CountedLosses:
+        losses = CountedLosses()
+        losses.use(*((self, None) if self.stage == "rpn" else (None, self)), "samples")
+        return losses
+
+    def _losses(self, encoding: Encoding, supervisions: list[Supervision]) -> dict[str, Tensor]:
+        """Under Detectron2's names."""
+        parts = [self.weighted.stage_losses(self.stage, encoding, each) for each in supervisions]
+        self.weighted.log(self.stage)
+        return {NAMES[name]: sum(part[name] for part in parts) for name in parts[0]}
+
+
+def _batch(images: ImageList, supervisions: list[Supervision]) -> ImageBatch:
+    """Where images have several truths, keys let all of them be scored on the same background."""
+    keys = tuple(torch.randint(2**31, (len(images),)).tolist()) if len(supervisions) > 1 else None
+    return ImageBatch(images.tensor, tuple(tuple(map(int, size)) for size in images.image_sizes), keys)
+
+
+@PROPOSAL_GENERATOR_REGISTRY.register()
+class LossMixRPN(_Weighted, RPN):
+    """Detectron2's `RPN` with losses weighted per truth and image."""
+
+    stage = "rpn"
+
+    def forward(
+        self, images: ImageList, features: dict[str, Tensor], gt_instances: list[D2Instances] | None = None
+    ) -> tuple[list[D2Instances], dict[str, Tensor]]:
+        if not self.training or gt_instances is None:
+            return super().forward(images, features, gt_instances)
+        supervisions = supervisions_of(gt_instances)
+        anchors, objectness, deltas, proposals = propose(self, features, images.image_sizes)
+        batch = _batch(images, supervisions)
+        encoding = Encoding(features, anchors, objectness, deltas, [], images, batch)
+        return proposals, self._losses(encoding, supervisions)
+
+
+class _WeightedHeads(_Weighted):
+    stage = "roi"
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        proposals: list[D2Instances],
+        targets: list[D2Instances] | None = None,
+    ) -> tuple[list[D2Instances], dict[str, Tensor]]:
+        if not self.training or targets is None:
+            return super().forward(images, features, proposals, targets)
+        supervisions = supervisions_of(targets)
+        boxes = [each.proposal_boxes.tensor for each in proposals]
+        scored = ScoredProposals([len(each) for each in boxes], self.weighted.shares_scores)
+        nothing = boxes[0].new_zeros(0)
+        batch = _batch(images, supervisions)
+        return proposals, self._losses(
+            Encoding(features, [], nothing, nothing, boxes, images, batch, scored), supervisions
+        )
+
+
+@ROI_HEADS_REGISTRY.register()
+class LossMixROIHeads(_WeightedHeads, StandardROIHeads):
+    """Detectron2's `StandardROIHeads`, boxes alone, with losses weighted per truth and image."""
+
+
+@ROI_HEADS_REGISTRY.register()
+class LossMixRes5ROIHeads(_WeightedHeads, Res5ROIHeads):
+    """Detectron2's `Res5ROIHeads`, boxes alone, with losses weighted per truth and image."""
+
+
+@META_ARCH_REGISTRY.register()
+class LossMixRCNN(GeneralizedRCNN):
+    """Detectron2's `GeneralizedRCNN` that mixes its training batches; the keys of ``LOSSMIX`` say how.
+
+    Raises:
+        UserError: its proposal generator or RoI heads are not those of this module, or ``LOSSMIX`` is wrong.
+    """
+
+    @configurable
+    def __init__(self, *, mixing: MixingConfig, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.collate = MixingCollate(mixing)
+        self.warned = False
+        for name, part in (("PROPOSAL_GENERATOR", self.proposal_generator), ("ROI_HEADS", self.roi_heads)):
+            if not isinstance(part, _Weighted):
+                raise UserError(f"MODEL.{name}.NAME: {type(part).__name__} cannot weight its losses; use a LossMix one")
+            part.weighted  # noqa: B018 - refuses at once what it cannot weight
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        return {**super().from_config(cfg), "mixing": mixing_of(cfg)}
+
+    def forward(self, batched_inputs: list[dict]) -> Any:
+        """As `GeneralizedRCNN.forward`; a batch that the data loader has mixed is taken as it is."""
+        if self.training and not any(isinstance(each["instances"], MixedInstances) for each in batched_inputs):
+            self._warn_if_alone(len(batched_inputs))
+            batched_inputs = self.collate([{**each, "image": each["image"].to(self.device)} for each in batched_inputs])
+        return super().forward(batched_inputs)
+
+    def _warn_if_alone(self, images: int) -> None:
+        """Once, that a batch of one image has no partner to mix it with."""
+        if images == 1 and self.collate.mixing.rule != "none" and not self.warned:
+            self.warned = True
+            log.warning("a batch of one image is never mixed; raise SOLVER.IMS_PER_BATCH to 2 or more for each process")
+
+
+def register_datasets(names: list[str], config: Config | None = None) -> list[str]:
+    """Make data sets of our catalogue known to Detectron2, under the same names.
+
+    Args:
+        names: of the generated benchmark, of known data sets, or declared in ``config.datasets``.
+        config: its ``data.classes``, absent those of the first data set, become the classes of all.
+
+    Returns:
+        The classes.
+
+    Raises:
+        UserError: a data set is unknown or not there, or Detectron2's own.
+    """
+    config = config or Config()
+    classes = config.data.classes or known_classes(names[0], config) or load(names[0], config).classes
+    for name in names:
+        entry = find(name, config)  # what is missing is said now
+        if entry.format == "detectron2":
+            raise UserError(f"data set {name!r} is registered with Detectron2 already; use it by that name")
+        register(name, classes, partial(load, name, config, classes))
+    return classes

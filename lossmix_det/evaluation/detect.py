@@ -1,0 +1,101 @@
+"""From a detector and a data set to detections and scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from lossmix_det.data.records import ImageSet
+from lossmix_det.engines.contract import Detector
+from lossmix_det.evaluation.coco import coco_metrics
+from lossmix_det.evaluation.voc import ClassDetections, ClassTruth, voc_ap
+
+
+def detect_all(
+    detector: Detector,
+    image_set: ImageSet,
+    loader: DataLoader,
+    device: torch.device | str,
+    advance: Callable[[int], None] = lambda count: None,
+) -> tuple[list[dict[str, Any]], dict[int, str]]:
+    """Detect on every image that the loader yields.
+
+    Args:
+        detector: on ``device``.
+        image_set: that the loader was made of.
+        loader: from `evaluation_loader`.
+        device: where to run.
+        advance: told the number of images done, for a progress bar.
+
+    Returns:
+        COCO results, in the pixels of the files, and by index the images that could not be read (they have none).
+    """
+    results: list[dict[str, Any]] = []
+    unreadable: dict[int, str] = {}
+    for images, indices, problems in loader:
+        unreadable |= problems
+        found = detector.detect(images.to(device).to_float())
+        for index, size, instances in zip(indices, images.sizes, found, strict=True):
+            if index in problems:
+                continue
+            height, width = image_set.records[index].size
+            scale = instances.boxes.new_tensor([width / size[1], height / size[0]] * 2)
+            results += coco_results(image_set, index, instances.boxes * scale, instances)
+        advance(len(indices))
+    return results, unreadable
+
+
+def coco_results(image_set: ImageSet, index: int, boxes: torch.Tensor, instances: Any) -> list[dict[str, Any]]:
+    """Detections of one image as COCO results: ``bbox`` is [x, y, width, height] in pixels of the file."""
+    record = image_set.records[index]
+    rows = zip(boxes.tolist(), instances.classes.tolist(), instances.scores.tolist(), strict=True)
+    return [
+        {
+            "image_id": record.image_id,
+            "file_name": record.path.name,
+            "category_id": image_set.category_ids[label],
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "score": score,
+        }
+        for (x1, y1, x2, y2), label, score in rows
+    ]
+
+
+def evaluate(image_set: ImageSet, detections: list[dict[str, Any]]) -> dict[str, Any]:
+    """All scores in percent, labelled; nan where the data set has nothing to score.
+
+    Args:
+        image_set: with truths.
+        detections: COCO results of its images.
+
+    Returns:
+        ``AP, AP50, AP75, APs, APm, APl`` (COCO), ``VOC_AP50`` (area), ``VOC07_AP50`` (11 points), and ``classes``:
+        name to ``AP, AP50, VOC_AP50, VOC07_AP50``.
+    """
+    metrics = coco_metrics(image_set, detections)
+    for label, name in enumerate(image_set.classes):
+        area, eleven = voc_ap(_truths(image_set, label), _of_class(image_set, detections, label))
+        metrics["classes"][name] |= {"VOC_AP50": area * 100, "VOC07_AP50": eleven * 100}
+    for key in ("VOC_AP50", "VOC07_AP50"):
+        values = np.array([row[key] for row in metrics["classes"].values()])
+        metrics[key] = float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+    return metrics
+
+
+def _truths(image_set: ImageSet, label: int) -> list[ClassTruth]:
+    """COCO's crowds are as uncounted here as VOC's difficult boxes."""
+    chosen = ((record, record.classes == label) for record in image_set.records)
+    return [ClassTruth(record.boxes[mask], (record.difficult | record.crowd)[mask]) for record, mask in chosen]
+
+
+def _of_class(image_set: ImageSet, detections: list[dict[str, Any]], label: int) -> ClassDetections:
+    places = {record.image_id: index for index, record in enumerate(image_set.records)}
+    rows = [row for row in detections if row["category_id"] == image_set.category_ids[label]]
+    boxes = np.array([row["bbox"] for row in rows], dtype=np.float64).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    images = np.array([places[row["image_id"]] for row in rows], dtype=np.int64)
+    return ClassDetections(images, np.array([row["score"] for row in rows], dtype=np.float64), boxes)

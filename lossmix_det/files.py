@@ -1,0 +1,95 @@
+"""Writing files whole or not at all, and reading tensors without running code."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from lossmix_det.errors import UserError, first_line
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader sees the old one or the whole new one, whatever happens."""
+    with _draft(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def save_tensors(content: Any, path: Path) -> None:
+    """`torch.save`, atomically and on the disk before it returns."""
+    with _draft(path) as file:
+        torch.save(content, file)
+
+
+@contextmanager
+def _draft(path: Path) -> Iterator[BinaryIO]:
+    """A file beside, which takes the place of the path once it is whole and on the disk; else it is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(draft, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of ours without unpickling code.
+
+    Raises:
+        UserError: the file is missing, damaged, or no checkpoint.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such checkpoint") from None
+    except Exception as error:  # torch raises almost anything on a damaged file
+        raise UserError(f"{path}: damaged checkpoint ({first_line(error)})") from None
+    if not isinstance(content, dict) or "student" not in content or "step" not in content:
+        raise UserError(f"{path}: not a checkpoint of lossmix_det")
+    return content
+
+
+def read_model(path: Path) -> dict[str, torch.Tensor]:
+    """The state dict in a file: bare, under ``model``, or of a checkpoint of ours (its average if it has one).
+
+    Raises:
+        UserError: the file is missing, damaged, holds more than tensors, or no state dict.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such checkpoint, export or state dict") from None
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path}: refused: it is damaged, or holds more than tensors; save the bare state dict with torch.save"
+        ) from None
+    except Exception as error:  # torch raises almost anything on a damaged file
+        raise UserError(f"{path}: cannot be read as weights ({first_line(error)})") from None
+    if isinstance(content, dict) and "student" in content:
+        content = content.get("ema") or content["student"]
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):
+        content = content["model"]
+    if not isinstance(content, dict) or not content or not all(isinstance(v, torch.Tensor) for v in content.values()):
+        raise UserError(f"{path}: holds no state dict (a dictionary of tensors)")
+    return content
+
+
+def classes_of(weights: Path) -> list[str] | None:
+    """The class names that a checkpoint of ours, or the JSON beside an export, records; None if there are none."""
+    if weights.with_suffix(".json").is_file():
+        about = json.loads(weights.with_suffix(".json").read_text())
+        return about.get("classes") if isinstance(about, dict) else None
+    try:
+        return read_checkpoint(weights)["classes"]
+    except (UserError, KeyError):
+        return None

@@ -1,0 +1,110 @@
+"""The checkpoints of a run, and the state of its random number generators."""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lossmix_det.errors import UserError
+from lossmix_det.files import read_checkpoint, save_tensors
+
+log = logging.getLogger(__name__)
+
+NAME = re.compile(r"step_(\d+)\.pt")
+
+
+class Checkpoints:
+    """The checkpoints of one run: the last ``keep_last``, and the best.
+
+    Args:
+        folder: where they lie; need not exist.
+        keep_last: how many of the latest to keep.
+    """
+
+    def __init__(self, folder: Path, keep_last: int) -> None:
+        self.folder, self.keep_last = folder, keep_last
+
+    @property
+    def best(self) -> Path:
+        return self.folder / "best.pt"
+
+    def paths(self) -> list[Path]:
+        """The numbered checkpoints, latest last."""
+        found = [(NAME.fullmatch(path.name), path) for path in self.folder.glob("step_*.pt")]
+        return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
+
+    @property
+    def healthy(self) -> Path:
+        """The last one from before anything looked like collapse."""
+        return self.folder / "healthy.pt"
+
+    @property
+    def burned_in(self) -> Path:
+        """The state in which adaptation begins; other adaptations may begin there too."""
+        return self.folder / "burned_in.pt"
+
+    def save(self, content: dict[str, Any], is_best: bool = False, is_healthy: bool = False) -> Path:
+        """Write ``step_<step>.pt``, and the same as ``best.pt`` or ``healthy.pt``; then delete what is over."""
+        path = self.folder / f"step_{content['step']:07d}.pt"
+        for wanted, copy in ((is_best, self.best), (is_healthy, self.healthy)):
+            if wanted:
+                save_tensors(content, copy)
+        save_tensors(content, path)
+        for old in self.paths()[: -self.keep_last]:
+            old.unlink()
+        return path
+
+    def rewind(self, content: dict[str, Any]) -> None:
+        """Make an earlier step the latest: write it, and only then delete those that came after."""
+        save_tensors(content, self.folder / f"step_{content['step']:07d}.pt")
+        for path in self.paths():
+            if int(NAME.fullmatch(path.name)[1]) > content["step"]:
+                path.unlink()
+
+    def latest_readable(self) -> Path | None:
+        """The latest checkpoint that can be read, as a path."""
+        content = self.load_latest()
+        return self.folder / f"step_{content['step']:07d}.pt" if content else None
+
+    def load_latest(self) -> dict[str, Any] | None:
+        """The latest checkpoint that can be read; one that cannot is named and passed over. None if there is none.
+
+        Raises:
+            UserError: there are checkpoints, but none can be read.
+        """
+        paths = self.paths()
+        for path in reversed(paths):
+            try:
+                return read_checkpoint(path)
+            except UserError as error:
+                log.warning("%s; falling back to the one before", error)
+        if paths:
+            raise UserError(f"{self.folder}: none of its {len(paths)} checkpoints can be read; use another output_dir")
+        return None
+
+
+def random_state() -> dict[str, Any]:
+    """Every global generator's state, as numbers and tensors."""
+    kind, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
+        torch.cuda.set_rng_state_all(state["cuda"])

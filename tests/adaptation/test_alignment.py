@@ -1,0 +1,134 @@
+import pytest
+import torch
+from adapting import ALIGN, adapting, batch
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from lossmix_det.adaptation.alignment import Alignment, ImageDiscriminator, ReverseGradient
+from lossmix_det.config import AlignmentConfig, ModelConfig
+from lossmix_det.engines import build_detector
+from lossmix_det.structures import ImageBatch
+from lossmix_det.training.phases import Domains
+
+
+@pytest.fixture(scope="module")
+def detector():
+    torch.manual_seed(0)
+    return build_detector(ModelConfig(), 6).train()
+
+
+def encoded(detector, sizes=((64, 96),) * 3):
+    torch.manual_seed(2)
+    return detector.encode(ImageBatch(torch.rand(3, 3, 64, 96), sizes, (1, 2, 3)))
+
+
+def domains(shares, mixed=(False,) * 3) -> Domains:
+    shares = torch.tensor(shares)
+    is_target = torch.tensor([False, False, True])
+    chosen = ~torch.tensor(mixed)
+    clean = chosen / torch.where(is_target, (chosen & is_target).sum(), (chosen & ~is_target).sum()).clamp(min=1)
+    return Domains(shares, 1 / torch.where(is_target, 1, 2), clean)
+
+
+def aligned(detector, **settings) -> Alignment:
+    torch.manual_seed(3)
+    return Alignment(AlignmentConfig(parts=["image", "instance"], **settings), detector)
+
+
+def test_the_gradient_is_reversed_and_nothing_else_changes():
+    values = torch.randn(4, requires_grad=True)
+    out = ReverseGradient.apply(values)
+    assert_close(out, values)
+    (out * torch.arange(4.0)).sum().backward()
+    assert_close(values.grad, -torch.arange(4.0))
+
+
+def test_the_discriminator_descends_where_the_detector_ascends(detector):
+    encoding = encoded(detector)
+    alignment = aligned(detector)
+    loss = alignment(detector, encoding, domains([0.0, 0.0, 1.0]))["alignment/image"]
+    feature = encoding.features[alignment.level]
+    reversed_gradient = torch.autograd.grad(loss, feature, retain_graph=True)[0]
+    plain = feature.detach().requires_grad_()
+    logits = alignment.discriminators["image"](plain)
+    again = F.binary_cross_entropy_with_logits(logits[:2], torch.zeros_like(logits[:2]))
+    again += F.binary_cross_entropy_with_logits(logits[2:], torch.ones_like(logits[2:]))
+    assert_close(again, loss)
+    assert_close(reversed_gradient, -torch.autograd.grad(again, plain)[0])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_a_mixed_images_label_is_its_share_of_the_target(detector, share):
+    """BCE is linear in the label: the loss at a share is the blend of the losses at 0 and 1, by share."""
+    encoding, alignment = encoded(detector), aligned(detector)
+
+    def loss(value):
+        return alignment(detector, encoding, domains([0.0, value, 1.0], (False, True, False)))
+
+    low, high, between = loss(0.0), loss(1.0), loss(share)
+    for name, value in between.items():
+        assert_close(value, (1 - share) * low[name] + share * high[name])
+
+
+def test_mixed_images_may_be_left_out(detector):
+    encoding, alignment = encoded(detector), aligned(detector, mixed="skip")
+    losses = [
+        alignment(detector, encoding, domains([0.0, share, 1.0], (False, True, False)))["alignment/image"]
+        for share in (0.2, 0.9)
+    ]
+    assert_close(*losses)
+    logits = alignment.discriminators["image"](encoding.features[alignment.level])
+    expected = F.binary_cross_entropy_with_logits(logits[:1], torch.zeros_like(logits[:1]))
+    expected += F.binary_cross_entropy_with_logits(logits[2:], torch.ones_like(logits[2:]))
+    assert_close(losses[0], expected)
+
+
+def test_padding_is_not_judged(detector):
+    """An image of half the canvas: the mean over the cells of its own half."""
+    encoding, alignment = encoded(detector, ((64, 48), (64, 96), (64, 96))), aligned(detector)
+    found = alignment(detector, encoding, domains([0.0, 0.0, 1.0]))["alignment/image"]
+    logits = alignment.discriminators["image"](encoding.features[alignment.level])[:, 0]
+    half = logits.shape[2] // 2
+    parts = [
+        F.binary_cross_entropy_with_logits(part, torch.full_like(part, label), reduction="mean")
+        for part, label in ((logits[0, :, :half], 0.0), (logits[1], 0.0), (logits[2], 1.0))
+    ]
+    assert_close(found, (parts[0] + parts[1]) / 2 + parts[2])
+
+
+def test_instances_are_the_best_proposals_of_each_image(detector):
+    encoding, alignment = encoded(detector), aligned(detector, instances=5)
+    found = alignment(detector, encoding, domains([0.0, 0.0, 1.0]))["alignment/instance"]
+    boxes = [proposals[:5] for proposals in encoding.proposals]
+    heads = detector.model.roi_heads
+    features = heads.box_head(heads.box_roi_pool(encoding.features, boxes, encoding.images.image_sizes))
+    logits = alignment.discriminators["instance"](features)
+    expected = F.binary_cross_entropy_with_logits(logits[:10], torch.zeros(10, 1))
+    expected += F.binary_cross_entropy_with_logits(logits[10:], torch.ones(5, 1))
+    assert_close(found, expected)
+
+
+def test_the_image_discriminator_is_that_of_adaptive_teacher():
+    widths = [(layer.in_channels, layer.out_channels) for layer in ImageDiscriminator(1024) if hasattr(layer, "weight")]
+    assert widths == [(1024, 256), (256, 128), (128, 128), (128, 1)]
+    assert ImageDiscriminator(8)(torch.zeros(2, 8, 5, 7)).shape == (2, 1, 5, 7)
+
+
+def test_no_alignment_of_weight_zero_is_built(tmp_path):
+    it = adapting(tmp_path, ALIGN[0], "train.loss_weights={alignment/image: 0.0, alignment/instance: 0.5}")
+    assert list(it.alignment.discriminators) == ["instance"]
+    assert adapting(tmp_path / "b", ALIGN[0], "train.loss_weights={alignment: 0.0}").alignment is None
+
+
+def test_alignment_costs_no_forward_pass_and_reaches_the_backbone(tmp_path):
+    it = adapting(tmp_path, *ALIGN, "pseudo_labels.min_size=1000")
+    lesson = it.lesson(batch())
+    calls = []
+    it.detector.model.backbone.register_forward_hook(lambda *_: calls.append(1))
+    losses = it.student_step(lesson)
+    assert len(calls) == 1
+    losses["alignment/image"].backward(retain_graph=True)
+    assert it.detector.model.backbone.body.conv1.weight.grad.abs().sum() > 0
+    assert it.detector.model.roi_heads.box_head.fc6.weight.grad is None
+    losses["alignment/instance"].backward()
+    assert it.detector.model.roi_heads.box_head.fc6.weight.grad.abs().sum() > 0

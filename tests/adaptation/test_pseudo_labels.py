@@ -1,0 +1,107 @@
+import numpy as np
+import pytest
+import torch
+
+from lossmix_det.adaptation.pseudo_labels import Thresholds, right, select
+from lossmix_det.config import PseudoLabelConfig
+from lossmix_det.errors import UserError
+from lossmix_det.structures import Instances
+
+CLASSES = ["cat", "dog", "fox"]
+SIZE = (40, 60)
+
+
+def found(*rows: tuple[float, float, float, float, int, float]) -> Instances:
+    values = torch.tensor(rows, dtype=torch.float32).reshape(-1, 6)
+    return Instances(values[:, :4], values[:, 4].long(), values[:, 5])
+
+
+def scores_of(label: int, scores: np.ndarray) -> Instances:
+    values = torch.as_tensor(scores, dtype=torch.float32)
+    boxes = torch.tensor([[0.0, 0, 9, 9]]).repeat(len(values), 1)
+    return Instances(boxes, torch.full((len(values),), label), values)
+
+
+def least(config: PseudoLabelConfig) -> list[float]:
+    return Thresholds(config, CLASSES).least().tolist()
+
+
+def test_one_threshold_for_all_or_one_for_each():
+    assert least(PseudoLabelConfig(score=0.7)) == pytest.approx([0.7] * 3)
+    config = PseudoLabelConfig(threshold="per_class", score=0.7, class_scores={"dog": 0.4})
+    assert least(config) == pytest.approx([0.7, 0.4, 0.7])
+
+
+def test_an_unknown_class_is_refused_with_the_nearest():
+    with pytest.raises(UserError, match="names no class 'dgo'.*did you mean 'dog'"):
+        Thresholds(PseudoLabelConfig(class_scores={"dgo": 0.5}), CLASSES)
+
+
+def test_the_adaptive_threshold_is_the_quantile_of_each_classs_own_scores():
+    """Against numpy, to the width of a bin; bounded by floor and score; `score` before anything was seen."""
+    config = PseudoLabelConfig(threshold="adaptive", score=0.9, floor=0.3, portion=0.2, memory=1.0)
+    thresholds = Thresholds(config, CLASSES)
+    assert thresholds.least().tolist() == pytest.approx([0.9] * 3)
+    rng = np.random.default_rng(0)
+    cat, dog = rng.beta(2, 3, 4000), rng.beta(1, 9, 4000)
+    for part in range(4):
+        share = slice(1000 * part, 1000 * part + 1000)
+        thresholds.remember(thresholds.count([scores_of(0, cat[share]), scores_of(1, dog[share])]))
+    expected = [np.quantile(cat, 0.8), 0.3, 0.9]
+    assert np.quantile(dog, 0.8) < 0.3
+    assert thresholds.least().tolist() == pytest.approx(expected, abs=0.006)
+
+
+def test_the_adaptive_threshold_never_asks_more_than_the_score():
+    thresholds = Thresholds(PseudoLabelConfig(threshold="adaptive", score=0.6), CLASSES)
+    thresholds.remember(thresholds.count([scores_of(2, np.full(50, 0.99))]))
+    assert thresholds.least()[2] == pytest.approx(0.6)
+
+
+def test_old_scores_are_forgotten():
+    thresholds = Thresholds(PseudoLabelConfig(threshold="adaptive", score=1.0, floor=0.0, memory=0.5), CLASSES)
+    thresholds.remember(thresholds.count([scores_of(0, np.full(100, 0.95))]))
+    for _ in range(30):
+        thresholds.remember(thresholds.count([scores_of(0, np.full(100, 0.25))]))
+    assert thresholds.least()[0] == pytest.approx(0.25, abs=0.006)
+
+
+def test_what_is_kept_is_confident_inside_large_enough_and_best_first():
+    config = PseudoLabelConfig(score=0.5, min_size=4, max_per_image=2)
+    detections = found(
+        (1, 1, 20, 20, 0, 0.6),
+        (5, 5, 30, 30, 1, 0.49),  # below its threshold
+        (50, 30, 90, 70, 2, 0.9),  # reaches out of the image
+        (10, 10, 12, 30, 0, 0.99),  # narrower than 4 pixels
+        (58, 2, 80, 20, 0, 0.95),  # 2 pixels wide once clipped
+        (2, 2, 22, 22, 1, 0.7),
+    )
+    kept = select(detections, torch.full((3,), 0.5), SIZE, config)
+    assert kept.scores.tolist() == pytest.approx([0.9, 0.7])
+    assert kept.boxes.tolist() == [[50, 30, 60, 40], [2, 2, 22, 22]]
+    assert kept.classes.tolist() == [2, 1]
+    assert kept.box_weights.tolist() == [0, 0]
+
+
+def test_only_the_confident_teach_box_regression_if_any_do():
+    config = PseudoLabelConfig(score=0.5, box_score=0.8)
+    detections = found((1, 1, 20, 20, 0, 0.6), (5, 5, 30, 30, 1, 0.85))
+    assert select(detections, torch.full((3,), 0.5), SIZE, config).box_weights.tolist() == [1, 0]
+
+
+def test_nothing_detected_is_nothing_kept():
+    assert len(select(found(), torch.full((3,), 0.5), SIZE, PseudoLabelConfig())) == 0
+
+
+def test_a_truth_is_found_once_and_by_its_class_alone():
+    truth = found((0, 0, 10, 10, 0, 1), (20, 20, 30, 30, 1, 1))
+    labels = found(
+        (0, 0, 10, 9, 0, 0.9),  # finds the first
+        (0, 0, 10, 10, 0, 0.8),  # which is taken
+        (20, 20, 30, 30, 0, 0.7),  # of another class
+        (20, 20, 30, 26, 1, 0.6),  # overlap 0.6: finds the second
+    )
+    assert right(labels, truth).tolist() == [True, False, False, True]
+    assert right(found((20, 20, 30, 24, 1, 0.9)), truth).tolist() == [False]
+    assert right(found(), truth).tolist() == []
+    assert right(labels, found()).tolist() == [False] * 4

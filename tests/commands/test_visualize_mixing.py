@@ -1,0 +1,88 @@
+import sys
+
+import numpy as np
+from conftest import write_image
+from matplotlib import pyplot as plt
+from PIL import Image
+from runs import TINY, trainer
+
+from lossmix_det.commands import visualize_mixing as pictures
+from lossmix_det.commands.train import run_tool
+from lossmix_det.config import load_config
+from lossmix_det.data.catalog import load
+from lossmix_det.evaluation import drawing
+
+
+def draw(monkeypatch, path, *words: str) -> int:
+    overrides = [word for word in TINY if not word.startswith("data.batch_size")]
+    monkeypatch.setattr(sys, "argv", ["visualize_mixing.py", "--output", str(path), *words, *overrides])
+    return run_tool(pictures.main)
+
+
+def test_every_rule_is_drawn_with_its_truths_and_weights(tmp_path, monkeypatch):
+    """The titles and the boxes of the figure are those of the lesson; the file is a picture with something on it."""
+    drawn = {}
+    close = plt.close
+
+    def keep(figure):
+        for axis in figure.axes:
+            drawn.setdefault(axis.get_ylabel() or "more", []).append((axis.get_title(), len(axis.patches)))
+        close(figure)
+
+    monkeypatch.setattr(plt, "close", keep)
+    path = tmp_path / "mixing.png"
+    assert draw(monkeypatch, path, "--images", "3", "--rules", "lossmix", "union") == 0
+    ((lossmix, boxes),), ((union, joined),) = drawn["lossmix"], drawn["union"]
+    first, second = (float(part) for part in lossmix.removeprefix("weights ").split(", "))
+    assert abs(first + second - 1) < 0.011
+    assert union == "weights 1.00"
+    assert boxes == joined > 1
+    assert np.asarray(Image.open(path)).std() > 20
+
+
+ADAPT = ["data.target=[shapes_clipart_train]", "data.views=[strong]", "ema.decay=0.9", "adaptation.burn_in_steps=1"]
+
+
+def test_burn_in_and_adaptation_are_drawn_with_a_teachers_pseudo_labels(tmp_path, monkeypatch):
+    trainer(tmp_path / "run", "train.steps=1").train()
+    drawn = []
+
+    def keep(figure):
+        drawn.extend((axis.get_title(), [patch.get_edgecolor()[:3] for patch in axis.patches]) for axis in figure.axes)
+        close(figure)
+
+    close = plt.close
+    monkeypatch.setattr(plt, "close", keep)
+    words = ["--images", "2", "--teacher", str(tmp_path / "run" / "export" / "student.pth"), *ADAPT]
+    words += ["pseudo_labels.score=0.1", "mixing.probability=1.0", "mixing.pairs.source_source=0"]
+    assert draw(monkeypatch, tmp_path / "phases.png", *words) == 0
+    burn_in, adaptation = drawn[:4], drawn[4:]
+    assert [title for title, _ in burn_in[:2]] == ["mixed, weights 1.00"] * 2  # only the sources' truths are known
+    assert [title for title, _ in burn_in[2:]] == ["", ""]
+    assert len(adaptation) == 4
+    both = [len(set(colours)) for title, colours in adaptation if title.count(",") == 2]
+    assert both
+    assert 2 in both  # an annotated and a pseudo-labelled truth in one image
+    assert np.asarray(Image.open(tmp_path / "phases.png")).std() > 20
+
+
+def test_a_teacher_needs_a_target(tmp_path, monkeypatch, capsys):
+    assert draw(monkeypatch, tmp_path / "x.png", "--teacher", "x.pth") == 2
+    assert "--teacher needs data.target" in capsys.readouterr().err
+
+
+def test_a_mistake_is_one_sentence(tmp_path, monkeypatch, capsys):
+    assert draw(monkeypatch, tmp_path / "x.png", "data.train=[nowhere]") == 2
+    assert "unknown data set 'nowhere'" in capsys.readouterr().err
+
+
+def test_before_and_after_have_a_row_of_truths_only_where_there_are_some(tmp_path, monkeypatch):
+    config = load_config(None, [*TINY, f"datasets.bare.root={tmp_path}", "datasets.bare.format=folder"])
+    write_image(tmp_path / "a.png")
+    shown = []
+    monkeypatch.setattr(drawing, "save", lambda figure, path: shown.append([a.get_ylabel() for a in figure.axes]))
+    for name in ("bare", "shapes_clipart_test"):
+        drawing.draw_before_after(load(name, config, ["star"] if name == "bare" else None), [], [], tmp_path / "x.png")
+    bare, labelled = ([label for label in labels if label] for labels in shown)
+    assert bare == ["before", "after"]
+    assert labelled == ["truth", "before", "after"]
