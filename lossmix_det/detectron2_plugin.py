@@ -13,6 +13,7 @@ in the data loader instead, and changes only the other two names: they read the 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any
 
@@ -26,7 +27,7 @@ from detectron2.modeling import (
     GeneralizedRCNN,
 )
 from detectron2.modeling.proposal_generator import RPN
-from detectron2.modeling.roi_heads import Res5ROIHeads, ROIHeads, StandardROIHeads
+from detectron2.modeling.roi_heads import Res5ROIHeads, StandardROIHeads
 from detectron2.modeling.roi_heads.fast_rcnn import _log_classification_stats
 from detectron2.structures import Boxes, ImageList
 from detectron2.structures import Instances as D2Instances
@@ -36,20 +37,17 @@ from torch import Tensor
 from lossmix_det.config import Config, MixingConfig, check
 from lossmix_det.data.catalog import find, known_classes, load
 from lossmix_det.data.formats.detectron2 import register
-from lossmix_det.engines.contract import Encoding, Scores
-from lossmix_det.engines.detectron2.rcnn import NAMES, Detectron2Losses, propose
-from lossmix_det.engines.two_stage.losses import Samples, ScoredProposals
+from lossmix_det.engines.detectron2 import vgg  # noqa: F401 - registers its backbone
+from lossmix_det.engines.detectron2.stages import NAMES, Detectron2RoI, Detectron2RPN, propose
+from lossmix_det.engines.two_stage.encoding import ScoredProposals, TwoStageEncoding
+from lossmix_det.engines.two_stage.stages import Scored, Stage
 from lossmix_det.errors import UserError
-from lossmix_det.mixing import draw_mix, mixup, supervise
+from lossmix_det.mixing import Among, Recipe, blend
 from lossmix_det.structures import ImageBatch, Instances, Supervision
 
 log = logging.getLogger(__name__)
 
-COUNTERS = {
-    "rpn": ("rpn/num_pos_anchors", "rpn/num_neg_anchors"),
-    "roi": ("roi_head/num_fg_samples", "roi_head/num_bg_samples"),
-}
-SETTINGS = ("rule", "alpha", "probability", "weight_sum", "background_weight", "noise_share", "lam_range")
+SETTINGS = ("mixer", "rule", "weighting", "alpha", "probability", "weight_sum", "background_weight", "lam_range")
 
 
 class MixedInstances(D2Instances):
@@ -123,9 +121,10 @@ def mix_inputs(inputs: list[dict], mixing: MixingConfig, rng: np.random.Generato
     batch = ImageBatch.cat(
         [ImageBatch(each["image"][None].float(), (tuple(each["image"].shape[1:]),)) for each in inputs]
     )
-    mix = draw_mix(len(batch), mixing, rng)
-    truths = [_truth(each["instances"]) for each in inputs]
-    mixed, supervisions = mixup(batch, mix), supervise(truths, mix, mixing)
+    recipe = Recipe(mixing)
+    mix = recipe.draw(batch, Among(len(batch)), rng)
+    mixed = blend(batch, mix)
+    supervisions = recipe.supervise([_truth(each["instances"]) for each in inputs], mix, mixed)
     result = []
     for index, each in enumerate(inputs):
         height, width = mixed.sizes[index]
@@ -191,59 +190,49 @@ class MixingCollate:
         return mix_inputs(inputs, self.mixing, np.random.default_rng(int(torch.randint(2**62, ()))))
 
 
-class CountedLosses(Detectron2Losses):
-    """Remembers what was sampled and how it was classified, for the counters that Detectron2 keeps of it."""
+class Counters:
+    """Remembers what a stage has scored, for the counters that Detectron2 keeps of it.
 
-    def use(self, rpn: RPN | None, roi_heads: ROIHeads | None, normalizer: str) -> None:
-        super().use(rpn, roi_heads, normalizer)
-        self.sampled: list[tuple[Tensor, int]] = []  # whether each sample is foreground; of how many images they are
-        self.labels: list[Tensor] = []
-        self.logits: list[Tensor] = []
+    Args:
+        names: of the numbers of foreground and background samples.
+    """
 
-    def _samples(
-        self, stage: str, supervision: Supervision, active: list[int], matched: list[Tensor], foreground: Tensor
-    ) -> Samples:
-        self.sampled.append((foreground, len(active)))
-        return super()._samples(stage, supervision, active, matched, foreground)
+    def __init__(self, names: tuple[str, str]) -> None:
+        self.names = names
+        self.scored: list[Scored] = []
 
-    def _labels(self, truth: Instances, matched: Tensor) -> Tensor:
-        self.labels.append(super()._labels(truth, matched))
-        return self.labels[-1]
-
-    def _scores(self, encoding: Encoding, chosen: dict[int, tuple[Tensor, Tensor]]) -> Scores:
-        scores = super()._scores(encoding, chosen)
-        self.logits.append(scores.logits.detach())
-        return scores
-
-    def log(self, stage: str) -> None:
-        """Put them into Detectron2's storage, per image and truth, and forget them."""
-        if self.sampled and has_event_storage():
-            foreground = torch.cat([each for each, _ in self.sampled])
-            images = sum(count for _, count in self.sampled)
-            found = int(foreground.sum())
-            for name, count in zip(COUNTERS[stage], (found, len(foreground) - found), strict=True):
-                get_event_storage().put_scalar(name, count / images)
-            if stage == "roi":
-                _log_classification_stats(torch.cat(self.logits), torch.cat(self.labels))
-        self.sampled, self.labels, self.logits = [], [], []
+    def log(self) -> None:
+        """Put what was scored into Detectron2's storage, per image and truth, and forget it."""
+        scored, self.scored = self.scored, []
+        if not scored or not has_event_storage():
+            return
+        foreground = torch.cat([of_truth.foreground for of_truth in scored])
+        images = sum(of_truth.images for of_truth in scored)
+        positive = int(foreground.sum())
+        for name, count in zip(self.names, (positive, len(foreground) - positive), strict=True):
+            get_event_storage().put_scalar(name, count / images)
+        if scored[0].labels is not None:
+            labels, logits = (torch.cat([getattr(row, name) for row in scored]) for name in ("labels", "logits"))
+            _log_classification_stats(logits, labels)
 
 
 class _Weighted:
     """A stage whose training losses are weighted; plain instances give the stock losses."""
 
-    stage: str
+    stage_of: Callable[[Any, str], Stage]
+    counters: tuple[str, str]
 
     @cached_property
-    def weighted(self) -> CountedLosses:
-        losses = CountedLosses()
-        losses.use(*((self, None) if self.stage == "rpn" else (None, self)), "samples")
-        return losses
+    def weighted(self) -> tuple[Stage, Counters]:
+        return self.stage_of(self, "samples"), Counters(self.counters)
 
-    def _losses(self, encoding: Encoding, supervisions: list[Supervision]) -> dict[str, Tensor]:
+    def _losses(self, encoding: TwoStageEncoding, supervisions: list[Supervision]) -> dict[str, Tensor]:
         """Under Detectron2's names."""
-        parts = [self.weighted.stage_losses(self.stage, encoding, each) for each in supervisions]
-        self.weighted.log(self.stage)
-        return {NAMES[name]: sum(part[name] for part in parts) for name in parts[0]}
+        stage, counters = self.weighted
+        stage.watch = counters.scored.append
+        losses = [stage.losses(encoding, supervision) for supervision in supervisions]
+        counters.log()
+        return {NAMES[name]: sum(of_truth[name] for of_truth in losses) for name in losses[0]}
 
 
 def _batch(images: ImageList, supervisions: list[Supervision]) -> ImageBatch:
@@ -256,7 +245,8 @@ def _batch(images: ImageList, supervisions: list[Supervision]) -> ImageBatch:
 class LossMixRPN(_Weighted, RPN):
     """Detectron2's `RPN` with losses weighted per truth and image."""
 
-    stage = "rpn"
+    stage_of = Detectron2RPN
+    counters = ("rpn/num_pos_anchors", "rpn/num_neg_anchors")
 
     def forward(
         self, images: ImageList, features: dict[str, Tensor], gt_instances: list[D2Instances] | None = None
@@ -264,14 +254,15 @@ class LossMixRPN(_Weighted, RPN):
         if not self.training or gt_instances is None:
             return super().forward(images, features, gt_instances)
         supervisions = supervisions_of(gt_instances)
-        anchors, objectness, deltas, proposals = propose(self, features, images.image_sizes)
-        batch = _batch(images, supervisions)
-        encoding = Encoding(features, anchors, objectness, deltas, [], images, batch)
-        return proposals, self._losses(encoding, supervisions)
+        proposed = propose(self, features, images.image_sizes)
+        outputs = (proposed.anchors, proposed.objectness, proposed.deltas)
+        encoding = TwoStageEncoding(features, *outputs, [], images, _batch(images, supervisions))
+        return proposed.proposals, self._losses(encoding, supervisions)
 
 
 class _WeightedHeads(_Weighted):
-    stage = "roi"
+    stage_of = Detectron2RoI
+    counters = ("roi_head/num_fg_samples", "roi_head/num_bg_samples")
 
     def forward(
         self,
@@ -283,13 +274,12 @@ class _WeightedHeads(_Weighted):
         if not self.training or targets is None:
             return super().forward(images, features, proposals, targets)
         supervisions = supervisions_of(targets)
-        boxes = [each.proposal_boxes.tensor for each in proposals]
-        scored = ScoredProposals([len(each) for each in boxes], self.weighted.shares_scores)
+        boxes = [instances.proposal_boxes.tensor for instances in proposals]
+        scored = ScoredProposals([len(of_image) for of_image in boxes], self.weighted[0].shares_scores)
         nothing = boxes[0].new_zeros(0)
         batch = _batch(images, supervisions)
-        return proposals, self._losses(
-            Encoding(features, [], nothing, nothing, boxes, images, batch, scored), supervisions
-        )
+        encoding = TwoStageEncoding(features, [], nothing, nothing, boxes, images, batch, scored)
+        return proposals, self._losses(encoding, supervisions)
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -333,7 +323,7 @@ class LossMixRCNN(GeneralizedRCNN):
 
     def _warn_if_alone(self, images: int) -> None:
         """Once, that a batch of one image has no partner to mix it with."""
-        if images == 1 and self.collate.mixing.rule != "none" and not self.warned:
+        if images == 1 and self.collate.mixing.probability and not self.warned:
             self.warned = True
             log.warning("a batch of one image is never mixed; raise SOLVER.IMS_PER_BATCH to 2 or more for each process")
 

@@ -1,6 +1,10 @@
 """The one error that a person is meant to read."""
 
+from collections.abc import Mapping
 from difflib import get_close_matches
+from typing import TypeVar
+
+Value = TypeVar("Value")
 
 
 class UserError(ValueError):
@@ -20,3 +24,19 @@ def first_line(error: Exception) -> str:
     """The first line of what an error says, or its kind if it says nothing."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
+
+
+def pick(table: Mapping[str, Value], name: str, key: str) -> Value:
+    """The entry of a table that a setting names.
+
+    Args:
+        table: by name.
+        name: as the user wrote it.
+        key: of the setting, for the message.
+
+    Raises:
+        UserError: there is no such entry; says which there are.
+    """
+    if name not in table:
+        raise UserError(f"{key}={name!r} is not one of {', '.join(table)}{nearest(str(name), list(table))}")
+    return table[name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,10 +22,33 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
-def save_tensors(content: Any, path: Path) -> None:
-    """`torch.save`, atomically and on the disk before it returns."""
+def save_tensors(content: Any, path: Path, *copies: Path) -> None:
+    """`torch.save`, atomically and on the disk before it returns.
+
+    Args:
+        content: serialised once.
+        path: of the file; it takes its name last, so that where it exists the copies do too.
+        copies: further names of the same file; where the file system has no links, real copies.
+    """
     with _draft(path) as file:
         torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())  # no name may point at what is not on the disk
+        for copy in copies:
+            _link(Path(file.name), copy)
+
+
+def _link(file: Path, copy: Path) -> None:
+    """Give a file another name, in place of whatever has that name."""
+    draft = copy.with_name(f".{copy.name}.{os.getpid()}")
+    draft.unlink(missing_ok=True)
+    try:
+        os.link(file, draft)
+    except OSError:  # no links on this file system
+        shutil.copyfile(file, draft)
+        with open(draft, "rb") as written:
+            os.fsync(written.fileno())
+    os.replace(draft, copy)
 
 
 @contextmanager

@@ -25,6 +25,8 @@ class Instances:
         box_weights: (N,) float ≥ 0, the same for box regression alone; absent means ``weights``.
         teacher_image: soft pseudo-labels: which of the teacher's images scores the samples in place of the classes and
             boxes, that then only decide what is sampled.
+        offset: (down, right) pixels by which the image has been moved since it was annotated or seen by the teacher;
+            the boxes are where they are now.
 
     Raises:
         ValueError: a shape or type differs from the above.
@@ -36,6 +38,7 @@ class Instances:
     weights: Tensor | None = None
     box_weights: Tensor | None = None
     teacher_image: int | None = None
+    offset: tuple[float, float] = (0, 0)
 
     def __post_init__(self) -> None:
         if self.boxes.ndim != 2 or self.boxes.shape[1] != 4 or not self.boxes.is_floating_point():
@@ -57,29 +60,48 @@ class Instances:
         return self._map(lambda value: value[index])
 
     def to(self, device: torch.device | str) -> Instances:
+        """The same instances on another device."""
         return self._map(lambda value: value.to(device))
 
     def _map(self, function) -> Instances:
         fields = (self.boxes, self.classes, self.scores, self.weights, self.box_weights)
-        return Instances(*(None if value is None else function(value) for value in fields), self.teacher_image)
+        return Instances(
+            *(None if value is None else function(value) for value in fields), self.teacher_image, self.offset
+        )
 
     @staticmethod
     def empty(device: torch.device | str = "cpu") -> Instances:
+        """No instance at all."""
         return Instances(torch.zeros(0, 4, device=device), torch.zeros(0, dtype=torch.int64, device=device))
 
-    def weighted(self, weight: float, box_weight: float) -> Instances:
-        """Every box weighted, on top of the weights that it has."""
-        own = torch.ones_like(self.boxes[:, 0]) if self.weights is None else self.weights
-        box = own if self.box_weights is None else self.box_weights
-        return replace(self, weights=own * weight, box_weights=box * box_weight)
+    def weighted(self, weight: float | Tensor, box_weight: float | Tensor) -> Instances:
+        """Every box weighted, on top of the weights that it has; by one number or by (N,)."""
+        weights = torch.ones_like(self.boxes[:, 0]) if self.weights is None else self.weights
+        box_weights = weights if self.box_weights is None else self.box_weights
+        return replace(self, weights=weights * weight, box_weights=box_weights * box_weight)
+
+    def moved(self, offset: Sequence[float], size: tuple[int, int]) -> Instances:
+        """The boxes moved along with their image, clipped to where it is now; those that leave it are dropped.
+
+        Args:
+            offset: (down, right) in pixels.
+            size: (height, width) of the image that they are on now.
+        """
+        down, right = offset
+        height, width = size
+        boxes = self.boxes + self.boxes.new_tensor([right, down, right, down])
+        boxes = torch.minimum(boxes.clamp(min=0), boxes.new_tensor([width, height, width, height]))
+        kept = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+        moved = replace(self, boxes=boxes, offset=(self.offset[0] + down, self.offset[1] + right))
+        return moved[kept]
 
     @staticmethod
     def union(a: Instances, b: Instances) -> Instances:
         """Boxes of both, those of ``a`` first; scores are not kept, and weights only where both have them."""
 
         def joined(name: str) -> Tensor | None:
-            parts = [getattr(part, name) for part in (a, b)]
-            return None if parts[0] is None or parts[1] is None else torch.cat(parts)
+            first, second = getattr(a, name), getattr(b, name)
+            return None if first is None or second is None else torch.cat([first, second])
 
         return Instances(
             torch.cat([a.boxes, b.boxes]),
@@ -123,6 +145,7 @@ class ImageBatch:
         return len(self.pixels)
 
     def to(self, device: torch.device | str) -> ImageBatch:
+        """The same images on another device."""
         return replace(self, pixels=self.pixels.to(device, non_blocking=True))
 
     def to_float(self) -> ImageBatch:
@@ -202,6 +225,7 @@ class Supervision:
         return torch.nonzero((self.class_weights > 0) | (self.box_weights > 0)).flatten().tolist()
 
     def to(self, device: torch.device | str) -> Supervision:
+        """The same supervision, its truths on another device."""
         return replace(self, truths=tuple(truth.to(device) for truth in self.truths))
 
     def take(self, indices: Sequence[int]) -> Supervision:
@@ -255,6 +279,7 @@ class Views:
     truths: tuple[Instances, ...] | None
 
     def to(self, device: torch.device | str) -> Views:
+        """The same views on another device."""
         views = (None if view is None else view.to(device) for view in (self.weak, self.strong))
         truths = None if self.truths is None else tuple(truth.to(device) for truth in self.truths)
         return Views(*views, truths)
@@ -267,12 +292,16 @@ class StepBatch:
     source: Views
     target: Views | None = None
 
+    def to(self, device: torch.device | str) -> StepBatch:
+        """The same batch on another device."""
+        return StepBatch(self.source.to(device), self.target and self.target.to(device))
+
     @property
     def canvas(self) -> tuple[int, int]:
         """(height, width) of the smallest canvas that holds every view."""
         domains = [views for views in (self.source, self.target) if views is not None]
-        views = [view for views in domains for view in (views.weak, views.strong) if view is not None]
-        return max(view.pixels.shape[2] for view in views), max(view.pixels.shape[3] for view in views)
+        batches = [view for views in domains for view in (views.weak, views.strong) if view is not None]
+        return max(view.pixels.shape[2] for view in batches), max(view.pixels.shape[3] for view in batches)
 
 
 class Domains:
@@ -288,6 +317,7 @@ class Domains:
         self.shares, self.weights, self.unmixed_weights = shares, weights, unmixed_weights
 
     def take(self, indices: list[int]) -> Domains:
+        """Some of the images, their weights grown so that each domain still adds up to 1 on average."""
         scale = len(self.weights) / len(indices)
         return Domains(self.shares[indices], self.weights[indices] * scale, self.unmixed_weights[indices] * scale)
 

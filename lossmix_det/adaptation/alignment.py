@@ -6,14 +6,17 @@ image has the weight of its target pixels as its label.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lossmix_det.config import AlignmentConfig
-from lossmix_det.engines import Detector, Encoding
+from lossmix_det.engines import Detector, Encoding, HasFeatures, ScoresBoxes, require
 from lossmix_det.errors import UserError
-from lossmix_det.structures import Domains
+from lossmix_det.structures import Domains, ImageBatch
 
 
 class ReverseGradient(torch.autograd.Function):
@@ -54,46 +57,81 @@ class Alignment(nn.Module):
         detector: whose features are read; only its widths are looked at.
 
     Raises:
-        UserError: the backbone has no such level.
+        UserError: the backbone has no such level, or the detector has not what a part reads.
     """
 
     def __init__(self, config: AlignmentConfig, detector: Detector) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.weigh = config, WEIGHTS[config.mixed]
+        self.parts = {name: part for name, part in PARTS.items() if name in config.parts}
+        for name, part in self.parts.items():
+            require(detector, part.needs, f"alignment.parts=[{name}]")
+        self.level = self._level(detector)
+        self.discriminators = nn.ModuleDict(
+            {name: part.discriminator(detector, self.level) for name, part in self.parts.items()}
+        )
+
+    def _level(self, detector: Detector) -> str:
+        """The level of the image part, the coarsest if none is named."""
+        if not isinstance(detector, HasFeatures):
+            return ""
         levels = detector.levels()
-        self.level = config.level or list(levels)[-1]
-        if self.level not in levels:
-            raise UserError(f"alignment.level={self.level!r} is no feature level; there are {', '.join(levels)}")
-        self.discriminators = nn.ModuleDict()
-        if "image" in config.parts:
-            self.discriminators["image"] = ImageDiscriminator(levels[self.level])
-        if "instance" in config.parts:
-            self.discriminators["instance"] = InstanceDiscriminator(detector.roi_width)
+        level = self.config.level or list(levels)[-1]
+        if level not in levels:
+            raise UserError(f"alignment.level={level!r} is no feature level; there are {', '.join(levels)}")
+        return level
 
-    def forward(self, detector: Detector, encoding: Encoding, domains: Domains) -> dict[str, Tensor]:
+    def forward(
+        self, detector: Detector, encoding: Encoding, images: ImageBatch, domains: Domains
+    ) -> dict[str, Tensor]:
         """``alignment/image`` and ``alignment/instance``: for each, source's mean and target's mean added up."""
-        weights = domains.weights if self.config.mixed == "soft" else domains.unmixed_weights
-        losses = {}
-        if "image" in self.discriminators:
-            losses["alignment/image"] = self._image_loss(encoding, domains.shares, weights)
-        if "instance" in self.discriminators:
-            losses["alignment/instance"] = self._instance_loss(detector, encoding, domains.shares, weights)
-        return losses
+        weights = self.weigh(domains)
+        return {
+            f"alignment/{name}": part.loss(self, detector, encoding, images, domains.shares, weights)
+            for name, part in self.parts.items()
+        }
 
-    def _image_loss(self, encoding: Encoding, shares: Tensor, weights: Tensor) -> Tensor:
+    def image_loss(
+        self, detector: HasFeatures, encoding: Encoding, images: ImageBatch, shares: Tensor, weights: Tensor
+    ) -> Tensor:
         """Every cell that lies inside its image is judged; an image's loss is the mean over its cells."""
-        features = encoding.features[self.level]
+        features = detector.features(encoding)[self.level]
         logits = self.discriminators["image"](ReverseGradient.apply(features))[:, 0].float()
         shares, weights = shares.to(logits), weights.to(logits)
-        inside = F.interpolate(encoding.batch.valid().to(logits), size=logits.shape[1:], mode="nearest")[:, 0]
+        inside = F.interpolate(images.valid().to(logits), size=logits.shape[1:], mode="nearest")[:, 0]
         losses = F.binary_cross_entropy_with_logits(logits, shares.view(-1, 1, 1).expand_as(logits), reduction="none")
         return (weights * (losses * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)).sum()
 
-    def _instance_loss(self, detector: Detector, encoding: Encoding, shares: Tensor, weights: Tensor) -> Tensor:
+    def instance_loss(
+        self, detector: ScoresBoxes, encoding: Encoding, images: ImageBatch, shares: Tensor, weights: Tensor
+    ) -> Tensor:
         """The best proposals of each image are judged; an image's loss is the mean over them."""
-        scores = detector.score_proposals(encoding, self.config.instances)
-        logits = self.discriminators["instance"](ReverseGradient.apply(scores.features))[:, 0].float()
-        counts = torch.tensor([min(len(found), self.config.instances) for found in encoding.proposals])
+        features, counts = detector.proposal_features(encoding, self.config.instances)
+        logits = self.discriminators["instance"](ReverseGradient.apply(features))[:, 0].float()
         shares = shares.repeat_interleave(counts).to(logits)
         weights = (weights / counts.clamp(min=1)).repeat_interleave(counts).to(logits)
         return (weights * F.binary_cross_entropy_with_logits(logits, shares, reduction="none")).sum()
+
+
+class Part(NamedTuple):
+    """One kind of alignment: what it needs of a detector, its discriminator of (detector, level), and its loss."""
+
+    needs: type
+    discriminator: Callable[[Detector, str], nn.Module]
+    loss: Callable[..., Tensor]
+
+
+PARTS = {
+    "image": Part(
+        HasFeatures, lambda detector, level: ImageDiscriminator(detector.levels()[level]), Alignment.image_loss
+    ),
+    "instance": Part(
+        ScoresBoxes, lambda detector, level: InstanceDiscriminator(detector.roi_width), Alignment.instance_loss
+    ),
+}
+
+# Mixed images have the share of the target as their label, or are left out.
+WEIGHTS: dict[str, Callable[[Domains], Tensor]] = {
+    "soft": lambda domains: domains.weights,
+    "skip": lambda domains: domains.unmixed_weights,
+}

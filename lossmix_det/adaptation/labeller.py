@@ -11,11 +11,68 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from lossmix_det.adaptation.guards import Guard
-from lossmix_det.adaptation.pseudo_labels import Thresholds, right, select
-from lossmix_det.config import Config
-from lossmix_det.engines import Detector, Marker
+from lossmix_det.adaptation.pseudo_labels import build_thresholds, match_truths, select, to_cpu
+from lossmix_det.config import Config, PseudoLabelConfig
+from lossmix_det.engines import Detector, Encoding, ScoresBoxes, SoftTeacher, require
 from lossmix_det.engines.contract import inference_mode_of
 from lossmix_det.structures import ImageBatch, Instances, Supervision, Views
+
+
+class HardLabels:
+    """Boxes and classes above the threshold are truths like any other (Adaptive Teacher).
+
+    Args:
+        config: ``empty`` and ``box_score``.
+    """
+
+    needs: type | None = None  # capability of a detector
+
+    def __init__(self, config: PseudoLabelConfig) -> None:
+        self.weight_of_empty = WEIGHT_OF_EMPTY[config.empty]
+        self.teaches_boxes = config.box_score is not None
+
+    def prepare(self, images: ImageBatch, canvas: tuple[int, int]) -> ImageBatch:
+        """The images as the teacher is to see them."""
+        return images
+
+    def supervision(self, kept: list[Instances]) -> Supervision:
+        """What the kept detections teach, at full weight."""
+        weights = torch.tensor([1.0 if len(labels) else self.weight_of_empty for labels in kept])
+        return Supervision(tuple(kept), weights, weights * self.teaches_boxes)
+
+    def soft_teacher(self, teacher: Detector, encoding: Encoding) -> SoftTeacher | None:
+        """Who scores the student's samples: nobody, they are scored against the boxes."""
+        return None
+
+
+class SoftLabels:
+    """The teacher scores the samples that the student draws; its boxes only decide which these are (ALDI).
+
+    Args:
+        config: ``temperature``.
+    """
+
+    needs: type | None = ScoresBoxes
+
+    def __init__(self, config: PseudoLabelConfig) -> None:
+        self.temperature = config.temperature
+
+    def prepare(self, images: ImageBatch, canvas: tuple[int, int]) -> ImageBatch:
+        """On the student's canvas, so that both have the same anchors."""
+        return images.on_canvas(*canvas)
+
+    def supervision(self, kept: list[Instances]) -> Supervision:
+        """Every image teaches, also one in which the teacher sees nothing."""
+        truths = [replace(labels, box_weights=None, teacher_image=index) for index, labels in enumerate(kept)]
+        return Supervision.full(truths)
+
+    def soft_teacher(self, teacher: Detector, encoding: Encoding) -> SoftTeacher | None:
+        """The teacher itself."""
+        return SoftTeacher(teacher, encoding, self.temperature)
+
+
+WEIGHT_OF_EMPTY = {"skip": 0.0, "background": 1.0}  # of a target image without a pseudo-label
+KINDS = {"hard": HardLabels, "soft": SoftLabels}
 
 
 class Labeller:
@@ -25,11 +82,23 @@ class Labeller:
         config: of the run.
         classes: names, in order.
         fabric: for sums over processes.
+        student: the detector to be taught.
+
+    Raises:
+        UserError: the pseudo-labels are of a kind that the student cannot be taught, or name an unknown class.
     """
 
-    def __init__(self, config: Config, classes: Sequence[str], fabric: Fabric) -> None:
-        self.config, self.labels, self.classes, self.fabric = config, config.pseudo_labels, classes, fabric
-        self.thresholds = Thresholds(self.labels, classes)
+    def __init__(self, config: Config, classes: Sequence[str], fabric: Fabric, student: Detector) -> None:
+        self.adaptation, self.labels, self.classes, self.fabric = (
+            config.adaptation,
+            config.pseudo_labels,
+            classes,
+            fabric,
+        )
+        self.kind = KINDS[self.labels.kind](self.labels)
+        if self.kind.needs is not None:
+            require(student, self.kind.needs, f"pseudo_labels.kind={self.labels.kind}")
+        self.thresholds = build_thresholds(self.labels, classes)
         self.guard = Guard(config.adaptation, self.labels.score)
         self.factor, self.restores = 1.0, 0  # of the unsupervised weight; halved by each restoration
         self.problem: str | None = None
@@ -37,7 +106,7 @@ class Labeller:
 
     def label(
         self, teacher: Detector, target: Views, canvas: tuple[int, int], step: int
-    ) -> tuple[Supervision, Marker | None]:
+    ) -> tuple[Supervision, SoftTeacher | None]:
         """Let the teacher look at the weak views, once.
 
         Args:
@@ -49,27 +118,21 @@ class Labeller:
         Returns:
             The supervision of the target's images, and for soft labels who scores the student's samples.
         """
-        soft = self.labels.kind == "soft"
         images = target.weak.to_float()
         with inference_mode_of(teacher), self.fabric.autocast():
-            encoding = teacher.encode(images.on_canvas(*canvas) if soft else images)
+            encoding = teacher.encode(self.kind.prepare(images, canvas))
             detections = teacher.detections(encoding)
-        if self.labels.threshold == "adaptive":
+        if self.thresholds.learns:
             seen = self._sum({"scores": self.thresholds.count(detections)})
             self.thresholds.remember(seen["scores"])
         kept = self._select(detections, images)
         self._watch(detections, kept, target.truths)
-        weights = torch.tensor([float(soft or bool(len(each)) or self.labels.empty == "background") for each in kept])
-        weights *= self.unsupervised_weight(step)
-        if soft:
-            kept = [replace(each, box_weights=None, teacher_image=index) for index, each in enumerate(kept)]
-        teaches_boxes = soft or self.labels.box_score is not None
-        supervision = Supervision(tuple(kept), weights, weights * teaches_boxes)
-        return supervision, Marker(teacher, encoding, self.labels.temperature) if soft else None
+        supervision = self.kind.supervision(kept).scaled(self.unsupervised_weight(step))
+        return supervision, self.kind.soft_teacher(teacher, encoding)
 
     def unsupervised_weight(self, step: int) -> float:
         """Weight of the pseudo-labels, after the ramp and restorations."""
-        adaptation = self.config.adaptation
+        adaptation = self.adaptation
         done = step - adaptation.burn_in_steps + 1
         ramp = min(done / adaptation.ramp_steps, 1.0) if adaptation.ramp_steps else 1.0
         return adaptation.unsupervised_weight * ramp * self.factor
@@ -78,7 +141,7 @@ class Labeller:
         """What is logged of the pseudo-labels since the last row."""
         if not self.counts:
             return {}
-        images, labels, right, truths = (self.counts[name] for name in ("images", "labels", "right", "truths"))
+        images, labels, matched, truths = (self.counts[name] for name in ("images", "labels", "matched", "truths"))
         total = float(images.sum())
         row = {
             "pseudo/per_image": float(labels.sum()) / total,
@@ -87,21 +150,22 @@ class Labeller:
         measured = bool(self.counts["measured"])
         if measured:
             row |= {
-                "pseudo/precision": _share(right.sum(), labels.sum()),
-                "pseudo/recall": _share(right.sum(), truths.sum()),
+                "pseudo/precision": _share(matched.sum(), labels.sum()),
+                "pseudo/recall": _share(matched.sum(), truths.sum()),
             }
         for index, name in enumerate(self.classes):
             row[f"pseudo/per_image/{name}"] = float(labels[index]) / total
             if measured:
-                row[f"pseudo/precision/{name}"] = _share(right[index], labels[index])
-                row[f"pseudo/recall/{name}"] = _share(right[index], truths[index])
-        if self.labels.threshold == "adaptive":
+                row[f"pseudo/precision/{name}"] = _share(matched[index], labels[index])
+                row[f"pseudo/recall/{name}"] = _share(matched[index], truths[index])
+        if self.thresholds.learns:
             least = self.thresholds.least().tolist()
             row |= {f"pseudo/threshold/{name}": value for name, value in zip(self.classes, least, strict=True)}
         self.counts = {}
         return row
 
     def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs to continue exactly."""
         return {
             "histogram": self.thresholds.histogram,
             "guard": self.guard.state_dict(),
@@ -110,6 +174,7 @@ class Labeller:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` gave."""
         self.thresholds.histogram = state["histogram"]
         self.guard.load_state_dict(state["guard"])
         self.factor, self.restores = state["factor"]
@@ -118,31 +183,34 @@ class Labeller:
     def _select(self, detections: list[Instances], images: ImageBatch) -> list[Instances]:
         least = self.thresholds.least()
         pairs = zip(detections, images.sizes, strict=True)
-        return [select(found, least, size, self.labels) for found, size in pairs]
+        return [select(instances, least, size, self.labels) for instances, size in pairs]
 
     def _watch(self, detections: list[Instances], kept: list[Instances], truths: tuple[Instances, ...] | None) -> None:
         """Count what was found, and let the guard see it."""
-        found = torch.cat([each.scores for each in detections])
+        scores = torch.cat([instances.scores for instances in detections])
+        labels = to_cpu(kept)
         step = {
-            "found": found.sum().reshape(1).cpu().double(),
-            "images": torch.tensor([float(len(kept))]),
-            "empty": torch.tensor([float(sum(not len(each) for each in kept))]),
+            "found": scores.sum().reshape(1).cpu().double(),
+            "images": torch.tensor([float(len(labels))]),
+            "empty": torch.tensor([float(sum(not len(of_image) for of_image in labels))]),
             "measured": torch.tensor([float(truths is not None)]),
-            "labels": self._by_class(kept),
-            "right": torch.zeros(len(self.classes)),
+            "labels": self._by_class(labels),
+            "matched": torch.zeros(len(self.classes)),
             "truths": torch.zeros(len(self.classes)),
         }
         if truths is not None:
-            hits = [each[right(each, truth)] for each, truth in zip(kept, truths, strict=True)]
-            step |= {"right": self._by_class(hits), "truths": self._by_class(truths)}
+            truths = to_cpu(truths)
+            pairs = zip(labels, truths, strict=True)
+            matched = [of_image[match_truths(of_image, truth)] for of_image, truth in pairs]
+            step |= {"matched": self._by_class(matched), "truths": self._by_class(truths)}
         step = self._sum(step)
         self.counts = {name: self.counts.get(name, 0) + value for name, value in step.items()}
         per_image = float(step["found"]) / float(step["images"])
-        best = float(found.max()) if len(found) else 0.0
+        best = float(scores.max()) if len(scores) else 0.0
         self.problem = self.guard.observe(per_image, best, int(step["labels"].sum()))
 
     def _by_class(self, instances: Sequence[Instances]) -> Tensor:
-        classes = torch.cat([each.classes for each in instances]).cpu()
+        classes = torch.cat([of_image.classes for of_image in instances])
         return classes.bincount(minlength=len(self.classes))
 
     def _sum(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -150,8 +218,8 @@ class Labeller:
         flat = torch.cat([value.double().flatten() for value in values.values()])
         if self.fabric.world_size > 1:
             flat = self.fabric.all_reduce(flat.to(self.fabric.device), reduce_op="sum").cpu()
-        parts = flat.split([value.numel() for value in values.values()])
-        return {name: part.view_as(values[name]) for name, part in zip(values, parts, strict=True)}
+        sums = flat.split([value.numel() for value in values.values()])
+        return {name: total.view_as(values[name]) for name, total in zip(values, sums, strict=True)}
 
 
 def _share(part: Tensor, whole: Tensor) -> float:

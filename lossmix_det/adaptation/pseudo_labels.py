@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,35 +16,48 @@ BINS = 200
 
 
 class Thresholds:
-    """The least score that a detection of each class must have to become a pseudo-label.
-
-    ``global``: one for all (Adaptive Teacher: 0.8). ``per_class``: as set by name. ``adaptive``: the score that the
-    best ``portion`` of the class's own recent detections reach, within [``floor``, ``score``]; class-balanced
-    self-training (Zou et al., ECCV 2018), on a histogram of scores that forgets.
+    """The least score that a detection of each class must have to become a pseudo-label: one number for each class.
 
     Args:
-        config: of the pseudo-labels.
-        classes: names, in order.
-
-    Raises:
-        UserError: ``class_scores`` names an unknown class.
+        scores: (K,) of each class.
     """
 
-    def __init__(self, config: PseudoLabelConfig, classes: Sequence[str]) -> None:
-        for name in config.class_scores:
-            if name not in classes:
-                raise UserError(f"pseudo_labels.class_scores names no class {name!r}{nearest(name, list(classes))}")
-        self.config = config
-        scores = [config.class_scores.get(name, config.score) for name in classes]
-        self.fixed = torch.tensor(scores if config.threshold == "per_class" else [config.score] * len(classes))
-        self.histogram = torch.zeros(len(classes), BINS, dtype=torch.float64)
+    learns = False  # from what the teacher detects
+
+    def __init__(self, scores: Tensor) -> None:
+        self.scores = scores
+        self.histogram = torch.zeros(len(scores), BINS, dtype=torch.float64)
 
     def count(self, detections: Sequence[Instances]) -> Tensor:
         """(K, BINS) number of detections by class and score."""
-        classes = torch.cat([found.classes for found in detections]).cpu()
-        scores = torch.cat([found.scores for found in detections]).cpu()
-        place = classes * BINS + (scores * BINS).long().clamp(0, BINS - 1)
-        return place.bincount(minlength=self.histogram.numel()).view_as(self.histogram).double()
+        classes = torch.cat([instances.classes for instances in detections]).cpu()
+        scores = torch.cat([instances.scores for instances in detections]).cpu()
+        cell = classes * BINS + (scores * BINS).long().clamp(0, BINS - 1)
+        return cell.bincount(minlength=self.histogram.numel()).view_as(self.histogram).double()
+
+    def remember(self, counts: Tensor) -> None:
+        """Take note of what a step has counted over all processes."""
+
+    def least(self) -> Tensor:
+        """(K,) float scores."""
+        return self.scores
+
+
+class AdaptiveThresholds(Thresholds):
+    """The score that the best ``portion`` of a class's own recent detections reach, within [``floor``, ``score``].
+
+    Class-balanced self-training (Zou et al., ECCV 2018), on a histogram of scores that forgets.
+
+    Args:
+        scores: (K,) the highest that each may be.
+        config: ``floor``, ``portion``, ``memory`` and ``score``.
+    """
+
+    learns = True
+
+    def __init__(self, scores: Tensor, config: PseudoLabelConfig) -> None:
+        super().__init__(scores)
+        self.config = config
 
     def remember(self, counts: Tensor) -> None:
         """Let the histogram forget a little and add what a step has counted over all processes."""
@@ -52,14 +65,46 @@ class Thresholds:
 
     def least(self) -> Tensor:
         """(K,) float scores."""
-        if self.config.threshold != "adaptive":
-            return self.fixed
         above = self.histogram.flip(1).cumsum(1)  # of the best bins, best first
         total = above[:, -1:]
         bins = (above < self.config.portion * total).sum(1)  # bins that together hold less than the portion
         score = 1 - (bins + 1).double() / BINS
         floor, ceiling = min(self.config.floor, self.config.score), self.config.score
         return torch.where(total[:, 0] > 0, score.clamp(floor, ceiling), ceiling).float()
+
+
+def one_for_all(config: PseudoLabelConfig, classes: Sequence[str]) -> Thresholds:
+    """``global``: the same for every class (Adaptive Teacher: 0.8)."""
+    return Thresholds(torch.tensor([config.score] * len(classes)))
+
+
+def per_class(config: PseudoLabelConfig, classes: Sequence[str]) -> Thresholds:
+    """``per_class``: as set by name, ``score`` for classes that are not named."""
+    return Thresholds(torch.tensor([config.class_scores.get(name, config.score) for name in classes]))
+
+
+def adaptive(config: PseudoLabelConfig, classes: Sequence[str]) -> Thresholds:
+    """``adaptive``: by what the teacher detects of each class."""
+    return AdaptiveThresholds(torch.tensor([config.score] * len(classes)), config)
+
+
+THRESHOLDS: dict[str, Callable[[PseudoLabelConfig, Sequence[str]], Thresholds]] = {
+    "global": one_for_all,
+    "per_class": per_class,
+    "adaptive": adaptive,
+}
+
+
+def build_thresholds(config: PseudoLabelConfig, classes: Sequence[str]) -> Thresholds:
+    """Those that ``pseudo_labels.threshold`` names.
+
+    Raises:
+        UserError: ``class_scores`` names an unknown class.
+    """
+    for name in config.class_scores:
+        if name not in classes:
+            raise UserError(f"pseudo_labels.class_scores names no class {name!r}{nearest(name, list(classes))}")
+    return THRESHOLDS[config.threshold](config, classes)
 
 
 def select(detections: Instances, least: Tensor, size: tuple[int, int], config: PseudoLabelConfig) -> Instances:
@@ -84,16 +129,33 @@ def select(detections: Instances, least: Tensor, size: tuple[int, int], config: 
     return Instances(boxes[kept], detections.classes[kept], chosen, box_weights=box_weights)
 
 
-def right(found: Instances, truth: Instances, iou: float = 0.5) -> Tensor:
-    """(N,) bool: which pseudo-labels, best first, find a truth of their class that none before them has taken."""
-    result = torch.zeros(len(found), dtype=torch.bool, device=found.boxes.device)
-    if not len(found) or not len(truth):
-        return result
-    overlaps = box_iou(found.boxes, truth.boxes)
-    overlaps[found.classes[:, None] != truth.classes] = 0
-    for place, row in enumerate(overlaps):
+def match_truths(labels: Instances, truth: Instances, iou: float = 0.5) -> Tensor:
+    """(N,) bool: which pseudo-labels, best first, match a truth of their class that none before them has taken.
+
+    Args:
+        labels, truth: on the CPU, because every match depends on those before it.
+        iou: least intersection over union of a match.
+    """
+    matched = torch.zeros(len(labels), dtype=torch.bool)
+    if not len(labels) or not len(truth):
+        return matched
+    overlaps = box_iou(labels.boxes, truth.boxes)
+    overlaps[labels.classes[:, None] != truth.classes] = 0
+    for index, row in enumerate(overlaps):
         best = int(row.argmax())
         if row[best] >= iou:
             overlaps[:, best] = 0
-            result[place] = True
-    return result
+            matched[index] = True
+    return matched
+
+
+def to_cpu(instances: Sequence[Instances]) -> list[Instances]:
+    """Boxes and classes of several images on the CPU, in one transfer."""
+    if not instances or all(of_image.boxes.device.type in HOST for of_image in instances):
+        return list(instances)
+    rows = torch.cat([torch.cat([of_image.boxes, of_image.classes[:, None]], 1) for of_image in instances]).cpu()
+    parts = rows.split([len(of_image) for of_image in instances])
+    return [Instances(part[:, :4], part[:, 4].long()) for part in parts]
+
+
+HOST = {"cpu"}

@@ -1,7 +1,6 @@
 """The configuration: dataclasses with their limits, read from YAML files and KEY=VALUE overrides."""
 
 from lossmix_det.config.schema import (
-    ARCHITECTURES,
     AdaptationConfig,
     AlignmentConfig,
     AugmentConfig,
@@ -23,7 +22,6 @@ from lossmix_det.config.schema import (
 )
 
 __all__ = [
-    "ARCHITECTURES",
     "AdaptationConfig",
     "AlignmentConfig",
     "AugmentConfig",

@@ -19,17 +19,6 @@ from lossmix_det.config.files import merge, read_files, read_overrides
 from lossmix_det.config.rules import mixing_rules, rules_of
 from lossmix_det.errors import UserError, first_line, nearest
 
-ARCHITECTURES = (
-    "slim",
-    "resnet18_fpn",
-    "resnet34_fpn",
-    "resnet50_fpn",
-    "resnet101_fpn",
-    "fasterrcnn_resnet50_fpn",
-    "fasterrcnn_resnet50_fpn_v2",
-    "fasterrcnn_mobilenet_v3_large_fpn",
-)
-
 
 def choice(default: str, *others: str) -> Any:
     """A string field that takes one of the given values."""
@@ -110,9 +99,10 @@ class DataConfig:
 @dataclass
 class ModelConfig:
     engine: str = choice("torchvision", "detectron2")
+    detector: str = "faster_rcnn"  # torchvision: faster_rcnn, retinanet, fcos
     detectron2_config: str = ""  # a Detectron2 YAML; empty: its defaults, ResNet-50-C4
     detectron2_options: list[str] = items()  # KEY, VALUE, KEY, VALUE, … over it, as in Detectron2's own tools
-    architecture: str = choice(*ARCHITECTURES)
+    architecture: str = "slim"  # a backbone with its pyramid, or a whole network by torchvision's own name
     weights: str = ""  # a torchvision weights name, or a local file; empty starts from random weights
     norm: str = choice("auto", "frozen", "group", "batch")  # auto: frozen with weights, else group
     trainable_layers: int | None = number(None, 0, 6)  # last backbone stages that learn; null: 3 with weights, else all
@@ -135,14 +125,16 @@ class PairsConfig:
 
 @dataclass
 class MixingConfig:
-    rule: str = choice("lossmix", "lossmix_instance", "union", "noise", "none")
+    mixer: str = "mixup"  # how pixels are mixed
+    rule: str = choice("lossmix", "lossmix_instance", "union", "own")  # which truths a mixed image is taught
+    weighting: str = choice("share", "visibility")  # a truth weighs its share of the image, or a box what is seen of it
     alpha: float = number(1.0, 1e-3, 1e3)  # lam ~ Beta(alpha, alpha)
     probability: float = number(0.5, 0, 1)  # share of the images that are mixed
     burn_in_probability: float | None = number(None, 0, 1)  # the same in burn-in; null: probability
     off_last_steps: int = number(0, 0)  # train on clean images at the end
-    weight_sum: float | None = number(None, 1e-3, 1e3)  # weights of one mixed image; null: 2 for union, else 1
+    weight_sum: float | None = number(None, 1e-3, 1e3)  # of one mixed image; null: K for union, else 1
     background_weight: float = number(1.0, 0, 1e3)  # lossmix_instance: weight of background samples
-    noise_share: float = number(0.1, 0, 1)  # noise: the largest share of the other image
+    noise_share: float = number(0.1, 0, 1)  # burn_in_rule noise: the largest share of the target image
     lam_range: list[float] = items(0.0, 1.0)  # lam is moved into this range: low + (high - low)·lam
     views: list[str] = items("weak", "strong")  # views whose images are mixed; partners are of the same view
     pairs: PairsConfig = field(default_factory=PairsConfig)

@@ -1,56 +1,30 @@
-"""The detector contract: encode images once, score the encoding against any truth, detect."""
+"""The detector contract: encode images once, score the encoding against any truth, detect.
+
+The loop above knows nothing else of a detector. What only some detectors can do is a capability that they declare by
+having its methods: `HasFeatures`, `ScoresBoxes`.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from lossmix_det.config import ModelConfig
+from lossmix_det.errors import UserError
 from lossmix_det.structures import ImageBatch, Instances, Supervision
 
-# Canonical names, whatever the engine calls them.
-LOSSES = ("rpn_class", "rpn_box", "roi_class", "roi_box")
 
-
-@dataclass(frozen=True)
 class Encoding:
-    """What one forward pass computed before any truth was known. R proposals and A anchors differ per image.
-
-    Args:
-        features: pyramid levels (B, C, h, w) by name.
-        anchors: (A, 4) per image.
-        objectness: (B, A) logits.
-        deltas: (B, A, 4) predicted offsets of the anchors.
-        proposals: (R, 4) per image, detached.
-        images: the normalised input as the engine holds it.
-        batch: the images encoded.
-        scored: the engine's own store of what it has computed per proposal, so that several truths share it.
-    """
-
-    features: dict[str, Tensor]
-    anchors: list[Tensor]
-    objectness: Tensor
-    deltas: Tensor
-    proposals: list[Tensor]
-    images: Any
-    batch: ImageBatch
-    scored: Any = None
-
-
-class Scores(NamedTuple):
-    """Head outputs of R boxes: features (R, D), class logits (R, K + 1), offsets (R, C, 4); what C and the place of the
-    background are is the engine's."""
-
-    features: Tensor
-    logits: Tensor
-    deltas: Tensor
+    """What one forward pass computed before any truth was known; only the detector that made it looks inside."""
 
 
 @dataclass(frozen=True)
-class Marker:
+class SoftTeacher:
     """A teacher and what it saw, to score the student's samples by (soft pseudo-labels).
 
     Args:
@@ -64,36 +38,53 @@ class Marker:
     temperature: float = 1.0
 
 
+@dataclass(frozen=True)
+class Export:
+    """A model as the engine's own library loads it.
+
+    Args:
+        content: what `torch.save` writes.
+        about: which model it is of, for the JSON beside it.
+        files: further text files beside it, by suffix.
+    """
+
+    content: Any
+    about: dict[str, Any]
+    files: dict[str, str] = field(default_factory=dict)
+
+
 class Detector(nn.Module, ABC):
-    """Three verbs that every engine provides; the loop above them knows no engine."""
+    """Three verbs that every engine provides: encode, losses, detect."""
 
     model: nn.Module  # the engine's own
     num_classes: int
     norm: str  # of its backbone, as in `model.norm`
-    roi_width: int  # D, features of a proposal
+    loss_names: tuple[str, ...]
 
     @abstractmethod
     def encode(self, images: ImageBatch) -> Encoding:
-        """Run the network up to the proposals, once, with gradients.
+        """Run the network up to where truths come in, once, with gradients.
 
         Args:
             images: RGB, float in [0, 1] or uint8 in 0…255.
         """
 
     @abstractmethod
-    def losses(self, encoding: Encoding, supervision: Supervision, marker: Marker | None = None) -> dict[str, Tensor]:
+    def losses(
+        self, encoding: Encoding, supervision: Supervision, soft_teacher: SoftTeacher | None = None
+    ) -> dict[str, Tensor]:
         """Score an encoding against one truth per image, each image with its own weight.
 
-        With every weight 1 the four losses equal the engine's stock losses on the same samples. An image of weight 0
-        counts as an image of the batch but contributes nothing, and its truth is not looked at.
+        With every weight 1 the losses equal the engine's stock losses on the same samples. An image of weight 0 counts
+        as an image of the batch but contributes nothing, and its truth is not looked at.
 
         Args:
             encoding: of the images.
             supervision: their truths and weights.
-            marker: the teacher whose scores stand for the truths that name a ``teacher_image``.
+            soft_teacher: its scores stand for the truths that name a ``teacher_image``.
 
         Returns:
-            Scalars under the names in `LOSSES`.
+            Scalars under ``loss_names``.
         """
 
     @abstractmethod
@@ -106,20 +97,18 @@ class Detector(nn.Module, ABC):
             return self.detections(self.encode(images))
 
     @abstractmethod
-    def score(self, encoding: Encoding, boxes: list[Tensor]) -> Scores:
-        """Head outputs of any boxes, (R, 4) per image, one image after the other; as part of the one forward pass."""
+    def taught_only_by(self, losses: Collection[str]) -> list[nn.Module]:
+        """The parts that learn nothing where these losses are left out."""
 
     @abstractmethod
-    def score_proposals(self, encoding: Encoding, count: int) -> Scores:
-        """Head outputs of the first ``count`` proposals of each image, those that truths had scored being reused."""
+    def export(self, state: dict[str, Tensor], config: ModelConfig, sizes: dict[str, int]) -> Export:
+        """What is written so that the engine's own library loads the model.
 
-    @abstractmethod
-    def levels(self) -> dict[str, int]:
-        """Channels of each feature level, finest first, by its name in `Encoding.features`."""
-
-    @abstractmethod
-    def heads(self) -> dict[str, nn.Module]:
-        """The last layer that each loss alone teaches, by the name of the loss."""
+        Args:
+            state: of `exported`, on the CPU.
+            config: the ``model`` branch.
+            sizes: ``min_size`` and ``max_size`` of test images in pixels.
+        """
 
     def exported(self) -> dict[str, Tensor]:
         """The state dict that the engine's own library loads without any code of ours."""
@@ -132,6 +121,55 @@ class Detector(nn.Module, ABC):
             RuntimeError: it is of another model.
         """
         self.model.load_state_dict(state)
+
+
+# ---------------------------------------------------------------------------------------------------- capabilities
+
+
+@runtime_checkable
+class HasFeatures(Protocol):
+    """Feature levels that can be looked at, for image alignment."""
+
+    def levels(self) -> dict[str, int]:
+        """Channels of each feature level by its name, finest first."""
+
+    def features(self, encoding: Encoding) -> dict[str, Tensor]:
+        """The levels of an encoding, (B, C, h, w) each, by name."""
+
+
+@runtime_checkable
+class ScoresBoxes(Protocol):
+    """A second stage that scores boxes, for instance alignment and soft pseudo-labels."""
+
+    roi_width: int  # D, features of a proposal
+
+    def proposal_features(self, encoding: Encoding, count: int) -> tuple[Tensor, Tensor]:
+        """(R, D) features of the best ``count`` proposals of each image, image after image, and (B,) how many."""
+
+
+def require(detector: Detector, capability: type, setting: str) -> None:
+    """Refuse a setting that asks a detector for what it cannot do.
+
+    Args:
+        detector: that is to do it.
+        capability: of those above.
+        setting: as a user writes it, for example ``pseudo_labels.kind=soft``.
+
+    Raises:
+        UserError: the detector lacks the capability.
+    """
+    if not isinstance(detector, capability):
+        need = LACKING[capability]
+        raise UserError(f"{setting} needs {need}, which {type(detector.model).__name__} does not have")
+
+
+LACKING = {
+    HasFeatures: "a detector whose feature levels can be read",
+    ScoresBoxes: "a two-stage detector such as model.detector=faster_rcnn, which scores proposals",
+}
+
+
+# --------------------------------------------------------------------------------------------------------- modes
 
 
 class inference_mode_of:  # noqa: N801 - used like a function

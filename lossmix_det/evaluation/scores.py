@@ -81,6 +81,13 @@ def check_metric(metric: str, test_sets: list[ImageSet]) -> None:
         )
 
 
+def metric_set(metric: str, test_sets: list[ImageSet]) -> ImageSet | None:
+    """The test set whose labels give that metric; None if none is labelled."""
+    name = metric.rpartition("/")[0]
+    scored = [image_set for image_set in test_sets if image_set.labelled and name in ("", image_set.name)]
+    return scored[-1] if scored else None
+
+
 def metric_of(metric: str, results: dict[str, dict[str, Any]]) -> float:
     """That metric of the model that is reported, the last one; nan where nothing was scored."""
     name, _, short = metric.rpartition("/")

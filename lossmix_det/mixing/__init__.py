@@ -1,6 +1,23 @@
 """Mixing images and deciding what truths a mixed image is taught, and how much of each."""
 
-from lossmix_det.mixing.mixers.mixup import Mix, as_noise, draw_domain_mix, draw_mix, mixup, unmixed
-from lossmix_det.mixing.rules import supervise
+from lossmix_det.mixing.blend import Mix, blend, unmixed
+from lossmix_det.mixing.burn_in import BURN_IN_RULES
+from lossmix_det.mixing.mixers import MIXERS
+from lossmix_det.mixing.pairing import AcrossDomains, Among
+from lossmix_det.mixing.recipe import Recipe
+from lossmix_det.mixing.rules import RULES, supervise
+from lossmix_det.mixing.weightings import WEIGHTINGS
 
-__all__ = ["Mix", "as_noise", "draw_domain_mix", "draw_mix", "mixup", "supervise", "unmixed"]
+__all__ = [
+    "BURN_IN_RULES",
+    "MIXERS",
+    "RULES",
+    "WEIGHTINGS",
+    "AcrossDomains",
+    "Among",
+    "Mix",
+    "Recipe",
+    "blend",
+    "supervise",
+    "unmixed",
+]

@@ -1,116 +1,211 @@
 """What a mixed image is taught: the rules compared in LossMix (Vu et al., AAAI 2024).
 
-All rules see the same pixels, partners and λ (but `noise`, which moves λ towards 1). They differ in the truths:
+A rule sees the truths of all sources of an image, and how much of each source is seen. K = 2 sources:
 
     rule               truths of one mixed image                         weights
     lossmix            two: A's and B's, each with its own background    λ and 1 - λ
     lossmix_instance   one: the boxes of both                            λ, 1 - λ by box; background a setting
     union              one: the boxes of both                            1 for every box
-    noise              one: A's                                          1
+    own                one: A's                                          1
 
 `lossmix` is the literal reading of the paper and drives confidence towards λ; `lossmix_instance` scales the gradient
-but leaves confidence at 1 (the reading of GluonCV's YOLOv3). ``weight_sum`` rescales the weights of a mixed image, so
-that rules can be compared at equal supervision: it is 2 for `union` (two truths at full weight), 1 for the others.
+but leaves confidence at 1 (the reading of GluonCV's YOLOv3). The paper's rule "Noise" is `own` with λ close to 1.
+``weight_sum`` rescales the weights of a mixed image, so that rules can be compared at equal supervision: it is K for
+`union` (K truths at full weight), 1 for the others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from lossmix_det.config import MixingConfig
-from lossmix_det.mixing.mixers.mixup import Mix
-from lossmix_det.structures import Instances, Supervision
+from lossmix_det.mixing.blend import Mix
+from lossmix_det.mixing.weightings import Weighting, by_share
+from lossmix_det.structures import ImageBatch, Instances, Supervision
+
+
+@dataclass(frozen=True)
+class Source:
+    """What one source of every image has to teach.
+
+    Args:
+        supervision: of the source before mixing, its boxes where they are now.
+        shares: (B,) how much of the source is seen.
+        visible: by image (N,) how much of each box is seen, or None where that is the share.
+    """
+
+    supervision: Supervision
+    shares: Tensor
+    visible: Sequence[Tensor | None]
+
+
+class Rule(Protocol):
+    """Chooses truths; how pixels were mixed is the mixer's affair."""
+
+    teaches_partners: bool
+
+    def __call__(self, sources: list[Source], mixed: Tensor) -> list[Supervision]:
+        """The supervisions of a mixed batch, given the (B,) bool of images that are mixed."""
 
 
 def supervise(
-    taught: Supervision | Sequence[Instances], mix: Mix, config: MixingConfig, pool: Supervision | None = None
+    pool: Supervision | Sequence[Instances],
+    mix: Mix,
+    images: ImageBatch,
+    rule: Rule,
+    weighting: Weighting = by_share,
 ) -> list[Supervision]:
     """The supervisions of a mixed batch; an unmixed image is taught its own truth with its own weight under every rule.
 
     An image of weight 0 has no truth to teach (an unlabelled one, or one without pseudo-labels): then the mixed image
-    is taught that of the other alone, with the share that the rule gives it.
+    is taught those of the others alone, with the share that the rule gives them.
 
     Args:
-        taught: of each image before mixing; bare truths have weight 1.
-        mix: partners and λ that the images were mixed with.
-        config: ``rule`` and its settings.
-        pool: of the images that partners are taken from; absent: ``taught``.
+        pool: of each image before mixing; bare truths have weight 1.
+        mix: that the images were mixed with.
+        images: after mixing.
+        rule: of `RULES`.
+        weighting: of `WEIGHTINGS`.
 
     Raises:
-        ValueError: counts disagree.
+        ValueError: the mix names an image that the pool does not have.
     """
-    if not isinstance(taught, Supervision):
-        taught = Supervision.full(taught)
-    if len(taught) != len(mix.lam):
-        raise ValueError(f"{len(taught)} truths for {len(mix.lam)} mixed images")
-    partners = (pool or taught).take(mix.partner.tolist())
-    return RULES[config.rule](taught, partners, mix, config)
+    if not isinstance(pool, Supervision):
+        pool = Supervision.full(pool)
+    if len(mix) and int(mix.sources.max()) >= len(pool):
+        raise ValueError(f"the mix names image {int(mix.sources.max())} of {len(pool)} truths")
+    sources = []
+    for k in range(mix.sources.shape[1]):
+        supervision = _moved(pool.take(mix.sources[:, k].tolist()), mix, k, images)
+        visible = weighting(mix, k, supervision.truths, images)
+        sources.append(Source(supervision, mix.shares[:, k], visible))
+    return rule(sources, mix.mixed)
 
 
-def _none(own: Supervision, partners: Supervision, mix: Mix, config: MixingConfig) -> list[Supervision]:
-    return [own]
+def _moved(supervision: Supervision, mix: Mix, k: int, images: ImageBatch) -> Supervision:
+    """The truths of the k-th sources, along with their pixels."""
+    if mix.offsets is None or not mix.offsets[:, k].any():
+        return supervision
+    moved = zip(supervision.truths, mix.offsets[:, k].tolist(), images.sizes, strict=True)
+    return replace(supervision, truths=tuple(truth.moved(offset, size) for truth, offset, size in moved))
 
 
-def _lossmix(own: Supervision, partners: Supervision, mix: Mix, config: MixingConfig) -> list[Supervision]:
-    """{(A, λ), (B, 1 - λ)}: the loss is λ·L(x~, A) + (1 - λ)·L(x~, B)."""
-    total = torch.where(mix.mixed, _weight_sum(config, 1.0), 1.0)
-    return [own.scaled(total * mix.lam), partners.scaled(total * (1 - mix.lam))]
+class LossMix:
+    """{(A, λ), (B, 1 - λ)}: the loss is λ·L(x~, A) + (1 - λ)·L(x~, B); for K sources, Σ_k share_k·L(x~, k)."""
+
+    teaches_partners = True
+
+    def __init__(self, config: MixingConfig) -> None:
+        self.weight_sum = 1.0 if config.weight_sum is None else config.weight_sum
+
+    def __call__(self, sources: list[Source], mixed: Tensor) -> list[Supervision]:
+        total = torch.where(mixed, self.weight_sum, 1.0)
+        return [_by_visibility(source).scaled(total * source.shares) for source in sources]
 
 
-def _lossmix_instance(own: Supervision, partners: Supervision, mix: Mix, config: MixingConfig) -> list[Supervision]:
-    """One assignment over the boxes of both, each positive weighted as its box."""
-    total = _weight_sum(config, 1.0)
-    return [_joined(own, partners, mix, (total * mix.lam, total * (1 - mix.lam)), config.background_weight)]
+class LossMixInstance:
+    """One assignment over the boxes of all sources, each positive weighted as its box."""
+
+    teaches_partners = True
+
+    def __init__(self, config: MixingConfig) -> None:
+        self.weight_sum = 1.0 if config.weight_sum is None else config.weight_sum
+        self.background_weight = config.background_weight
+
+    def __call__(self, sources: list[Source], mixed: Tensor) -> list[Supervision]:
+        weighted = [(_by_visibility(source), self.weight_sum * source.shares, source.shares) for source in sources]
+        return [_joined(weighted, mixed, self.background_weight)]
 
 
-def _union(own: Supervision, partners: Supervision, mix: Mix, config: MixingConfig) -> list[Supervision]:
-    ones = torch.ones_like(mix.lam)
-    joined = _joined(own, partners, mix, (ones, ones), 1.0)
-    return [joined.scaled(torch.where(mix.mixed, _weight_sum(config, 2.0) / 2, 1.0))]
+class Union:
+    """The boxes of all sources at full weight, however much of each is seen."""
+
+    teaches_partners = True
+
+    def __init__(self, config: MixingConfig) -> None:
+        self.weight_sum = config.weight_sum
+
+    def __call__(self, sources: list[Source], mixed: Tensor) -> list[Supervision]:
+        ones = torch.ones_like(sources[0].shares)
+        joined = _joined([(_as_seen(source), ones, source.shares) for source in sources], mixed, 1.0)
+        if self.weight_sum is None:
+            return [joined]
+        truths = sum((source.shares > 0).float() for source in sources)
+        return [joined.scaled(torch.where(mixed, self.weight_sum / truths, 1.0))]
 
 
-def _noise(own: Supervision, partners: Supervision, mix: Mix, config: MixingConfig) -> list[Supervision]:
-    return [own.scaled(torch.where(mix.mixed, _weight_sum(config, 1.0), 1.0))]
+class Own:
+    """The image's own truth at full weight; the others only disturb ("Noise" in the paper, with λ close to 1)."""
+
+    teaches_partners = False
+
+    def __init__(self, config: MixingConfig) -> None:
+        self.weight_sum = 1.0 if config.weight_sum is None else config.weight_sum
+
+    def __call__(self, sources: list[Source], mixed: Tensor) -> list[Supervision]:
+        return [sources[0].supervision.scaled(torch.where(mixed, self.weight_sum, 1.0))]
 
 
-def _joined(
-    own: Supervision, partners: Supervision, mix: Mix, shares: tuple[Tensor, Tensor], background_weight: float
-) -> Supervision:
-    """One truth of the boxes of both images, each box weighted by its image's weight times its share.
-
-    The background is weighted as the image itself is, or as its partner where the image has nothing to teach.
-    """
-    truths, class_weights, box_weights = [], own.class_weights.clone(), own.box_weights.clone()
-    for index in torch.nonzero(mix.mixed).flatten().tolist():
-        class_weights[index] = box_weights[index] = own.class_weights[index] or partners.class_weights[index]
-    for index, mixed in enumerate(mix.mixed.tolist()):
-        if not mixed:
-            truths.append(own.truths[index])
-            continue
-        parts = [
-            side.truths[index].weighted(
-                float(share[index] * side.class_weights[index] / class_weights[index]),
-                float(share[index] * side.box_weights[index] / class_weights[index]),
-            )
-            for side, share in zip((own, partners), shares, strict=True)
-            if side.class_weights[index] > 0
-        ]
-        truths.append(Instances.union(*parts) if len(parts) == 2 else (parts or [Instances.empty()])[0])
-    return Supervision(tuple(truths), class_weights, box_weights, background_weight)
-
-
-def _weight_sum(config: MixingConfig, default: float) -> float:
-    return default if config.weight_sum is None else config.weight_sum
-
-
-Rule = Callable[[Supervision, Supervision, Mix, MixingConfig], list[Supervision]]
-RULES: dict[str, Rule] = {
-    "none": _none,
-    "lossmix": _lossmix,
-    "lossmix_instance": _lossmix_instance,
-    "union": _union,
-    "noise": _noise,
+RULES: dict[str, Callable[[MixingConfig], Rule]] = {
+    "lossmix": LossMix,
+    "lossmix_instance": LossMixInstance,
+    "union": Union,
+    "own": Own,
 }
+
+
+def _by_visibility(source: Source) -> Supervision:
+    """The source's supervision, its boxes weighted by how much more or less of each is seen than of the whole."""
+    if all(visible is None for visible in source.visible):
+        return source.supervision
+    truths = [
+        truth if visible is None or not share else truth.weighted(visible / share, visible / share)
+        for truth, visible, share in zip(source.supervision.truths, source.visible, source.shares.tolist(), strict=True)
+    ]
+    return replace(source.supervision, truths=tuple(truths))
+
+
+def _as_seen(source: Source) -> Supervision:
+    """The source's supervision, its boxes weighted by how much of each is seen."""
+    pairs = zip(source.supervision.truths, source.visible, strict=True)
+    truths = [truth if visible is None else truth.weighted(visible, visible) for truth, visible in pairs]
+    return replace(source.supervision, truths=tuple(truths))
+
+
+def _joined(sources: list[tuple[Supervision, Tensor, Tensor]], mixed: Tensor, background_weight: float) -> Supervision:
+    """One truth of the boxes of all sources, each box weighted by its image's weight times a weight of its source.
+
+    The background is weighted as the image itself is, or as the first partner that has something to teach.
+
+    Args:
+        sources: of each its supervision, (B,) weight, and (B,) share that is seen; what is not seen is not taught.
+        mixed: (B,) bool.
+        background_weight: of background samples of mixed images.
+    """
+    first = sources[0][0]
+    truths, class_weights, box_weights = [], first.class_weights.clone(), first.box_weights.clone()
+    for index, is_mixed in enumerate(mixed.tolist()):
+        if not is_mixed:
+            truths.append(first.truths[index])
+            continue
+        teaching = [
+            (supervision, weight[index])
+            for supervision, weight, share in sources
+            if share[index] > 0 and supervision.class_weights[index] > 0
+        ]
+        class_weights[index] = box_weights[index] = teaching[0][0].class_weights[index] if teaching else 0.0
+        boxes = [
+            supervision.truths[index].weighted(
+                float(weight * supervision.class_weights[index] / class_weights[index]),
+                float(weight * supervision.box_weights[index] / class_weights[index]),
+            )
+            for supervision, weight in teaching
+        ]
+        truths.append(reduce(Instances.union, boxes) if boxes else Instances.empty())
+    return Supervision(tuple(truths), class_weights, box_weights, background_weight)

@@ -32,6 +32,7 @@ class Checkpoints:
 
     @property
     def best(self) -> Path:
+        """The one with the best value of ``train.best_metric``."""
         return self.folder / "best.pt"
 
     def paths(self) -> list[Path]:
@@ -49,13 +50,15 @@ class Checkpoints:
         """The state in which adaptation begins; other adaptations may begin there too."""
         return self.folder / "burned_in.pt"
 
-    def save(self, content: dict[str, Any], is_best: bool = False, is_healthy: bool = False) -> Path:
-        """Write ``step_<step>.pt``, and the same as ``best.pt`` or ``healthy.pt``; then delete what is over."""
+    def save(self, content: dict[str, Any], *copies: Path) -> Path:
+        """Write ``step_<step>.pt`` once, and make it known under further names; then delete what is over.
+
+        Args:
+            content: of the checkpoint.
+            copies: of `best`, `healthy` and `burned_in`.
+        """
         path = self.folder / f"step_{content['step']:07d}.pt"
-        for wanted, copy in ((is_best, self.best), (is_healthy, self.healthy)):
-            if wanted:
-                save_tensors(content, copy)
-        save_tensors(content, path)
+        save_tensors(content, path, *copies)
         for old in self.paths()[: -self.keep_last]:
             old.unlink()
         return path
@@ -101,6 +104,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
+    """Set every global generator to what `random_state` gave."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     kind, keys, *rest = state["numpy"]

@@ -6,60 +6,96 @@ import json
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rich.console import Console
+
+from lossmix_det.config import Config
+from lossmix_det.data.records import ImageSet
 from lossmix_det.engines.export import export_model
 from lossmix_det.evaluation import print_tables, write_results
-from lossmix_det.evaluation.scores import report_problems
+from lossmix_det.evaluation.scores import metric_set, report_problems
 from lossmix_det.files import write_atomically
-
-if TYPE_CHECKING:
-    from lossmix_det.training.trainer import Trainer
+from lossmix_det.training.state import RunState
+from lossmix_det.training.streams import Streams
 
 log = logging.getLogger(__name__)
 
 BURNED_IN = "burn-in"  # the student as burn-in ended, in tables and files
-Found = dict[str, list[dict[str, Any]]]
+Detections = dict[str, list[dict[str, Any]]]  # COCO results by test set
 
 
-def publish(run: Trainer) -> None:
-    """Write and print everything; on the first process."""
-    results = ({BURNED_IN: run.burned_in} if run.burned_in else {}) | run.results
-    write_results(results, run.folder)
-    write_detections(run.detections, run.folder)
-    for name, model in run.models().items():
-        export_model(model, run.config, run.classes, run.folder / "export" / f"{name}.pth")
-    report_problems(run.streams.sets, run.streams.unreadable, run.folder)
-    print_tables(results, run.console)
-    _draw(run)
-    if run.skipped_steps:
-        log.warning("%d of %d steps were skipped because of a loss that was not finite", run.skipped_steps, run.step)
-    run.console.print(f"results, detections, checkpoints and exports are in {run.folder}", soft_wrap=True)
+def publish(
+    state: RunState, streams: Streams, results: dict[str, Any], detections: Detections, console: Console
+) -> None:
+    """Write and print everything; on the first process.
+
+    Args:
+        state: of the run as it ended.
+        streams: its data sets.
+        results: scores by model and test set.
+        detections: of the reported model.
+        console: where tables go.
+    """
+    config = state.config
+    folder = Path(config.output_dir)
+    results = ({BURNED_IN: state.burned_in} if state.burned_in else {}) | results
+    write_results(results, folder)
+    write_detections(detections, folder)
+    for name, model in state.models().items():
+        export_model(model, config, state.classes, folder / "export" / f"{name}.pth")
+    report_problems(streams.sets, state.unreadable, folder)
+    print_tables(results, console)
+    _draw(state, streams, detections, console)
+    if state.skipped_steps:
+        log.warning(
+            "%d of %d steps were skipped because of a loss that was not finite", state.skipped_steps, state.step
+        )
+    console.print(f"results, detections, checkpoints and exports are in {folder}", soft_wrap=True)
 
 
-def write_detections(found: Found, folder: Path) -> None:
-    for name, rows in found.items():
+def write_detections(detections: Detections, folder: Path) -> None:
+    """``detections_<test set>.json``, in the COCO results format."""
+    for name, rows in detections.items():
         write_atomically(folder / f"detections_{name}.json", json.dumps(rows))
 
 
-def burned_in_folder(run: Trainer) -> Path:
-    """Where the detections of the student are kept as burn-in ended."""
-    return run.folder / "burn_in"
+def burned_in_folder(folder: Path) -> Path:
+    """Where a run keeps the detections of the student as burn-in ended."""
+    return folder / "burn_in"
 
 
-def _draw(run: Trainer) -> None:
-    """Detections before and after adaptation, on the last test set."""
-    if not run.streams.test_sets:
+def warn_of_target_labels(config: Config, streams: Streams) -> None:
+    """Say that the best checkpoint is chosen by labels that adaptation is not to know, where it is."""
+    image_set = metric_set(config.train.best_metric, streams.test_sets)
+    if not streams.target_sets or image_set is None or not config.train.eval_every:
         return
-    image_set = run.streams.test_sets[-1]
-    before = burned_in_folder(run) / f"detections_{image_set.name}.json"
+    if _folders([image_set]) & _folders(streams.target_sets):
+        log.warning(
+            "best.pt is chosen by labels of the target (%s in %s): report the last checkpoint, or name a test set of "
+            "the source in train.best_metric",
+            config.train.best_metric.rpartition("/")[2],
+            image_set.name,
+        )
+
+
+def _folders(sets: list[ImageSet]) -> set[Path]:
+    return {record.path.parent for image_set in sets for record in image_set.records}
+
+
+def _draw(state: RunState, streams: Streams, detections: Detections, console: Console) -> None:
+    """Detections before and after adaptation, on the last test set."""
+    if not streams.test_sets:
+        return
+    folder, image_set = Path(state.config.output_dir), streams.test_sets[-1]
+    before = burned_in_folder(folder) / f"detections_{image_set.name}.json"
     if not before.is_file():
         return
     from lossmix_det.evaluation.drawing import draw_before_after  # slow to import, and only needed here
 
-    path = run.folder / "before_after.png"
-    bad = {problem.partition(": image cannot")[0] for problem in run.streams.unreadable}
+    path = folder / "before_after.png"
+    bad = {problem.partition(": image cannot")[0] for problem in state.unreadable}
     sound = replace(image_set, records=[record for record in image_set.records if str(record.path) not in bad])
-    found = json.loads(before.read_text()), run.detections[image_set.name]
-    draw_before_after(sound, *found, path, high_bit_depth=run.config.data.high_bit_depth)
-    run.console.print(f"detections before and after adaptation: {path}", soft_wrap=True)
+    both = json.loads(before.read_text()), detections[image_set.name]
+    draw_before_after(sound, *both, path, high_bit_depth=state.config.data.high_bit_depth)
+    console.print(f"detections before and after adaptation: {path}", soft_wrap=True)

@@ -1,18 +1,21 @@
-"""Whether a run may go on from a checkpoint."""
+"""Whether a run may continue from a checkpoint, and beginning with the weights of another."""
 
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 from lossmix_det.config import Config, as_dict
-from lossmix_det.errors import UserError
+from lossmix_det.engines import Detector
+from lossmix_det.errors import UserError, first_line
+from lossmix_det.files import classes_of, read_model
 
 log = logging.getLogger(__name__)
 
 # Settings that decide the shapes of the saved weights and momenta.
 FIXED = (
-    *("model.engine", "model.architecture", "model.norm", "model.trainable_layers"),
+    *("model.engine", "model.detector", "model.architecture", "model.norm", "model.trainable_layers"),
     *("model.detectron2_config", "model.detectron2_options", "optimizer.name", "optimizer.decay_biases"),
 )
 
@@ -50,6 +53,34 @@ def check_continues(content: dict[str, Any], config: Config, classes: list[str],
     for name, fingerprint in fingerprints.items():
         if content["fingerprints"].get(name, fingerprint) != fingerprint:
             log.warning("data set %s has changed since the run was started", name)
+
+
+def start_from(detector: Detector, path: str, classes: list[str], setting: str) -> None:
+    """Give a detector the weights of another run's checkpoint (its average if it has one) or export.
+
+    Args:
+        detector: of the same model.
+        path: of the file.
+        classes: that it detects.
+        setting: what named the file, for messages.
+
+    Raises:
+        UserError: the file is missing or damaged, or of another model or other classes.
+    """
+    state = read_model(Path(path))
+    trained_on = classes_of(Path(path))
+    if trained_on and trained_on != classes:
+        raise UserError(
+            f"{setting} {path} was trained on the classes {', '.join(trained_on)}, the data has "
+            f"{', '.join(classes)}; set data.classes to the former"
+        )
+    try:
+        detector.restore(state)
+    except (RuntimeError, KeyError) as error:
+        raise UserError(
+            f"{setting} {path} is not of the model that the configuration names ({first_line(error)}); "
+            f"set model.architecture and model.norm to those of that run"
+        ) from None
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -17,7 +17,7 @@ except ImportError:  # Windows has none
 
 
 @contextmanager
-def held(folder: Path, first: bool = True, everywhere: Callable[[bool], bool] = bool) -> Iterator[None]:
+def run_lock(folder: Path, first: bool = True, everywhere: Callable[[bool], bool] = bool) -> Iterator[None]:
     """Make the folder of a run, and keep other runs out of it within the block.
 
     The lock ends with the process, however that ends.

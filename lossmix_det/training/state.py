@@ -1,123 +1,247 @@
-"""All that a run is made of, as the content of a checkpoint, and back."""
+"""`RunState`: everything of a run that must survive a kill, as the content of a checkpoint and back."""
 
 from __future__ import annotations
 
 import logging
 import warnings
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from lossmix_det.config import as_dict
-from lossmix_det.errors import UserError, first_line
-from lossmix_det.files import classes_of, read_model
+from lightning_fabric import Fabric
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
+
+from lossmix_det.adaptation.alignment import Alignment
+from lossmix_det.adaptation.labeller import Labeller
+from lossmix_det.adaptation.teacher import averaged
+from lossmix_det.config import Config, as_dict
+from lossmix_det.engines import Detector, build_detector, to_device
+from lossmix_det.errors import UserError
 from lossmix_det.training.checkpoints import random_state, restore_random_state
-from lossmix_det.training.optimization import match_layout
-from lossmix_det.training.resume import check_continues
-
-if TYPE_CHECKING:
-    from lossmix_det.engines import Detector
-    from lossmix_det.training.trainer import Trainer
+from lossmix_det.training.optimization import build_optimizer, build_schedule, match_layout
+from lossmix_det.training.resume import check_continues, start_from
+from lossmix_det.training.student import StudentStep, weight_of
 
 log = logging.getLogger(__name__)
 
 
-def collect(run: Trainer) -> dict[str, Any]:
-    """What `restore` needs to continue exactly."""
-    teacher = run.teacher
-    return {
-        "step": run.step,
-        "classes": list(run.classes),
-        "student": run.detector.exported(),
-        "ema": teacher.module.exported() if teacher is not None else {},
-        "ema_updates": int(teacher.n_averaged) if teacher is not None else 0,
-        "adapting": run.adapting,
-        "learning": run.learning,
-        "labeller": run.labeller.state_dict() if run.labeller is not None else {},
-        "alignment": run.alignment.state_dict() if run.alignment is not None else {},
-        "optimizer": run.optimizer.state_dict()["state"],
-        "scaler": run.scaler.state_dict() if run.scaler is not None else {},
-        "random": random_state(),
-        "best": run.best,
-        "burned_in": run.burned_in,
-        "bad_steps": [run.bad_steps, run.skipped_steps],
-        "unreadable": sorted(run.streams.unreadable),
-        "fingerprints": run.streams.fingerprints(),
-        "config": as_dict(run.config),
-    }
-
-
-def restore(run: Trainer, content: dict[str, Any]) -> None:
-    """Put a run into the state that a checkpoint of it holds.
-
-    Raises:
-        UserError: the checkpoint is of another model, or of other classes.
-    """
-    check_continues(content, run.config, run.classes, run.streams.fingerprints())
-    if content["learning"] != run.learning:
-        raise UserError(
-            f"{run.config.output_dir} was trained with other learning parts than it has now; restore data.target, "
-            f"alignment.parts and the zeros in train.loss_weights, or give another output_dir"
-        )
-    burn_in = run.config.adaptation.burn_in_steps
-    if content["adapting"] and burn_in > content["step"]:
-        raise UserError(
-            f"{run.config.output_dir} has ended burn-in already, at or before step {content['step']}; "
-            f"adaptation.burn_in_steps={burn_in} needs another output_dir"
-        )
-    run.detector.restore(content["student"])
-    if content["adapting"] and not run.adapting:
-        run.prepare_adaptation()
-    if run.teacher is not None:
-        run.teacher.module.restore(content["ema"] or content["student"])
-        run.teacher.n_averaged.fill_(max(content["ema_updates"], 1))
-    if run.labeller is not None and content["labeller"]:
-        run.labeller.load_state_dict(content["labeller"])
-    if run.alignment is not None and content["alignment"]:
-        run.alignment.load_state_dict(content["alignment"])
-    _restore_optimizer(run, content["optimizer"], content["step"])
-    if run.scaler is not None and content["scaler"]:
-        run.scaler.load_state_dict(content["scaler"])
-    restore_random_state(content["random"])
-    run.step, run.best, run.burned_in = content["step"], content["best"], content["burned_in"]
-    run.bad_steps, run.skipped_steps = content["bad_steps"]
-    run.streams.unreadable = set(content["unreadable"])
-
-
-def _restore_optimizer(run: Trainer, state: dict[int, Any], step: int) -> None:
-    """Bring back momenta, and the schedule by running it up to the step, so that changed settings count."""
-    run.new_schedule()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        for _ in range(step):
-            run.schedule.step()
-    groups = run.optimizer.state_dict()["param_groups"]
-    run.optimizer.load_state_dict({"state": state, "param_groups": groups})
-    match_layout(run.optimizer)
-
-
-def start_from(detector: Detector, path: str, classes: list[str], setting: str) -> None:
-    """Give a detector the weights of another run's checkpoint (its average if it has one) or export.
+@dataclass
+class RunState:
+    """What a run is at one moment.
 
     Args:
-        detector: of the same model.
-        path: of the file.
-        classes: that it detects.
-        setting: what named the file, for messages.
-
-    Raises:
-        UserError: the file is missing or damaged, or of another model or other classes.
+        config: of the run.
+        classes: names, in order.
+        fingerprints: of its data sets, by name.
+        detector: the student.
+        student_step: the student with its discriminators, as one module.
+        student: the same as the processes share it (under DDP a wrapper).
+        optimizer, schedule, scaler: of the student; a scaler in fp16 alone.
+        alignment: discriminators; absent: nothing is aligned.
+        labeller: with its thresholds and guard; absent without a target.
+        teacher: the average, once there is one.
+        adapting: burn-in is over.
+        step: steps taken.
+        best: metric, value and step of the best evaluation so far.
+        burned_in: scores of the student as burn-in ended, by test set.
+        bad_steps: steps in a row whose loss or gradient was not finite.
+        skipped_steps: all such steps.
+        unreadable: files that could not be read, with the reason.
     """
-    state = read_model(Path(path))
-    trained_on = classes_of(Path(path))
-    if trained_on and trained_on != classes:
-        raise UserError(
-            f"{setting} {path} was trained on the classes {', '.join(trained_on)}, the data has "
-            f"{', '.join(classes)}; set data.classes to the former"
+
+    config: Config
+    classes: list[str]
+    fingerprints: dict[str, str]
+    detector: Detector
+    student_step: StudentStep
+    student: nn.Module
+    optimizer: Optimizer
+    schedule: LRScheduler
+    scaler: Any = None
+    alignment: Alignment | None = None
+    labeller: Labeller | None = None
+    teacher: AveragedModel | None = None
+    adapting: bool = False
+    step: int = 0
+    best: dict[str, Any] | None = None
+    burned_in: dict[str, Any] = field(default_factory=dict)
+    bad_steps: int = 0
+    skipped_steps: int = 0
+    unreadable: set[str] = field(default_factory=set)
+
+    @staticmethod
+    def build(
+        config: Config, fabric: Fabric, classes: list[str], fingerprints: dict[str, str], *, resumes: bool = False
+    ) -> RunState:
+        """The state in which a run begins.
+
+        Args:
+            config: of the run.
+            fabric: launched.
+            classes: names, in order.
+            fingerprints: of its data sets.
+            resumes: a checkpoint will be loaded, so that what the run began with is not read again.
+
+        Raises:
+            UserError: the configuration asks for what does not exist or does not fit together.
+        """
+        adapts = bool(config.data.target)
+        detector = build_detector(config.model, len(classes))
+        detector = to_device(detector, fabric.device, config.train.channels_last)
+        if config.adaptation.burn_in_from and not resumes:
+            start_from(detector, config.adaptation.burn_in_from, classes, "adaptation.burn_in_from")
+        labeller = Labeller(config, classes, fabric, detector) if adapts else None
+        alignment = _alignment(config, detector, fabric) if adapts else None
+        student_step = StudentStep(detector, config.train.loss_weights, alignment, adapts)
+        optimizer = build_optimizer(student_step, config.optimizer)
+        if alignment is not None:  # until there is something to align; DDP waits for all that learns
+            alignment.requires_grad_(False)
+        student, optimizer = fabric.setup(student_step, optimizer)
+        state = RunState(
+            config,
+            classes,
+            fingerprints,
+            detector,
+            student_step,
+            student,
+            optimizer,
+            schedule=_schedule(config, optimizer),
+            scaler=getattr(fabric.strategy.precision, "scaler", None),
+            alignment=alignment,
+            labeller=labeller,
         )
-    try:
-        detector.restore(state)
-    except (RuntimeError, KeyError) as error:
-        raise UserError(
-            f"{setting} {path} is not of the model that the configuration names ({first_line(error)}); "
-            f"set model.architecture and model.norm to those of that run"
-        ) from None
+        if config.ema.decay and (not adapts or STARTS[config.ema.start].follows):
+            state.teacher = averaged(detector, config.ema)
+        return state
+
+    @property
+    def learning(self) -> list[str]:
+        """Names of the parameters that learn, discriminators from the beginning."""
+        return [name for name, value in self.student_step.named_parameters() if value.requires_grad or _aligns(name)]
+
+    def models(self) -> dict[str, Detector]:
+        """What there is to evaluate and export, the one that is reported last."""
+        name = "teacher" if self.adapting else "ema"
+        return {"student": self.detector} | ({name: self.teacher.module} if self.teacher is not None else {})
+
+    def end_burn_in(self, fabric: Fabric) -> None:
+        """Burn-in has ended: the student may start again from its average, and adaptation is prepared."""
+        if self.teacher is not None and STARTS[self.config.ema.start].restarts:
+            self.detector.load_state_dict(self.teacher.module.state_dict())
+        self.begin_adaptation(fabric)
+
+    def begin_adaptation(self, fabric: Fabric) -> None:
+        """From here on there is a teacher, a copy of the student if there was no average, and discriminators learn."""
+        self.adapting = True
+        if self.teacher is None:
+            self.teacher = averaged(self.detector, self.config.ema)
+        if self.alignment is not None:
+            self.alignment.requires_grad_(True)
+            self.student = fabric.setup_module(self.student_step)  # DDP takes stock of what learns only once
+
+    def content(self) -> dict[str, Any]:
+        """What `load` needs to continue exactly, as a checkpoint holds it."""
+        teacher, alignment, labeller, scaler = self.teacher, self.alignment, self.labeller, self.scaler
+        return {
+            "step": self.step,
+            "classes": list(self.classes),
+            "student": self.detector.exported(),
+            "ema": teacher.module.exported() if teacher is not None else {},
+            "ema_updates": int(teacher.n_averaged) if teacher is not None else 0,
+            "adapting": self.adapting,
+            "learning": self.learning,
+            "labeller": labeller.state_dict() if labeller is not None else {},
+            "alignment": alignment.state_dict() if alignment is not None else {},
+            "optimizer": self.optimizer.state_dict()["state"],
+            "scaler": scaler.state_dict() if scaler is not None else {},
+            "random": random_state(),
+            "best": self.best,
+            "burned_in": self.burned_in,
+            "bad_steps": [self.bad_steps, self.skipped_steps],
+            "unreadable": sorted(self.unreadable),
+            "fingerprints": self.fingerprints,
+            "config": as_dict(self.config),
+        }
+
+    def load(self, content: dict[str, Any], fabric: Fabric) -> None:
+        """Become the state that a checkpoint holds.
+
+        Raises:
+            UserError: the checkpoint is of another model, or of other classes.
+        """
+        check_continues(content, self.config, self.classes, self.fingerprints)
+        self._check_parts(content)
+        self.detector.restore(content["student"])
+        if content["adapting"] and not self.adapting:
+            self.begin_adaptation(fabric)
+        if self.teacher is not None:
+            self.teacher.module.restore(content["ema"] or content["student"])
+            self.teacher.n_averaged.fill_(max(content["ema_updates"], 1))
+        if self.labeller is not None and content["labeller"]:
+            self.labeller.load_state_dict(content["labeller"])
+        if self.alignment is not None and content["alignment"]:
+            self.alignment.load_state_dict(content["alignment"])
+        self._load_optimizer(content["optimizer"], content["step"])
+        if self.scaler is not None and content["scaler"]:
+            self.scaler.load_state_dict(content["scaler"])
+        restore_random_state(content["random"])
+        self.step, self.best, self.burned_in = content["step"], content["best"], content["burned_in"]
+        self.bad_steps, self.skipped_steps = content["bad_steps"]
+        self.unreadable = set(content["unreadable"])
+
+    def _check_parts(self, content: dict[str, Any]) -> None:
+        folder, burn_in = self.config.output_dir, self.config.adaptation.burn_in_steps
+        if content["learning"] != self.learning:
+            raise UserError(
+                f"{folder}: the set of trainable parameters changed since it was saved; restore data.target, "
+                f"alignment.parts and the zeros in train.loss_weights, or give another output_dir"
+            )
+        if content["adapting"] and burn_in > content["step"]:
+            raise UserError(
+                f"{folder} has ended burn-in already, at or before step {content['step']}; "
+                f"adaptation.burn_in_steps={burn_in} needs another output_dir"
+            )
+
+    def _load_optimizer(self, momenta: dict[int, Any], step: int) -> None:
+        """Bring back momenta, and the schedule by running it up to the step, so that changed settings count."""
+        self.schedule = _schedule(self.config, self.optimizer)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            for _ in range(step):
+                self.schedule.step()
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": momenta, "param_groups": groups})
+        match_layout(self.optimizer)
+
+
+@dataclass(frozen=True)
+class Start:
+    """How adaptation's teacher begins, as ``ema.start`` names it.
+
+    Args:
+        follows: the average is kept since the first step; otherwise the teacher is a copy of the burned-in student.
+        restarts: the student starts again from that average.
+    """
+
+    follows: bool
+    restarts: bool = False
+
+
+STARTS = {"copy": Start(follows=False), "follow": Start(follows=True), "restart": Start(follows=True, restarts=True)}
+
+
+def _aligns(name: str) -> bool:
+    return name.startswith("alignment.")
+
+
+def _alignment(config: Config, detector: Detector, fabric: Fabric) -> Alignment | None:
+    """The discriminators whose losses have a weight; None if there are none."""
+    weights = config.train.loss_weights
+    parts = [part for part in config.alignment.parts if weight_of(f"alignment/{part}", weights)]
+    return Alignment(replace(config.alignment, parts=parts), detector).to(fabric.device) if parts else None
+
+
+def _schedule(config: Config, optimizer: Optimizer) -> LRScheduler:
+    return build_schedule(optimizer, config.optimizer, config.train.steps, config.adaptation.burn_in_steps)

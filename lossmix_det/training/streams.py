@@ -36,22 +36,26 @@ class Streams:
             self.train_sets, self.test_sets = load_sets(config)
             self.classes = self.train_sets[0].classes
             self.target_sets = [load_target(name, config, self.classes) for name in config.data.target]
-        self.target_labelled = all(each.labelled for each in self.target_sets)
-        self.unreadable: set[str] = set()
+        self.target_labelled = all(image_set.labelled for image_set in self.target_sets)
 
     @property
     def sets(self) -> list[ImageSet]:
+        """Those to train on, to adapt to and to test on."""
         return [*self.train_sets, *self.target_sets, *self.test_sets]
 
     def fingerprints(self) -> dict[str, str]:
+        """Of every data set, by name."""
         return {image_set.name: image_set.fingerprint for image_set in self.sets}
 
-    def batches(self, start: int, stopping: Callable[[], bool]) -> Iterator[tuple[StepBatch, float]]:
+    def batches(
+        self, start: int, stopping: Callable[[], bool], unreadable: set[str]
+    ) -> Iterator[tuple[StepBatch, float]]:
         """Batches from a step to the last, each with the seconds waited for it.
 
         Args:
             start: the step.
             stopping: whether the run has been told to stop; then a failing loader only ends the stream.
+            unreadable: files that cannot be read are added to it.
         """
         where = {"rank": self.fabric.global_rank, "world": self.fabric.world_size}
         where |= {"seed": self.config.train.seed, "start": start}
@@ -66,21 +70,21 @@ class Streams:
                 if stopping():  # the signal reached the loading processes too
                     return
                 raise
-            self._note([problem for _, problems in loaded for problem in problems])
+            self._note([problem for _, problems in loaded for problem in problems], unreadable)
             views = [view for view, _ in loaded]
             if self.target_sets and not self.target_labelled:
                 views[1] = replace(views[1], truths=None)
             yield StepBatch(*views), time.perf_counter() - started
 
-    def _note(self, problems: list[str]) -> None:
+    def _note(self, problems: list[str], unreadable: set[str]) -> None:
         for problem in problems:
             if self.config.data.on_error == "raise":
                 raise UserError(f"{problem}; correct it, or set data.on_error=skip to leave it out")
-            if problem not in self.unreadable:
+            if problem not in unreadable:
                 log.warning("skipped: %s", problem)
-                self.unreadable.add(problem)
+                unreadable.add(problem)
         if problems:
-            bad = {problem.partition(": image cannot")[0] for problem in self.unreadable}
+            bad = {problem.partition(": image cannot")[0] for problem in unreadable}
             for sets in (self.train_sets, self.target_sets):
                 files = {str(record.path) for image_set in sets for record in image_set.records}
                 if files and files <= bad:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from lossmix_det.adaptation.alignment import Alignment
-from lossmix_det.engines import LOSSES, Detector
+from lossmix_det.engines import Detector
 from lossmix_det.errors import UserError, nearest
-from lossmix_det.training.phases import Lesson
+from lossmix_det.training.student_batch import StudentBatch
 
 KINDS = ("source", "target", "mixed")
-ALIGNMENT_WEIGHT = 0.1  # Adaptive Teacher's
+ALIGNMENTS = ("alignment/image", "alignment/instance")
+DEFAULT_WEIGHTS = {"alignment": 0.1}  # Adaptive Teacher's; 1 for all others
 
 
 class StudentStep(nn.Module):
@@ -19,7 +20,7 @@ class StudentStep(nn.Module):
     Args:
         detector: the student.
         loss_weights: by ``<kind>/<loss>`` or ``<kind>``; not named: 0.1 for alignment, 1 for all others.
-        alignment: reads the same encoding where a lesson has domains; absent: nothing is aligned.
+        alignment: reads the same encoding where a batch has domains; absent: nothing is aligned.
         adapts: there is a target, so that there are other kinds than ``source``.
 
     Raises:
@@ -36,44 +37,53 @@ class StudentStep(nn.Module):
         super().__init__()
         self.detector, self.loss_weights, self.alignment = detector, loss_weights, alignment
         kinds = KINDS if adapts else KINDS[:1]
-        known = [f"{kind}/{name}" for kind in kinds for name in LOSSES] + [*kinds]
-        known += ["alignment", "alignment/image", "alignment/instance"] if adapts else []
-        for name in loss_weights:
+        self.loss_names = [f"{kind}/{name}" for kind in kinds for name in detector.loss_names]
+        self.loss_names += ALIGNMENTS if adapts else ()
+        self._check_names([*self.loss_names, *kinds, *(["alignment"] if adapts else [])])
+        left_out = [name for name in detector.loss_names if not self.weight(f"source/{name}")]
+        if len(left_out) == len(detector.loss_names):
+            raise UserError("train.loss_weights leaves no loss with a weight; nothing would be learned")
+        if adapts:
+            self._check_kinds()
+        for part in detector.taught_only_by(left_out):  # declared, because DDP waits for all other gradients
+            part.requires_grad_(False)
+
+    def _check_names(self, known: list[str]) -> None:
+        for name in self.loss_weights:
             if name not in known:
                 raise UserError(f"train.loss_weights names no loss {name!r}{nearest(name, known)}")
-        off = [name for name in LOSSES if not self.weight(f"source/{name}")]
-        if len(off) == len(LOSSES):
-            raise UserError("train.loss_weights leaves no loss with a weight; nothing would be learned")
-        for name in LOSSES if adapts else ():
+
+    def _check_kinds(self) -> None:
+        for name in self.detector.loss_names:
             if bool(self.weight(f"mixed/{name}")) != bool(self.weight(f"source/{name}")):
                 raise UserError(
                     f"train.loss_weights leaves out {name} of one kind only; give source/{name} and mixed/{name} a "
                     f"weight above 0 both, or 0 both, because an image may be either"
                 )
-        for name in off:  # declared as not learning, because DDP waits for the gradient of everything else
-            detector.heads()[name].requires_grad_(False)
 
-    def forward(self, lesson: Lesson) -> dict[str, Tensor]:
+    def forward(self, batch: StudentBatch) -> dict[str, Tensor]:
         """Losses by ``<kind>/<loss>``, summed over the supervisions of a kind; terms of weight 0 are left out."""
-        encoding = self.detector.encode(lesson.images)
+        encoding = self.detector.encode(batch.images)
         losses: dict[str, Tensor] = {}
-        for kind, parts in lesson.supervisions.items():
-            for supervision in parts:
-                for name, value in self.detector.losses(encoding, supervision, lesson.marker).items():
+        for kind, supervisions in batch.supervisions.items():
+            for supervision in supervisions:
+                for name, value in self.detector.losses(encoding, supervision, batch.soft_teacher).items():
                     key = f"{kind}/{name}"
                     losses[key] = losses[key] + value if key in losses else value
-        if self.alignment is not None and lesson.domains is not None:
-            losses |= self.alignment(self.detector, encoding, lesson.domains)
+        if self.alignment is not None and batch.domains is not None:
+            losses |= self.alignment(self.detector, encoding, batch.images, batch.domains)
         return {name: value for name, value in losses.items() if self.weight(name)}
 
     def weight(self, name: str) -> float:
+        """The weight of a loss, as named itself or by its kind."""
         return weight_of(name, self.loss_weights)
 
     def total(self, losses: dict[str, Tensor]) -> Tensor:
+        """The weighted sum."""
         return sum(self.weight(name) * value for name, value in losses.items())
 
 
 def weight_of(name: str, loss_weights: dict[str, float]) -> float:
-    """The weight of a loss, as named itself or by its kind."""
+    """The weight of a loss, as named itself or by its kind, else the default."""
     kind = name.partition("/")[0]
-    return loss_weights.get(name, loss_weights.get(kind, ALIGNMENT_WEIGHT if kind == "alignment" else 1.0))
+    return loss_weights.get(name, loss_weights.get(kind, DEFAULT_WEIGHTS.get(kind, 1.0)))

@@ -378,7 +378,7 @@ def test_an_output_folder_that_cannot_be_made_is_named(tmp_path):
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path):
     words = "import sys; from pathlib import Path; from lossmix_det.training.run_lock import held\n"
-    words += f"with held(Path({str(tmp_path)!r})): print('held', flush=True); sys.stdin.read()"
+    words += f"with run_lock(Path({str(tmp_path)!r})): print('held', flush=True); sys.stdin.read()"
     other = subprocess.Popen(
         [sys.executable, "-c", words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True
     )

@@ -5,115 +5,181 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.detection.faster_rcnn import FasterRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FasterRCNN, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.rpn import concat_box_prediction_layers
+from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_prediction_layers
+from torchvision.ops import MultiScaleRoIAlign
 
 from lossmix_det.config import ModelConfig
-from lossmix_det.engines.contract import LOSSES, Detector, Encoding, Scores
-from lossmix_det.engines.torchvision.networks import build_model, norm_of
-from lossmix_det.engines.two_stage.losses import BACKGROUND, ScoredProposals, TwoStageLosses
+from lossmix_det.engines.backbones import Backbone
+from lossmix_det.engines.normalizers import NORMALIZERS
+from lossmix_det.engines.norms import norm_of
+from lossmix_det.engines.torchvision.networks import TorchvisionDetector, anchors_of, build_network, normalised
+from lossmix_det.engines.two_stage.detector import TwoStageDetector
+from lossmix_det.engines.two_stage.encoding import AnchorGrid, ScoredProposals, Scores, TwoStageEncoding
 from lossmix_det.engines.two_stage.sampling import KeyedSampler
+from lossmix_det.engines.two_stage.stages import BACKGROUND, FirstStage, SecondStage, Stage
 from lossmix_det.structures import ImageBatch, Instances
 
 BETA = 1 / 9  # torchvision's smooth-L1 threshold, in both stages
 
 
-class TorchvisionRCNN(TwoStageLosses, Detector):
-    """Any torchvision Faster R-CNN as a `Detector`; ``model`` is the plain torchvision module."""
+def build_faster_rcnn(config: ModelConfig, num_classes: int, strict: bool = False) -> FasterRCNN:
+    """A plain torchvision Faster R-CNN, its weights loaded.
 
-    background = 0
+    Args:
+        config: the ``model`` branch.
+        num_classes: K, without background.
+        strict: refuse weights that leave any part fresh.
+
+    Raises:
+        UserError: the combination is impossible, or the weights cannot be found or read.
+    """
+    outputs = num_classes + 1
+    settings = {
+        "box_score_thresh": config.score_threshold,
+        "box_nms_thresh": config.nms_threshold,
+        "box_detections_per_img": config.detections_per_image,
+        "_skip_resize": True,  # images arrive in the size wanted
+    }
+    if config.rpn_samples:
+        settings["rpn_batch_size_per_image"] = config.rpn_samples
+    if config.roi_samples:
+        settings["box_batch_size_per_image"] = config.roi_samples
+
+    def assemble(backbone: Backbone, settings: dict[str, object]) -> FasterRCNN:
+        more = _small_heads(backbone, outputs) if backbone.small else {"num_classes": outputs}
+        return FasterRCNN(backbone.pyramid, **(more | settings))
+
+    return build_network(config, FasterRCNN, settings, assemble, outputs=outputs, one_stage=False, strict=strict)
+
+
+def _small_heads(backbone: Backbone, outputs: int) -> dict[str, object]:
+    """Fewer anchors, proposals and hidden features, for images of about 100 pixels."""
+    channels, sizes = backbone.pyramid.out_channels, tuple((size,) for size in backbone.sizes)
+    return {
+        "num_classes": None,
+        "rpn_anchor_generator": AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes)),
+        "rpn_pre_nms_top_n_train": 500,
+        "rpn_pre_nms_top_n_test": 300,
+        "rpn_post_nms_top_n_train": 300,
+        "rpn_post_nms_top_n_test": 150,
+        "box_roi_pool": MultiScaleRoIAlign(["0", "1", "2"], output_size=7, sampling_ratio=1),
+        "box_head": TwoMLPHead(channels * 49, backbone.hidden),
+        "box_predictor": FastRCNNPredictor(backbone.hidden, outputs),
+        "box_batch_size_per_image": 64,
+    }
+
+
+class _TorchvisionStage(Stage):
+    """Matching, sampling and coding, which both stages of torchvision do alike."""
+
+    part: RegionProposalNetwork | RoIHeads
+
+    @property
+    def sampler(self) -> KeyedSampler:
+        """The network's own, so that whoever replaces it there replaces it here."""
+        return self.part.fg_bg_sampler
+
+    def match(self, boxes: Tensor, truth: Tensor) -> Tensor:
+        if not len(truth):
+            return torch.full((len(boxes),), BACKGROUND, dtype=torch.int64, device=boxes.device)
+        return self.part.proposal_matcher(self.part.box_similarity(truth, boxes))
+
+    def offsets(self, truth: Tensor, boxes: Tensor) -> Tensor:
+        return self.part.box_coder.encode([truth], [boxes])[0]
+
+    def box_loss(self, predicted: Tensor, wanted: Tensor) -> Tensor:
+        return F.smooth_l1_loss(predicted, wanted, beta=BETA, reduction="none").sum(dim=1)
+
+    def _take(self, part: RegionProposalNetwork | RoIHeads) -> None:
+        """Read from a part of the network, whose sampler is made to draw by key."""
+        self.part, stock = part, part.fg_bg_sampler
+        part.fg_bg_sampler = KeyedSampler(stock.batch_size_per_image, stock.positive_fraction)
+
+
+class TorchvisionRPN(_TorchvisionStage, FirstStage):
+    """torchvision's region proposal network as a stage."""
+
+    def __init__(self, rpn: RegionProposalNetwork, normalizer: str) -> None:
+        super().__init__(NORMALIZERS[normalizer])
+        self._take(rpn)
+
+
+class TorchvisionRoI(_TorchvisionStage, SecondStage):
+    """torchvision's RoI heads as a stage."""
+
+    def __init__(self, heads: RoIHeads, normalizer: str) -> None:
+        super().__init__(NORMALIZERS[normalizer], background=0)
+        self._take(heads)
+
+    def score(self, encoding: TwoStageEncoding, boxes: list[Tensor]) -> Scores:
+        pooled = self.part.box_roi_pool(encoding.features, boxes, encoding.inputs.image_sizes)
+        features = self.part.box_head(pooled)
+        logits, deltas = self.part.box_predictor(features)
+        return Scores(features, logits, deltas.reshape(len(deltas), deltas.shape[1] // 4, 4))
+
+
+class TorchvisionFasterRCNN(TwoStageDetector, TorchvisionDetector):
+    """Any torchvision Faster R-CNN as a `Detector`; ``model`` is the plain torchvision module."""
 
     def __init__(self, config: ModelConfig, num_classes: int, strict: bool = False) -> None:
         super().__init__()
-        self.num_classes, self.normalizer = num_classes, config.normalizer
-        self.model: FasterRCNN = build_model(config, num_classes, strict)
+        self.num_classes = num_classes
+        self.model: FasterRCNN = build_faster_rcnn(config, num_classes, strict)
         self.norm = norm_of(self.model)
-        for part in (self.model.rpn, self.model.roi_heads):
-            stock = part.fg_bg_sampler
-            part.fg_bg_sampler = KeyedSampler(stock.batch_size_per_image, stock.positive_fraction)
-        head = self.model.roi_heads.box_head
-        self.roi_width = self.model.roi_heads.box_predictor.cls_score.in_features
-        self.shares_scores = not any(isinstance(part, nn.BatchNorm2d) for part in head.modules())
+        heads = self.model.roi_heads
+        self.rpn = TorchvisionRPN(self.model.rpn, config.normalizer)
+        self.roi = TorchvisionRoI(heads, config.normalizer)
+        self.roi_width = heads.box_predictor.cls_score.in_features
+        self.shares_scores = not any(isinstance(part, nn.BatchNorm2d) for part in heads.box_head.modules())
 
-    def encode(self, images: ImageBatch) -> Encoding:
-        batch = self._normalised(images)
-        features = self._features(batch)
+    def encode(self, images: ImageBatch) -> TwoStageEncoding:
+        inputs = normalised(self.model, images)
+        features = self._features(inputs)
         rpn, levels = self.model.rpn, list(features.values())
         objectness, deltas = rpn.head(levels)
-        # Boxes are always float32: bfloat16 counts pixels beyond 512 in fours.
-        shapes = [torch.zeros((), device=level.device).expand(level.shape) for level in levels]
-        anchors = rpn.anchor_generator(batch, shapes)
-        per_level = [level.shape[1] * level.shape[2] * level.shape[3] for level in objectness]
+        anchors = anchors_of(rpn.anchor_generator, inputs, levels)
+        grid = AnchorGrid(
+            tuple((level.shape[2], level.shape[3], level.shape[1]) for level in objectness),
+            tuple(inputs.tensors.shape[2:]),
+        )
+        per_level = [rows * columns * count for rows, columns, count in grid.levels]
         objectness, deltas = concat_box_prediction_layers(objectness, deltas)
         count = len(images)
         objectness, deltas = objectness.reshape(count, -1), deltas.reshape(count, -1, 4)
         with torch.no_grad(), torch.autocast(objectness.device.type, enabled=False):
             boxes = rpn.box_coder.decode(deltas.detach().float().reshape(-1, 4), anchors).reshape(count, -1, 4)
-            proposals, _ = rpn.filter_proposals(boxes, objectness.float(), batch.image_sizes, per_level)
-        scored = ScoredProposals([len(found) for found in proposals], self.shares_scores)
-        return Encoding(features, anchors, objectness, deltas, proposals, batch, images, scored)
+            proposals, _ = rpn.filter_proposals(boxes, objectness.float(), inputs.image_sizes, per_level)
+        scored = ScoredProposals([len(boxes) for boxes in proposals], self.shares_scores)
+        return TwoStageEncoding(features, anchors, objectness, deltas, proposals, inputs, images, scored, grid)
 
-    def detections(self, encoding: Encoding) -> list[Instances]:
-        scores = self.score(encoding, encoding.proposals)
+    def detections(self, encoding: TwoStageEncoding) -> list[Instances]:
+        scores = self.roi.score(encoding, encoding.proposals)
         logits, deltas = scores.logits.float(), scores.deltas.float().flatten(1)
         with torch.autocast(logits.device.type, enabled=False):  # boxes in float32, as for proposals
-            found = self.model.roi_heads.postprocess_detections(
-                logits, deltas, encoding.proposals, encoding.images.image_sizes
+            results = self.model.roi_heads.postprocess_detections(
+                logits, deltas, encoding.proposals, encoding.inputs.image_sizes
             )
-        return [Instances(boxes, labels - 1, values) for boxes, values, labels in zip(*found, strict=True)]
-
-    def score(self, encoding: Encoding, boxes: list[Tensor]) -> Scores:
-        heads = self.model.roi_heads
-        pooled = heads.box_roi_pool(encoding.features, boxes, encoding.images.image_sizes)
-        features = heads.box_head(pooled)
-        logits, deltas = heads.box_predictor(features)
-        return Scores(features, logits, deltas.reshape(len(deltas), deltas.shape[1] // 4, 4))
-
-    def match(self, stage: str, boxes: Tensor, truth: Tensor) -> Tensor:
-        if not len(truth):
-            return torch.full((len(boxes),), BACKGROUND, dtype=torch.int64, device=boxes.device)
-        part = self._part(stage)
-        return part.proposal_matcher(part.box_similarity(truth, boxes))
-
-    def sampler(self, stage: str) -> KeyedSampler:
-        return self._part(stage).fg_bg_sampler
-
-    def offsets(self, stage: str, truth: Tensor, boxes: Tensor) -> Tensor:
-        return self._part(stage).box_coder.encode([truth], [boxes])[0]
-
-    def box_loss(self, stage: str, predicted: Tensor, wanted: Tensor) -> Tensor:
-        return F.smooth_l1_loss(predicted, wanted, beta=BETA, reduction="none").sum(dim=1)
-
-    def _part(self, stage: str) -> nn.Module:
-        return self.model.rpn if stage == "rpn" else self.model.roi_heads
+        return [Instances(boxes, labels - 1, values) for boxes, values, labels in zip(*results, strict=True)]
 
     def levels(self) -> dict[str, int]:
-        # Those that proposals are pooled from; pyramids have one more, for the first stage alone.
+        """Channels of the levels that proposals are pooled from; pyramids have one more, for the first stage alone."""
         return dict.fromkeys(self.model.roi_heads.box_roi_pool.featmap_names, self.model.backbone.out_channels)
 
-    def heads(self) -> dict[str, nn.Module]:
+    def last_layers(self) -> list[nn.Module]:
         rpn, predictor = self.model.rpn.head, self.model.roi_heads.box_predictor
-        parts = (rpn.cls_logits, rpn.bbox_pred, predictor.cls_score, predictor.bbox_pred)
-        return dict(zip(LOSSES, parts, strict=True))
+        return [rpn.cls_logits, rpn.bbox_pred, predictor.cls_score, predictor.bbox_pred]
 
-    def _normalised(self, images: ImageBatch) -> ImageList:
-        """Normalise, and zero the padding afterwards, as torchvision pads after normalising."""
-        transform = self.model.transform
-        mean, std = (
-            torch.tensor(values, device=images.pixels.device).view(1, 3, 1, 1)
-            for values in (transform.image_mean, transform.image_std)
-        )
-        pixels = torch.where(images.valid(), (images.to_float().pixels - mean) / std, 0.0)
-        return ImageList(pixels, list(images.sizes))
-
-    def _features(self, batch: ImageList) -> dict[str, Tensor]:
+    def _features(self, inputs: ImageList) -> dict[str, Tensor]:
         """Pyramid levels by name."""
-        features = self.model.backbone(batch.tensors)
+        features = self.model.backbone(inputs.tensors)
         pool = self.model.roi_heads.box_roi_pool
         if pool.scales is None:
             # On its first use the pooling takes the strides from the ratio of features to the largest image, for good.
             # Where that image is much smaller than the canvas the ratio is wrong; so let it see the canvas.
-            canvas = [tuple(batch.tensors.shape[2:])] * len(batch.image_sizes)
-            pool(features, [batch.tensors.new_zeros((0, 4))] * len(canvas), canvas)
+            canvas = [tuple(inputs.tensors.shape[2:])] * len(inputs.image_sizes)
+            pool(features, [inputs.tensors.new_zeros((0, 4))] * len(canvas), canvas)
         return features

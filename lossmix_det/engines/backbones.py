@@ -1,0 +1,78 @@
+"""Feature pyramids by the name of `model.architecture`: a new one is a function and a line of `BACKBONES`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from torch import nn
+from torchvision.models import resnet
+from torchvision.models.detection.backbone_utils import BackboneWithFPN, resnet_fpn_backbone
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
+Norm = Callable[[int], nn.Module]
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A feature pyramid, and what suits it.
+
+    Args:
+        pyramid: images (B, 3, H, W) to levels (B, C, h, w) by name, finest first; has ``out_channels`` (C), and ``body``
+            whose children are the stages that can be frozen.
+        sizes: side in pixels of the objects that each level is for, finest first.
+        hidden: width of the fully connected layers behind it.
+        small: it is made for images of about 100 pixels: heads with less to choose from.
+    """
+
+    pyramid: nn.Module
+    sizes: tuple[int, ...]
+    hidden: int = 1024
+    small: bool = False
+
+
+# From the norm's layer, and whether the levels are those of one-stage detectors (P3 to P7 in place of P2 to P6).
+Builder = Callable[[Norm, bool], Backbone]
+
+
+def resnet_fpn(name: str, norm: Norm, one_stage: bool) -> Backbone:
+    """A ResNet of torchvision with the pyramid of Lin et al. (CVPR 2017)."""
+    more = {"returned_layers": [2, 3, 4], "extra_blocks": LastLevelP6P7(256, 256)} if one_stage else {}
+    pyramid = resnet_fpn_backbone(backbone_name=name, weights=None, norm_layer=norm, trainable_layers=5, **more)
+    return Backbone(pyramid, (32, 64, 128, 256, 512))
+
+
+def slim(norm: Norm, one_stage: bool) -> Backbone:
+    """The first stages of ResNet-18 with a pyramid of 64 channels, for images of about 100 pixels on a CPU."""
+    body = resnet.resnet18(weights=None, norm_layer=norm)
+    # The last stage (stride 32) would see an image of 100 pixels as 3×3 cells, and holds three quarters of the weights.
+    layers = {f"layer{index}": str(index - 1) for index in range(1, 4)}
+    return Backbone(BackboneWithFPN(body, layers, [64, 128, 256], 64), (14, 24, 40, 64), hidden=256, small=True)
+
+
+BACKBONES: dict[str, Builder] = {
+    "slim": slim,
+    "resnet18_fpn": partial(resnet_fpn, "resnet18"),
+    "resnet34_fpn": partial(resnet_fpn, "resnet34"),
+    "resnet50_fpn": partial(resnet_fpn, "resnet50"),
+    "resnet101_fpn": partial(resnet_fpn, "resnet101"),
+}
+
+
+def freeze_stages(body: nn.Module, learning: int) -> None:
+    """Let only the last stages of a ResNet or MobileNetV3 backbone learn; the stem is the first stage.
+
+    torchvision's own option is ignored unless torchvision loads the weights itself.
+    """
+    children = list(body.named_children())
+    starts = [index for index, (name, child) in enumerate(children) if name.startswith("layer") or _halves(child)]
+    boundaries = sorted({0, *starts})
+    first = boundaries[max(len(boundaries) - learning, 0)] if learning else len(children)
+    for _, child in children[:first]:
+        child.requires_grad_(False)
+
+
+def _halves(child: nn.Module) -> bool:
+    """A MobileNetV3 block that opens a stage, as torchvision marks it."""
+    return bool(getattr(child, "_is_cn", False))

@@ -1,0 +1,55 @@
+"""Normalisation layers by the name of `model.norm`."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """32 groups (Wu & He, ECCV 2018), whose statistics do not depend on the other images of the batch."""
+    return nn.GroupNorm(min(32, channels), channels)
+
+
+KINDS = {"group": nn.GroupNorm, "batch": nn.BatchNorm2d, "frozen": FrozenBatchNorm2d}
+NORMS = {"frozen": FrozenBatchNorm2d, "group": group_norm, "batch": nn.BatchNorm2d}
+
+
+def norm_of(model: nn.Module) -> str:
+    """The norm that a model was built with, by its name in the configuration."""
+    kinds = {type(part) for part in model.modules()}
+    return next((name for name, kind in KINDS.items() if kind in kinds), "none")
+
+
+def resolve(norm: str, state: dict[str, Tensor] | None, otherwise: str) -> str:
+    """The norm to build with.
+
+    Args:
+        norm: of `NORMS`, or ``auto``: frozen for weights that hold batch statistics, else one that trains from scratch.
+        state: the weights that will be loaded, if any.
+        otherwise: the norm that trains this network from scratch.
+    """
+    if norm in NORMS:
+        return norm
+    holds_statistics = state is not None and any(name.endswith("running_mean") for name in state)
+    return "frozen" if holds_statistics else otherwise
+
+
+def thaw_norms(module: nn.Module) -> None:
+    """Replace every frozen norm below a module by a BatchNorm that learns."""
+    for name, child in module.named_children():
+        if isinstance(child, FrozenBatchNorm2d):
+            setattr(module, name, nn.BatchNorm2d(len(child.weight), eps=child.eps))
+        else:
+            thaw_norms(child)
+
+
+def freeze_norms(module: nn.Module) -> None:
+    """Replace every BatchNorm below a module by a frozen one with the same parameters and statistics."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            frozen = FrozenBatchNorm2d(child.num_features, eps=child.eps)
+            frozen.load_state_dict(child.state_dict(), strict=False)
+            setattr(module, name, frozen)
+        else:
+            freeze_norms(child)

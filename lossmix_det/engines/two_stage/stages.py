@@ -1,0 +1,277 @@
+"""The losses of Faster R-CNN (Ren et al., NeurIPS 2015), weighted per image; the same for every engine.
+
+Network, matching, box coding and inference are the engine's own. What is ours is the last step of each loss: stock
+takes a mean over all samples of the batch; here each sample is first multiplied by the weight of its image (and, where
+the truth carries weights, of the box that it was matched to), and the same normaliser is kept.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lossmix_det.engines.contract import SoftTeacher
+from lossmix_det.engines.normalizers import Normalizer
+from lossmix_det.engines.two_stage.encoding import Scores, TwoStageEncoding
+from lossmix_det.engines.two_stage.samples import Samples, SoftSamples, soft_samples, weigh_samples, weighted_sum
+from lossmix_det.engines.two_stage.sampling import KeyedSampler
+from lossmix_det.structures import Instances, Supervision
+
+BACKGROUND, IGNORED = -1, -2  # in place of the index of a matched box
+
+
+class Scored(NamedTuple):
+    """What a stage has scored for one truth, for whoever counts it: samples of so many images, and RoI heads' logits."""
+
+    foreground: Tensor
+    images: int
+    labels: Tensor | None = None
+    logits: Tensor | None = None
+
+
+class Stage(ABC):
+    """One of the two stages: what the engine says of it, and the two losses that follow from it.
+
+    Args:
+        normalize: of `NORMALIZERS`.
+    """
+
+    loss_names: tuple[str, str]  # class and box
+    loss_weights = (1.0, 1.0)  # the engine's own
+    quota: int | None = None  # samples that stock divides by for every image; None: by those that were chosen
+    watch: Callable[[Scored], None] | None = None  # is told what was scored
+    sampler: KeyedSampler  # chooses among anchors or proposals
+
+    def __init__(self, normalize: Normalizer) -> None:
+        self.normalize = normalize
+
+    @abstractmethod
+    def match(self, boxes: Tensor, truth: Tensor) -> Tensor:
+        """(R,) index of the truth box that each anchor or proposal is matched to, `BACKGROUND` or `IGNORED`."""
+
+    @abstractmethod
+    def offsets(self, truth: Tensor, boxes: Tensor) -> Tensor:
+        """(F, 4) offsets from boxes to the truths that they were matched to, as the engine encodes them."""
+
+    @abstractmethod
+    def box_loss(self, predicted: Tensor, wanted: Tensor) -> Tensor:
+        """(F,) loss of predicted (F, 4) offsets."""
+
+    def losses(
+        self, encoding: TwoStageEncoding, supervision: Supervision, soft_teacher: SoftTeacher | None = None
+    ) -> dict[str, Tensor]:
+        """The two losses of this stage by name, as `Detector.losses`."""
+        active, keys = supervision.active, encoding.images.keys
+        if not active:
+            return {name: encoding.objectness.new_zeros(()) for name in self.loss_names}
+        self.sampler.keys = None if keys is None else [keys[image] for image in active]
+        values = self._losses(encoding, supervision, soft_teacher)
+        named = zip(self.loss_names, values, self.loss_weights, strict=True)
+        return {name: value * weight for name, value, weight in named}
+
+    @abstractmethod
+    def _losses(
+        self, encoding: TwoStageEncoding, supervision: Supervision, soft_teacher: SoftTeacher | None
+    ) -> tuple[Tensor, Tensor]:
+        """Class and box loss."""
+
+    def _choose(self, boxes: list[Tensor], truths: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Indices of the sampled boxes of each image, and what each was matched to."""
+        matches = [self.match(candidates, truth) for candidates, truth in zip(boxes, truths, strict=True)]
+        labels = [torch.where(match >= 0, 1.0, torch.where(match == BACKGROUND, 0.0, -1.0)) for match in matches]
+        positive, negative = self.sampler(labels)
+        chosen = [torch.where((pos > 0) | (neg > 0))[0] for pos, neg in zip(positive, negative, strict=True)]
+        return chosen, [match[index] for match, index in zip(matches, chosen, strict=True)]
+
+    def _wanted(self, truths: list[Tensor], matches: list[Tensor], boxes: list[Tensor]) -> Tensor:
+        """(F, 4) offsets from the foreground anchors or proposals to the boxes that they were matched to."""
+        taught = [truth[match[match >= 0]] for truth, match in zip(truths, matches, strict=True)]
+        foreground = [box[match >= 0] for box, match in zip(boxes, matches, strict=True)]
+        return self.offsets(torch.cat(taught), torch.cat(foreground))
+
+    def _weigh(self, supervision: Supervision, matches: list[Tensor], foreground: Tensor) -> Samples:
+        return weigh_samples(supervision, matches, foreground, self.normalize, self.quota)
+
+    def _weighted_box_loss(self, predicted: Tensor, wanted: Tensor, samples: Samples) -> Tensor:
+        """Of the foreground samples, divided by the number of all samples, as both stock stages do."""
+        loss = self.box_loss(predicted.float(), wanted.float())
+        return weighted_sum(loss, samples.box_weights[samples.foreground], samples.normalizers[samples.foreground])
+
+    def _tell(self, scored: Scored) -> None:
+        if self.watch is not None:
+            self.watch(scored)
+
+
+class FirstStage(Stage):
+    """The region proposal network: objectness and offsets of anchors."""
+
+    loss_names = ("rpn_class", "rpn_box")
+
+    def _losses(
+        self, encoding: TwoStageEncoding, supervision: Supervision, soft_teacher: SoftTeacher | None
+    ) -> tuple[Tensor, Tensor]:
+        active = supervision.active
+        truths = [supervision.truths[image].boxes for image in active]
+        anchors = [encoding.anchors[image] for image in active]
+        chosen, matches = self._choose(anchors, truths)
+        anchors = [boxes[index] for boxes, index in zip(anchors, chosen, strict=True)]
+        foreground = torch.cat(matches) >= 0
+        samples = self._weigh(supervision, matches, foreground)
+        index = torch.cat(chosen)
+        objectness, offsets = foreground.float(), self._wanted(truths, matches, anchors)
+        soft = soft_samples(supervision, samples.images)
+        if soft is not None and soft_teacher is not None:
+            _ask_about_anchors(soft_teacher, soft, index, foreground, objectness, offsets)
+        self._tell(Scored(foreground, len(active)))
+        logits = encoding.objectness[samples.images, index].float()
+        class_loss = F.binary_cross_entropy_with_logits(logits, objectness, reduction="none")
+        predicted = encoding.deltas[samples.images[foreground], index[foreground]]
+        return (
+            weighted_sum(class_loss, samples.class_weights, samples.normalizers),
+            self._weighted_box_loss(predicted, offsets, samples),
+        )
+
+
+class SecondStage(Stage):
+    """The RoI heads: class and offsets of sampled proposals, the truth boxes being among them.
+
+    Args:
+        normalize: of `NORMALIZERS`.
+        background: its place among the class logits; classes follow in order, from 0 or from 1.
+    """
+
+    loss_names = ("roi_class", "roi_box")
+
+    def __init__(self, normalize: Normalizer, background: int) -> None:
+        super().__init__(normalize)
+        self.background = background
+
+    @abstractmethod
+    def score(self, encoding: TwoStageEncoding, boxes: list[Tensor]) -> Scores:
+        """Head outputs of any boxes, (R, 4) per image, one image after the other; part of the one forward pass."""
+
+    def score_proposals(self, encoding: TwoStageEncoding, count: int) -> Scores:
+        """Head outputs of the first ``count`` proposals of each image, those that truths had scored being reused."""
+        best = [proposals[:count] for proposals in encoding.proposals]
+        chosen = {image: (torch.arange(len(boxes), device=boxes.device), boxes) for image, boxes in enumerate(best)}
+        return self._scores(encoding, chosen)
+
+    def _losses(
+        self, encoding: TwoStageEncoding, supervision: Supervision, soft_teacher: SoftTeacher | None
+    ) -> tuple[Tensor, Tensor]:
+        active = supervision.active
+        truths = [supervision.truths[image].boxes for image in active]
+        proposals = [encoding.proposals[image] for image in active]
+        candidates = [torch.cat([boxes, truth.to(boxes)]) for boxes, truth in zip(proposals, truths, strict=True)]
+        chosen, matches = self._choose(candidates, truths)
+        boxes = [candidate[index] for candidate, index in zip(candidates, chosen, strict=True)]
+        labels = [self._labels(supervision.truths[image], match) for image, match in zip(active, matches, strict=True)]
+        label = torch.cat(labels)
+        samples = self._weigh(supervision, matches, label != self.background)
+        scores = self._scores(encoding, dict(zip(active, zip(chosen, boxes, strict=True), strict=True)))
+        self._tell(Scored(samples.foreground, len(active), label, scores.logits.detach()))
+        wanted = self._wanted(truths, matches, boxes)
+        soft = soft_samples(supervision, samples.images)
+        if soft is None or soft_teacher is None:
+            class_loss = F.cross_entropy(scores.logits.float(), label, reduction="none")
+        else:
+            targets = F.one_hot(label, scores.logits.shape[1]).float()
+            samples, label, wanted = self._soften(soft_teacher, soft, samples, torch.cat(boxes), label, targets, wanted)
+            class_loss = F.cross_entropy(scores.logits.float(), targets, reduction="none")
+        predicted = _of_class(scores.deltas, label)[samples.foreground]
+        return (
+            weighted_sum(class_loss, samples.class_weights, samples.normalizers),
+            self._weighted_box_loss(predicted, wanted, samples),
+        )
+
+    def _labels(self, truth: Instances, match: Tensor) -> Tensor:
+        """(S,) place among the class logits of what each proposal was matched to."""
+        first = 0 if self.background else 1
+        classes = truth.classes if len(truth) else truth.classes.new_zeros(1)
+        return torch.where(match >= 0, classes[match.clamp(min=0)] + first, self.background)
+
+    def _scores(self, encoding: TwoStageEncoding, chosen: dict[int, tuple[Tensor, Tensor]]) -> Scores:
+        """Head outputs of the chosen boxes, image after image; a proposal is scored once for all truths.
+
+        Args:
+            encoding: keeps what was scored.
+            chosen: per image the indices of the boxes among its proposals (beyond them: of the truth) and the boxes.
+        """
+        scored = encoding.scored
+        rows, unscored = [], [proposals.new_zeros((0, 4)) for proposals in encoding.proposals]
+        for image, (index, boxes) in chosen.items():
+            row, new = scored.rows_of(image, index)
+            rows.append(row)
+            unscored[image] = boxes[new]
+        scored.outputs.append(self.score(encoding, unscored))
+        row = torch.cat(rows)
+        return Scores(*(torch.cat(outputs)[row] for outputs in zip(*scored.outputs, strict=True)))
+
+    def _soften(
+        self,
+        teacher: SoftTeacher,
+        soft: SoftSamples,
+        samples: Samples,
+        boxes: Tensor,
+        label: Tensor,
+        targets: Tensor,
+        wanted: Tensor,
+    ) -> tuple[Samples, Tensor, Tensor]:
+        """Let the teacher say what the samples of soft truths are, writing its class probabilities into ``targets``.
+
+        Returns:
+            Samples, labels and offsets in which the foreground is where the teacher sees an object.
+        """
+        mask, numbers, boxes = _in_teachers_images(teacher.encoding, soft, boxes)
+        order = numbers.argsort(stable=True)
+        counts = numbers.bincount(minlength=len(teacher.encoding.images)).tolist()
+        with torch.no_grad():
+            scores = teacher.detector.roi.score(teacher.encoding, list(boxes[order].split(counts)))
+        logits, deltas = torch.empty_like(scores.logits), torch.empty_like(scores.deltas)
+        logits[order], deltas[order] = scores.logits, scores.deltas
+        targets[mask] = (logits.float() / teacher.temperature).softmax(dim=1)
+        label = label.clone()
+        label[mask] = logits.argmax(dim=1)
+        offsets = wanted.new_zeros(len(label), 4)
+        offsets[samples.foreground] = wanted
+        offsets[mask] = _of_class(deltas, label[mask]).to(offsets)
+        foreground = label != self.background
+        return replace(samples, foreground=foreground), label, offsets[foreground]
+
+
+def _ask_about_anchors(
+    teacher: SoftTeacher, soft: SoftSamples, index: Tensor, foreground: Tensor, objectness: Tensor, offsets: Tensor
+) -> None:
+    """Write the teacher's objectness (S,), and its offsets (F, 4) where a truth was matched, over the hard ones."""
+    mask, numbers = soft.mask, soft.images
+    if soft.moved:  # the same place of the image is now another anchor
+        index = torch.where(mask, teacher.encoding.grid.shifted(index, soft.offsets), index)
+        mask = mask & (index >= 0)
+    logits = teacher.encoding.objectness[numbers[mask], index[mask]]
+    objectness[mask] = (logits.float() / teacher.temperature).sigmoid()
+    both = mask & foreground
+    offsets[mask[foreground]] = teacher.encoding.deltas[numbers[both], index[both]].to(offsets)
+
+
+def _in_teachers_images(encoding: TwoStageEncoding, soft: SoftSamples, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(S,) mask of the samples that the teacher can see, the image of each of those, and their boxes in it."""
+    mask, numbers = soft.mask, soft.images
+    if soft.moved:
+        boxes = boxes - soft.offsets.flip(1).repeat(1, 2)
+        sizes = torch.tensor(encoding.images.sizes, device=boxes.device)[numbers.clamp(min=0)]
+        limits = sizes.flip(1).repeat(1, 2).to(boxes)
+        boxes = torch.minimum(boxes.clamp(min=0), limits)
+        mask = mask & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    return mask, numbers[mask], boxes[mask]
+
+
+def _of_class(deltas: Tensor, label: Tensor) -> Tensor:
+    """(R, 4) offsets for each box's class; a class-agnostic head has one for all."""
+    column = label.clamp(max=deltas.shape[1] - 1)
+    return deltas[torch.arange(len(label), device=label.device), column]

@@ -1,0 +1,82 @@
+"""Weights from a file or from torchvision's store, and what of them fits a model."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from torch import Tensor, nn
+from torchvision.models import get_weight
+
+from lossmix_det.errors import UserError
+from lossmix_det.files import read_model
+
+log = logging.getLogger(__name__)
+
+LEAST_FITTING = 0.1  # share of a file's tensors; a few names are alike in any two networks
+COUNTERS = "num_batches_tracked"
+
+
+def read_weights(source: str) -> dict[str, Tensor]:
+    """A state dict from a file or from torchvision's store, without ever unpickling code.
+
+    Args:
+        source: path of a state dict, of an export, or of a checkpoint of ours (its EMA weights if it has any);
+            or a torchvision name such as ``ResNet50_Weights.IMAGENET1K_V2``.
+
+    Raises:
+        UserError: no such file or name, or the file holds no state dict.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        return read_model(path)
+    try:
+        weights = get_weight(source)
+    except (ValueError, KeyError, AttributeError):
+        raise UserError(
+            f"model.weights={source!r} is neither a file nor a torchvision name such as ResNet50_Weights.IMAGENET1K_V2"
+        ) from None
+    try:
+        return dict(weights.get_state_dict(progress=True, check_hash=True))
+    except OSError as error:
+        raise UserError(
+            f"{source} could not be downloaded ({error}); fetch {weights.url} elsewhere and give model.weights its path"
+        ) from None
+
+
+def load_weights(model: nn.Module, state: dict[str, Tensor], source: str, strict: bool = False) -> None:
+    """Load what fits by name and shape, and report the rest: replaced heads, missing and unused names.
+
+    A bare classifier's ResNet or MobileNet goes into the backbone.
+
+    Raises:
+        UserError: nothing fits; or, if ``strict``, something is missing or of another shape.
+    """
+    own = model.state_dict()
+    if not any(name in own for name in state):
+        state = {f"backbone.body.{name.removeprefix('features.')}": value for name, value in state.items()}
+    fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+    if len(fitting) < len(state) * LEAST_FITTING or not fitting:
+        raise UserError(
+            f"model.weights={source}: {len(fitting)} of its {len(state)} tensors fit this architecture; "
+            "is it of another network?"
+        )
+    model.load_state_dict(fitting, strict=False)
+    replaced = sorted(name for name in state if name in own and name not in fitting)
+    missing = sorted(name for name in own if name not in state and not name.endswith(COUNTERS))
+    unused = sorted(name for name in state if name not in own and not name.endswith(COUNTERS))
+    if strict and (replaced or missing):
+        names = _shorten([*replaced, *missing])
+        raise UserError(f"model.weights={source} is not of this model: {names} missing or of another shape")
+    log.info("weights %s: %d of %d tensors loaded", source, len(fitting), len(own))
+    for title, names in (
+        ("of another shape, left fresh", replaced),
+        ("not in the file", missing),
+        ("unused", unused),
+    ):
+        if names:
+            log.info("  %s (%d): %s", title, len(names), _shorten(names))
+
+
+def _shorten(names: list[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")

@@ -1,0 +1,68 @@
+"""Burn-in mixes source images with target images whose truth nobody knows yet: three rules for these pairs.
+
+The paper's rule is unknown (docs/method.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lossmix_det.config import MixingConfig
+from lossmix_det.mixing.blend import Mix
+from lossmix_det.mixing.rules import Rule
+
+# From a mix and the (B,) bool of images that have a target partner, to the mix that is applied, and (B,) the weight of
+# the image's own truth (nan for all other images, which the mixing rule weighs).
+BurnInRule = Callable[[Mix, Tensor], tuple[Mix, Tensor]]
+
+
+@dataclass(frozen=True)
+class AsNoise:
+    """``noise``: the target is seen at a share of at most ``share``, and the image's own truth keeps its full weight.
+
+    Args:
+        share: the largest share of the target.
+        shrink: move λ there; a rule that teaches no partner has been given such a λ already.
+    """
+
+    share: float
+    shrink: bool
+
+    def __call__(self, mix: Mix, across: Tensor) -> tuple[Mix, Tensor]:
+        lam = as_noise(mix.lam, self.share) if self.shrink else mix.lam
+        return _applied(mix.with_lam(lam), mix, across), torch.where(across, torch.ones_like(lam), torch.nan)
+
+
+def as_drawn(mix: Mix, across: Tensor) -> tuple[Mix, Tensor]:
+    """``lam``: λ as it was drawn, and the image's own truth weighs λ."""
+    return mix, torch.where(across, mix.lam, torch.nan)
+
+
+def largest(mix: Mix, across: Tensor) -> tuple[Mix, Tensor]:
+    """``max``: the image itself is given the largest share, which its own truth weighs: max(λ, 1 - λ)."""
+    moved = _applied(mix.largest_first(), mix, across)
+    return moved, torch.where(across, moved.lam, torch.nan)
+
+
+BURN_IN_RULES: dict[str, Callable[[MixingConfig, Rule], BurnInRule]] = {
+    "noise": lambda config, rule: AsNoise(config.noise_share, rule.teaches_partners),
+    "lam": lambda config, rule: as_drawn,
+    "max": lambda config, rule: largest,
+}
+
+
+def as_noise(lam: Tensor, share: float) -> Tensor:
+    """λ moved into [1 - share, 1]; a share of 1 leaves it where it is."""
+    return 1 - share * (1 - lam)
+
+
+def _applied(moved: Mix, mix: Mix, across: Tensor) -> Mix:
+    """The moved mix for some of the images, the drawn one for the others."""
+    masks = mix.masks
+    if masks is not None:
+        masks = torch.where(across.view(-1, 1, 1, 1), moved.masks, masks)
+    return Mix(mix.sources, torch.where(across[:, None], moved.shares, mix.shares), masks, mix.offsets)

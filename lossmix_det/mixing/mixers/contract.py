@@ -1,0 +1,28 @@
+"""What a mixer is asked for."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+from lossmix_det.mixing.blend import Mix
+from lossmix_det.structures import ImageBatch
+
+
+class Mixer(Protocol):
+    """Chooses pixels; what a mixed image is taught is the rule's affair."""
+
+    partners: int  # of each image: K - 1
+    needs_saliency: bool
+
+    def draw(self, pool: ImageBatch, partners: np.ndarray, saliency: Tensor | None, rng: np.random.Generator) -> Mix:
+        """Draw how each image is mixed with its partners.
+
+        Args:
+            pool: the B images first, then others that may be partners.
+            partners: (B, K - 1) index of each partner in the pool.
+            saliency: (B, h, w) ≥ 0 in low resolution, over the canvas, of every image of the pool; if it is needed.
+            rng: the only source of chance.
+        """

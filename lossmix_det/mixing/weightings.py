@@ -1,0 +1,56 @@
+"""How masks become weights, as `mixing.weighting` names it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from lossmix_det.mixing.blend import Mix
+from lossmix_det.structures import ImageBatch, Instances
+
+# From a mix, the number of a source, its truths (where they are now) and the mixed images, to how much of each box is
+# seen: (N,) in [0, 1] for each image, or None where that is the share of the source.
+Weighting = Callable[[Mix, int, Sequence[Instances], ImageBatch], list[Tensor | None]]
+
+
+def by_share(mix: Mix, source: int, truths: Sequence[Instances], images: ImageBatch) -> list[Tensor | None]:
+    """One number for each truth: the share of its source in the whole image."""
+    return [None] * len(truths)
+
+
+def by_visibility(mix: Mix, source: int, truths: Sequence[Instances], images: ImageBatch) -> list[Tensor | None]:
+    """One number for each box: the mean of its source's mask inside the box. Ours; without masks it is the share."""
+    if mix.masks is None:
+        return [None] * len(truths)
+    height, width = images.pixels.shape[2:]
+    masks = mix.masks[:, source]
+    scale = torch.tensor([masks.shape[2] / width, masks.shape[1] / height] * 2, dtype=torch.float64)
+    return [
+        mean_inside(mask, truth.boxes.double() * scale.to(truth.boxes.device)).to(truth.boxes)
+        for mask, truth in zip(masks, truths, strict=True)
+    ]
+
+
+def mean_inside(mask: Tensor, boxes: Tensor) -> Tensor:
+    """(N,) mean of a (h, w) mask inside boxes (N, 4), ``xyxy`` in cells; a cell that is cut counts in part."""
+    height, width = mask.shape
+    sums = torch.zeros(height + 1, width + 1, dtype=torch.float64, device=boxes.device)
+    sums[1:, 1:] = mask.to(sums).cumsum(0).cumsum(1)
+
+    def up_to(x: Tensor, y: Tensor) -> Tensor:
+        """Sum of the mask left of x and above y; linear between the corners of cells, so exact."""
+        column, row = x.floor().clamp(0, width - 1).long(), y.floor().clamp(0, height - 1).long()
+        right, down = x - column, y - row
+        upper = sums[row, column] * (1 - right) + sums[row, column + 1] * right
+        lower = sums[row + 1, column] * (1 - right) + sums[row + 1, column + 1] * right
+        return upper * (1 - down) + lower * down
+
+    x1, y1, x2, y2 = boxes.clamp(min=0).unbind(1)
+    x1, x2, y1, y2 = x1.clamp(max=width), x2.clamp(max=width), y1.clamp(max=height), y2.clamp(max=height)
+    inside = up_to(x2, y2) - up_to(x1, y2) - up_to(x2, y1) + up_to(x1, y1)
+    return (inside / ((x2 - x1) * (y2 - y1)).clamp(min=1e-12)).clamp(0, 1)
+
+
+WEIGHTINGS: dict[str, Weighting] = {"share": by_share, "visibility": by_visibility}
