@@ -1,6 +1,12 @@
 """The one error that a person is meant to read."""
 
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
+from typing import TypeVar
+
+Value = TypeVar("Value")
 
 
 class UserError(ValueError):
@@ -14,6 +20,27 @@ def nearest(word: str, known: list[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the known word closest to ``word``, or an empty string."""
     close = get_close_matches(word, known, n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def not_one_of(key: str, value: object, known: Collection[str]) -> str:
+    """The sentence for a setting's value that is not known: ``key='x' is not one of a, b (did you mean 'a'?)``."""
+    return f"{key}={value!r} is not one of {', '.join(known)}{nearest(str(value), list(known))}"
+
+
+def pick(table: Mapping[str, Value], name: str, key: str) -> Value:
+    """Look up what a setting names.
+
+    Args:
+        table: what there is, by name.
+        name: the setting's value.
+        key: the setting, for the message.
+
+    Raises:
+        UserError: the table has no such name; it says which names there are.
+    """
+    if name not in table:
+        raise UserError(not_one_of(key, name, table))
+    return table[name]
 
 
 def first_line(error: Exception) -> str:

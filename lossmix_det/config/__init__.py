@@ -1,5 +1,7 @@
 """The configuration: dataclasses with their limits, read from YAML files and KEY=VALUE overrides."""
 
+from lossmix_det.config.fields import Settings, as_dict, check, flat
+from lossmix_det.config.files import load_config, save_config
 from lossmix_det.config.schema import (
     ARCHITECTURES,
     AdaptationConfig,
@@ -16,10 +18,6 @@ from lossmix_det.config.schema import (
     PseudoLabelConfig,
     ShapesConfig,
     TrainConfig,
-    as_dict,
-    check,
-    load_config,
-    save_config,
 )
 
 __all__ = [
@@ -36,10 +34,12 @@ __all__ = [
     "OptimizerConfig",
     "PairsConfig",
     "PseudoLabelConfig",
+    "Settings",
     "ShapesConfig",
     "TrainConfig",
     "as_dict",
     "check",
+    "flat",
     "load_config",
     "save_config",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from lossmix_det.config import Config, as_dict
+from lossmix_det.config import Config, as_dict, flat
 from lossmix_det.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -50,11 +50,3 @@ def check_continues(content: dict[str, Any], config: Config, classes: list[str],
     for name, fingerprint in fingerprints.items():
         if content["fingerprints"].get(name, fingerprint) != fingerprint:
             log.warning("data set %s has changed since the run was started", name)
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by their dotted key."""
-    result: dict[str, Any] = {}
-    for key, value in tree.items():
-        result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return result
