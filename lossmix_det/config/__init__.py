@@ -1,7 +1,7 @@
 """The configuration: dataclasses with their limits, read from YAML files and KEY=VALUE overrides."""
 
-from lossmix_det.config.fields import Settings, as_dict, check, flat
-from lossmix_det.config.files import load_config, save_config
+from lossmix_det.config.fields import Settings, as_dict, check, choices, flat
+from lossmix_det.config.files import load_config, overrides_set, save_config
 from lossmix_det.config.schema import (
     ARCHITECTURES,
     AdaptationConfig,
@@ -39,7 +39,9 @@ __all__ = [
     "TrainConfig",
     "as_dict",
     "check",
+    "choices",
     "flat",
     "load_config",
+    "overrides_set",
     "save_config",
 ]

@@ -111,6 +111,11 @@ def _check_value(key: str, value: Any, limits: Mapping[str, Any]) -> None:
         raise UserError(f"{key}={value} lies outside of {limits['low']} … {limits['high']}")
 
 
+def choices(group: type[Settings], name: str) -> tuple[str, ...]:
+    """What a `choice` of a group of settings takes."""
+    return next(spec.metadata["choices"] for spec in fields(group) if spec.name == name)
+
+
 def as_dict(settings: Any) -> dict[str, Any]:
     """The settings as plain dictionaries, lists and numbers."""
     return dataclasses.asdict(settings)

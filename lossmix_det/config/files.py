@@ -44,6 +44,12 @@ def load_config(path: str | Path | None = None, overrides: list[str] | None = No
     return result
 
 
+def overrides_set(key: str, overrides: list[str]) -> bool:
+    """Whether ``KEY=VALUE`` overrides give a key a value of their own."""
+    values = [OmegaConf.select(content, key) for _, content in _read_overrides(overrides)]
+    return any(value is not None for value in values)
+
+
 def save_config(config: Config, path: Path) -> None:
     """Write every setting as YAML that `load_config` reads back to the same configuration."""
     path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
