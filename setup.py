@@ -36,7 +36,12 @@ setup(
     extras_require={
         "test": ["pytest>=8", "pytest-cov>=5", "pytest-xdist>=3.6", "ruff>=0.9", "mean-average-precision>=2024.1"],
     },
-    entry_points={"console_scripts": ["lossmix-train=lossmix_det.commands.train:main"]},
+    entry_points={
+        "console_scripts": [
+            "lossmix=lossmix_det.commands:main",
+            "lossmix-train=lossmix_det.commands.train:main",
+        ]
+    },
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",

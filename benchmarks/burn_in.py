@@ -10,10 +10,9 @@ import logging
 import shutil
 from pathlib import Path
 
-from lossmix_det.config import Config, as_dict
+from lossmix_det.config import Config, as_dict, flat
 from lossmix_det.files import read_checkpoint
 from lossmix_det.training.checkpoints import Checkpoints
-from lossmix_det.training.resume import flat
 
 log = logging.getLogger(__name__)
 

@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from lossmix_det.commands.train import launch
 from lossmix_det.config import load_config
 from lossmix_det.engines import place
 from lossmix_det.errors import UserError
 from lossmix_det.files import write_atomically
 from lossmix_det.structures import ImageBatch, Instances, StepBatch, Views
+from lossmix_det.training.launch import launch
 from lossmix_det.training.optimization import match_layout
 from lossmix_det.training.student import ALIGNMENT_WEIGHT
 from lossmix_det.training.trainer import Trainer
@@ -72,7 +72,7 @@ class Bench:
         words = ",".join(f"'{word}'" for word in options)
         model = [f"model.detectron2_config={path}", f"model.detectron2_options=[{words}]"]
         config = load_config(None, [*SETTINGS, *model, f"output_dir={folder}", *overrides])
-        self.fabric = launch(config, argparse.Namespace(num_gpus=1, num_machines=1, machine_rank=0, dist_url=None))
+        self.fabric = launch(config)
         self.trainer = Trainer(config, self.fabric)
         self.trainer.prepare_adaptation()
         self.student, self.teacher = self.trainer.detector, self.trainer.teacher.module

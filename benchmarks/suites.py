@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.compare import DEFAULT_RUNS, Suite, compare
 from benchmarks.cost import measure_cost
 from benchmarks.speed import measure_speed
-from lossmix_det.commands.train import parse
+from lossmix_det.commands.options import parse, run_tool
 from lossmix_det.errors import UserError
 
 MIXING = Suite(
@@ -43,8 +43,13 @@ SHARED = replace(
 )
 
 
-def main() -> int:
-    options = parse(_parser())
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a suite; returns the exit status."""
+    options = parse(build_parser(), arguments)
+    return run_tool(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
     if not Path("tools/train_net.py").is_file():
         raise UserError("the suites are of files in the checkout; call python tools/benchmark.py from its root")
     suites: dict[str, Callable[[argparse.Namespace], None]] = {
@@ -58,7 +63,7 @@ def main() -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Compare methods over seeds, or measure what a step costs.")
     parser.add_argument("--suite", choices=("mixing", "shapes", "shared", "cost", "speed"), required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds of every method")

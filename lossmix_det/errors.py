@@ -1,6 +1,8 @@
 """The one error that a person is meant to read."""
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from typing import TypeVar
 
@@ -20,23 +22,28 @@ def nearest(word: str, known: list[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+def not_one_of(key: str, value: object, known: Collection[str]) -> str:
+    """The sentence for a setting's value that is not known: ``key='x' is not one of a, b (did you mean 'a'?)``."""
+    return f"{key}={value!r} is not one of {', '.join(known)}{nearest(str(value), list(known))}"
+
+
+def pick(table: Mapping[str, Value], name: str, key: str) -> Value:
+    """Look up what a setting names.
+
+    Args:
+        table: what there is, by name.
+        name: the setting's value.
+        key: the setting, for the message.
+
+    Raises:
+        UserError: the table has no such name; it says which names there are.
+    """
+    if name not in table:
+        raise UserError(not_one_of(key, name, table))
+    return table[name]
+
+
 def first_line(error: Exception) -> str:
     """The first line of what an error says, or its kind if it says nothing."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
-
-
-def pick(table: Mapping[str, Value], name: str, key: str) -> Value:
-    """The entry of a table that a setting names.
-
-    Args:
-        table: by name.
-        name: as the user wrote it.
-        key: of the setting, for the message.
-
-    Raises:
-        UserError: there is no such entry; says which there are.
-    """
-    if name not in table:
-        raise UserError(f"{key}={name!r} is not one of {', '.join(table)}{nearest(str(name), list(table))}")
-    return table[name]

@@ -13,10 +13,9 @@ from conftest import voc_object, voc_xml, write_image
 from runs import ROOT, trainer
 
 from lossmix_det.commands.train import run_tool
-from lossmix_det.config import as_dict, load_config
+from lossmix_det.config import as_dict, flat, load_config
 from lossmix_det.data import cityscapes, kitti
 from lossmix_det.data.catalog import CITYSCAPES_CLASSES, PAINTED_CLASSES, VOC_CLASSES
-from lossmix_det.training.resume import flat
 
 CONFIGS = ROOT / "configs"
 ADAPTING = [

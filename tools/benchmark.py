@@ -10,8 +10,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the suites are of the checkout, not of the package
 
-from benchmarks.suites import main
-from lossmix_det.commands.train import run_tool
+try:
+    from benchmarks.suites import main
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error.name} is not installed for {sys.executable}; install this package with pip install -e .")
 
 if __name__ == "__main__":
-    sys.exit(run_tool(main))
+    sys.exit(main())

@@ -6,8 +6,10 @@ python tools/visualize_mixing.py --config-file configs/shapes/lossmix.yaml --out
 
 import sys
 
-from lossmix_det.commands.train import run_tool
-from lossmix_det.commands.visualize_mixing import main
+try:
+    from lossmix_det.commands.visualize_mixing import main
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error.name} is not installed for {sys.executable}; install this package with pip install -e .")
 
 if __name__ == "__main__":
-    sys.exit(run_tool(main))
+    sys.exit(main())

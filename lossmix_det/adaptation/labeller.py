@@ -15,6 +15,8 @@ from lossmix_det.adaptation.pseudo_labels import build_thresholds, match_truths,
 from lossmix_det.config import Config, PseudoLabelConfig
 from lossmix_det.engines import Detector, Encoding, ScoresBoxes, SoftTeacher, require
 from lossmix_det.engines.contract import inference_mode_of
+from lossmix_det.errors import UserError
+from lossmix_det.mixing import RULES
 from lossmix_det.structures import ImageBatch, Instances, Supervision, Views
 
 
@@ -26,6 +28,7 @@ class HardLabels:
     """
 
     needs: type | None = None  # capability of a detector
+    has_boxes = True  # that a rule may join with others
 
     def __init__(self, config: PseudoLabelConfig) -> None:
         self.weight_of_empty = WEIGHT_OF_EMPTY[config.empty]
@@ -53,6 +56,7 @@ class SoftLabels:
     """
 
     needs: type | None = ScoresBoxes
+    has_boxes = False
 
     def __init__(self, config: PseudoLabelConfig) -> None:
         self.temperature = config.temperature
@@ -89,15 +93,16 @@ class Labeller:
     """
 
     def __init__(self, config: Config, classes: Sequence[str], fabric: Fabric, student: Detector) -> None:
-        self.adaptation, self.labels, self.classes, self.fabric = (
-            config.adaptation,
-            config.pseudo_labels,
-            classes,
-            fabric,
-        )
+        self.adaptation, self.labels = config.adaptation, config.pseudo_labels
+        self.classes, self.fabric = classes, fabric
         self.kind = KINDS[self.labels.kind](self.labels)
+        setting = f"pseudo_labels.kind={self.labels.kind}"
         if self.kind.needs is not None:
-            require(student, self.kind.needs, f"pseudo_labels.kind={self.labels.kind}")
+            require(student, self.kind.needs, setting)
+        if RULES[config.mixing.rule].joins_boxes and not self.kind.has_boxes:
+            raise UserError(
+                f"{setting} has no boxes that mixing.rule={config.mixing.rule} could join; use lossmix or own"
+            )
         self.thresholds = build_thresholds(self.labels, classes)
         self.guard = Guard(config.adaptation, self.labels.score)
         self.factor, self.restores = 1.0, 0  # of the unsupervised weight; halved by each restoration

@@ -1,128 +1,135 @@
-"""Pictures of what the student is taught, drawn from real batches by the training code itself."""
+"""Draw a batch as the student sees it, composed by the training code itself."""
 
 from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-from lightning_fabric import Fabric
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
-from lossmix_det.adaptation.labeller import Labeller
-from lossmix_det.commands.train import parse
-from lossmix_det.config import Config, load_config
-from lossmix_det.data.catalog import load, load_target
-from lossmix_det.data.loaders import target_loader, training_loader
-from lossmix_det.engines import build_detector
+from lossmix_det.commands.options import new_parser, parse, run_tool
+from lossmix_det.config import Config, MixingConfig, choices, load_config
 from lossmix_det.errors import UserError
-from lossmix_det.evaluation.drawing import COLOURS, bare, draw_instances, save
-from lossmix_det.mixing.rules import RULES
-from lossmix_det.structures import StepBatch
-from lossmix_det.training.phases import Adaptation, BurnIn, Lesson, SourceOnly
-from lossmix_det.training.state import start_from
+
+if TYPE_CHECKING:
+    from lossmix_det.data.records import ImageSet
+    from lossmix_det.report.sheets import Picture
+    from lossmix_det.structures import StepBatch, Supervision
+    from lossmix_det.training.phases import Lesson
 
 log = logging.getLogger(__name__)
 
-TRUTH, PSEUDO = COLOURS[:2]
+RULES = ["lossmix", "lossmix_instance", "union", "noise"]
+Rows = dict[str, "list[Picture]"]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Draw a batch as the student sees it.")
-    parser.add_argument("--config-file", metavar="FILE", help="YAML; default: the generated `shapes` benchmark")
-    parser.add_argument("--output", type=Path, default=Path("mixing.png"), help="picture to write")
-    parser.add_argument("--images", type=int, default=4, help="images of each rule")
+def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """The options of the command."""
+    parser = new_parser("Draw mixed images with the boxes that are taught on them, and their weights.", prog)
+    parser.add_argument("--output", type=Path, default=Path("mixing.png"), help="PNG file to write")
+    parser.add_argument("--images", type=int, default=4, help="images per row")
     parser.add_argument(
-        "--rules", nargs="+", choices=[*RULES], default=["lossmix", "lossmix_instance", "union", "noise"]
+        "--rules", nargs="+", choices=choices(MixingConfig, "rule"), default=RULES, help="one row for each of these"
     )
     parser.add_argument(
         "--teacher", metavar="FILE", help="checkpoint or export: draw burn-in and adaptation to data.target with it"
     )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    options = parse(parser)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Run the command; returns its exit status."""
+    options = parse(build_parser(prog), arguments)
+    return run_tool(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
     config = load_config(options.config_file, [*options.overrides, f"data.batch_size={options.images}"])
-    save(_phases(config, options) if options.teacher else _rules(config, options), options.output)
+    from lossmix_det.data.catalog import load  # loads torch
+    from lossmix_det.evaluation.drawing import save
+    from lossmix_det.report.sheets import draw_sheet
+
+    source = load(config.data.train[0], config)
+    rows = _phases(config, source, options.teacher) if options.teacher else _rules(config, source, options.rules)
+    save(draw_sheet(rows, source.classes), options.output)
     log.info("wrote %s", options.output)
     return 0
 
 
-def _rules(config: Config, options: argparse.Namespace) -> Figure:
+def _rules(config: Config, source: ImageSet, rules: list[str]) -> Rows:
     """A row for each rule; partners and λ are the same in every row."""
-    sets = [load(config.data.train[0], config)]
-    views, _ = next(iter(training_loader(sets, config.data, seed=config.train.seed)))
-    figure, axes = _grid(len(options.rules), options.images)
-    for rule, row in zip(options.rules, axes, strict=True):
-        config.mixing.rule, config.mixing.probability = rule, 1.0
-        lesson = SourceOnly(config.mixing).compose(StepBatch(views), np.random.default_rng(config.train.seed))
-        row[0].set_ylabel(rule, fontsize=13)
-        for index, axis in enumerate(row):
-            draw_lesson(axis, lesson, index, sets[0].classes)
-    figure.tight_layout()
-    return figure
+    import numpy as np
+
+    from lossmix_det.data.loaders import training_loader
+    from lossmix_det.structures import StepBatch
+    from lossmix_det.training.phases import SourceOnly
+
+    views, _ = next(iter(training_loader([source], config.data, seed=config.train.seed)))
+    rows = {}
+    for rule in rules:
+        mixing = replace(config.mixing, rule=rule, probability=1.0)
+        lesson = SourceOnly(mixing).compose(StepBatch(views), np.random.default_rng(config.train.seed))
+        rows[rule] = _pictures(lesson)[: config.data.batch_size]
+    return rows
 
 
-def _phases(config: Config, options: argparse.Namespace) -> Figure:
-    """A step of burn-in, and one of adaptation with what the teacher makes of the target's images."""
+def _phases(config: Config, source: ImageSet, teacher: str) -> Rows:
+    """A step of burn-in, and a step of adaptation with the teacher's pseudo-labels."""
+    import numpy as np
+
+    from lossmix_det.training.phases import Adaptation, BurnIn
+
     if not config.data.target:
         raise UserError("--teacher needs data.target, the images that it is to label")
-    source = [load(config.data.train[0], config)]
-    classes = source[0].classes
-    target = [load_target(name, config, classes) for name in config.data.target]
+    batch = _batch(config, source)
+    labels = _label(config, source.classes, teacher, batch)
+    burn_in = BurnIn(config).compose(batch, np.random.default_rng(config.train.seed))
+    adaptation = Adaptation(config).compose(batch, np.random.default_rng(config.train.seed), labels)
+    return {"burn-in": _pictures(burn_in), "adaptation": _pictures(adaptation)}
+
+
+def _batch(config: Config, source: ImageSet) -> StepBatch:
+    """The first batch of the source and of the target."""
+    from lossmix_det.data.catalog import load_target
+    from lossmix_det.data.loaders import target_loader, training_loader
+    from lossmix_det.structures import StepBatch
+
+    target = [load_target(name, config, source.classes) for name in config.data.target]
     loaders = (
-        training_loader(source, config.data, seed=config.train.seed),
+        training_loader([source], config.data, seed=config.train.seed),
         target_loader(target, config.data, seed=config.train.seed),
     )
-    batch = StepBatch(*(next(iter(loader))[0] for loader in loaders))
+    return StepBatch(*(next(iter(loader))[0] for loader in loaders))
+
+
+def _label(config: Config, classes: list[str], weights: str, batch: StepBatch) -> Supervision:
+    """The pseudo-labels that a teacher with these weights gives the target's images."""
+    from lightning_fabric import Fabric
+
+    from lossmix_det.adaptation.labeller import Labeller
+    from lossmix_det.engines import build_detector
+    from lossmix_det.training.state import start_from
+
     teacher = build_detector(config.model, len(classes))
-    start_from(teacher, options.teacher, classes, "--teacher")
-    labels, _ = Labeller(config, classes, Fabric(accelerator="cpu", devices=1)).label(
-        teacher, batch.target, batch.canvas, config.train.steps
-    )
-    lessons = {
-        "burn-in": BurnIn(config).compose(batch, np.random.default_rng(config.train.seed)),
-        "adaptation": Adaptation(config).compose(batch, np.random.default_rng(config.train.seed), labels),
-    }
-    columns = max(len(lesson.images) for lesson in lessons.values())
-    figure, axes = _grid(len(lessons), columns)
-    for (name, lesson), row in zip(lessons.items(), axes, strict=True):
-        row[0].set_ylabel(name, fontsize=13)
-        for index, axis in enumerate(row):
-            if index < len(lesson.images):
-                draw_lesson(axis, lesson, index, classes)
-            else:
-                axis.axis("off")
-    figure.tight_layout()
-    return figure
+    start_from(teacher, weights, classes, "--teacher")
+    labeller = Labeller(config, classes, Fabric(accelerator="cpu", devices=1))
+    labels, _ = labeller.label(teacher, batch.target, batch.canvas, config.train.steps)
+    return labels
 
 
-def _grid(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
-    return plt.subplots(rows, columns, figsize=(2.6 * columns, 2.9 * rows), squeeze=False)
+def _pictures(lesson: Lesson) -> list[Picture]:
+    """Each student image of a step with every truth that it is taught."""
+    from lossmix_det.report.sheets import Picture, Taught
 
-
-def draw_lesson(axis: Axes, lesson: Lesson, index: int, classes: list[str]) -> None:
-    """One student image with the boxes of each truth that it is taught; the title gives the weights.
-
-    Truths of the image itself and of its partner have a colour each; in a lesson with a target, the annotated and the
-    pseudo-labelled have.
-    """
-    height, width = lesson.images.sizes[index]
-    axis.imshow(lesson.images.pixels[index, :, :height, :width].permute(1, 2, 0).clamp(0, 1).numpy())
-    bare(axis)
-    weights, kinds = [], []
-    supervisions = [(name, each) for name, parts in lesson.supervisions.items() for each in parts]
-    for place, (name, supervision) in enumerate(supervisions):
-        weight = float(supervision.class_weights[index])
-        if not weight:
-            continue
-        kinds.append(name)
-        weights.append(f"{weight:.2f}")
-        truth = supervision.truths[index]
-        colour = COLOURS[place % len(COLOURS)]
-        if lesson.domains is not None:
-            colour = TRUTH if truth.scores is None else PSEUDO
-        draw_instances(axis, truth, classes, colour, weight)
-    kind = "" if lesson.domains is None else (kinds or ["nothing taught"])[0] + ", "
-    axis.set_title(f"{kind}weights " + ", ".join(weights) if weights else kind.rstrip(", "), fontsize=9)
+    pictures = []
+    for index, (height, width) in enumerate(lesson.images.sizes):
+        pixels = lesson.images.pixels[index, :, :height, :width].permute(1, 2, 0).clamp(0, 1).numpy()
+        taught = [
+            Taught(name, supervision.truths[index], float(supervision.class_weights[index]))
+            for name, supervisions in lesson.supervisions.items()
+            for supervision in supervisions
+        ]
+        pictures.append(Picture(pixels, taught, two_domains=lesson.domains is not None))
+    return pictures

@@ -1,5 +1,7 @@
 """The configuration: dataclasses with their limits, read from YAML files and KEY=VALUE overrides."""
 
+from lossmix_det.config.fields import Settings, as_dict, check, choices, flat
+from lossmix_det.config.files import load_config, overrides_set, save_config
 from lossmix_det.config.schema import (
     AdaptationConfig,
     AlignmentConfig,
@@ -15,10 +17,6 @@ from lossmix_det.config.schema import (
     PseudoLabelConfig,
     ShapesConfig,
     TrainConfig,
-    as_dict,
-    check,
-    load_config,
-    save_config,
 )
 
 __all__ = [
@@ -34,10 +32,14 @@ __all__ = [
     "OptimizerConfig",
     "PairsConfig",
     "PseudoLabelConfig",
+    "Settings",
     "ShapesConfig",
     "TrainConfig",
     "as_dict",
     "check",
+    "choices",
+    "flat",
     "load_config",
+    "overrides_set",
     "save_config",
 ]

@@ -1,44 +1,39 @@
-"""The configuration: one tree of dataclasses, read from YAML with ``_BASE_`` and ``KEY=VALUE`` overrides.
+"""The configuration: one tree of dataclasses. Each part of the program is given only its own group of settings.
 
-Each part of the program is given only its own branch. Every field has a default; the defaults together are the quick
-run on the generated `shapes` benchmark. Limits stand beside the fields and are checked on loading.
+Every field has a default; the defaults together are the quick run on the generated `shapes` benchmark. Limits of a
+field stand beside it; what several fields must fulfil together stands in `rules` of their class, or of `Config` where
+they are of several groups.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from dataclasses import dataclass, field, fields, is_dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field, fields
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from lossmix_det.config.fields import Rule, Settings, among, choice, file, items, names, number, shares, weights
 
-from lossmix_det.config.files import merge, read_files, read_overrides
-from lossmix_det.config.rules import mixing_rules, rules_of
-from lossmix_det.errors import UserError, first_line, nearest
+VIEWS = ("weak", "strong")
+ALIGNED = ("image", "instance")
 
+# By engine: the settings that it does not read, and what to set instead.
+NOT_READ = {
+    "torchvision": {"detectron2_config": "set model.engine=detectron2, or leave it empty"},
+    "detectron2": {
+        "norm": "set MODEL.RESNETS.NORM in model.detectron2_options instead",
+        "trainable_layers": "set MODEL.BACKBONE.FREEZE_AT in model.detectron2_options instead",
+    },
+}
 
-def choice(default: str, *others: str) -> Any:
-    """A string field that takes one of the given values."""
-    return field(default=default, metadata={"choices": (default, *others)})
-
-
-def number(default: Any, low: float = -math.inf, high: float = math.inf) -> Any:
-    """A numeric field within [low, high]; a field that may be null is checked only when set."""
-    return field(default=default, metadata={"low": low, "high": high})
-
-
-def items(*default: Any) -> Any:
-    return field(default_factory=lambda: list(default))
+GONE_RULES = {
+    "noise": "mixing.rule=own with mixing.lam_range=[0.9,1.0]",
+    "none": "mixing.probability=0",
+}
 
 
 @dataclass
-class DatasetConfig:
+class DatasetConfig(Settings):
     """One data set, as declared in the YAML under `datasets`."""
 
-    format: str = field(default="voc", metadata={"choices": ("voc", "coco", "folder")})
+    format: str = choice("voc", "coco", "folder")
     root: str = ""  # folder that the other paths are relative to
     split: str = ""  # VOC: ImageSets/Main/<split>.txt; empty takes every annotated image
     annotations: str = ""  # COCO: the JSON file; VOC: the folder, "Annotations" if empty
@@ -49,7 +44,7 @@ class DatasetConfig:
 
 
 @dataclass
-class ShapesConfig:
+class ShapesConfig(Settings):
     """The generated benchmark: data sets shapes_{photo,clipart}_{train,test}."""
 
     train_images: int = number(600, 1)
@@ -60,7 +55,7 @@ class ShapesConfig:
 
 
 @dataclass
-class AugmentConfig:
+class AugmentConfig(Settings):
     """Geometry is drawn once and shared by both views; the strong view adds colour, blur and erasing."""
 
     min_sizes: list[int] = items(96)  # short side in pixels, one drawn per image; evaluation takes test_size
@@ -75,9 +70,20 @@ class AugmentConfig:
     blur: float = number(0.5, 0, 1)
     erasing: list[float] = items(0.7, 0.5, 0.3)  # one erasing per probability; empty switches it off
 
+    def rules(self) -> list[Rule]:
+        """Sizes that a detector can take; probabilities."""
+        sizes, erasing = self.min_sizes, self.erasing
+        return [
+            (sizes and min(sizes) >= 32, f"min_sizes={sizes} needs sizes of at least 32 pixels"),
+            (len(erasing) <= 3, f"erasing={erasing} has more than three probabilities"),
+            shares("erasing", erasing),
+        ]
+
 
 @dataclass
-class DataConfig:
+class DataConfig(Settings):
+    """Which images, how they are batched, and what to do about faults in them."""
+
     train: list[str] = items("shapes_photo_train")
     target: list[str] = items()  # unlabelled images to adapt to; labels that exist are only used to measure
     test: list[str] = items("shapes_photo_test", "shapes_clipart_test")
@@ -95,12 +101,23 @@ class DataConfig:
     high_bit_depth: str = choice("full", "stretch")  # 16-bit images: whole range, or from their 1st to 99th percentile
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
+    def rules(self) -> list[Rule]:
+        """Names, and views that exist."""
+        classes = [str(name) for name in self.classes or []]
+        return [
+            (self.views and among(self.views, VIEWS), f"views={self.views} must be [weak], [strong] or both"),
+            (len(set(classes)) == len(classes), f"classes={classes} names a class twice"),
+            *(names(key, getattr(self, key)) for key in ("train", "target", "test", "classes")),
+        ]
+
 
 @dataclass
-class ModelConfig:
+class ModelConfig(Settings):
+    """The detector: its engine, its network, the weights that it starts from."""
+
     engine: str = choice("torchvision", "detectron2")
     detector: str = "faster_rcnn"  # torchvision: faster_rcnn, retinanet, fcos
-    detectron2_config: str = ""  # a Detectron2 YAML; empty: its defaults, ResNet-50-C4
+    detectron2_config: str = file()  # a Detectron2 YAML; empty: its defaults, ResNet-50-C4
     detectron2_options: list[str] = items()  # KEY, VALUE, KEY, VALUE, … over it, as in Detectron2's own tools
     architecture: str = "slim"  # a backbone with its pyramid, or a whole network by torchvision's own name
     weights: str = ""  # a torchvision weights name, or a local file; empty starts from random weights
@@ -113,9 +130,20 @@ class ModelConfig:
     nms_threshold: float = number(0.5, 0, 1)
     detections_per_image: int = number(100, 1)
 
+    def rules(self) -> list[Rule]:
+        """A setting that the engine does not read stays at its default, so that none is ignored in silence."""
+        defaults = {spec.name: spec.default for spec in fields(self)}
+        return [
+            (
+                getattr(self, name) == defaults[name],
+                f"{name}={getattr(self, name)} has no effect with model.engine={self.engine}; {advice}",
+            )
+            for name, advice in NOT_READ[self.engine].items()
+        ]
+
 
 @dataclass
-class PairsConfig:
+class PairsConfig(Settings):
     """Relative frequency of the kinds of pairs; burn-in has no target×target."""
 
     source_source: float = number(1.0, 0, 1e3)
@@ -124,9 +152,11 @@ class PairsConfig:
 
 
 @dataclass
-class MixingConfig:
+class MixingConfig(Settings):
+    """How images are mixed, and what a mixed image is taught."""
+
     mixer: str = "mixup"  # how pixels are mixed
-    rule: str = choice("lossmix", "lossmix_instance", "union", "own")  # which truths a mixed image is taught
+    rule: str = choice("lossmix", "lossmix_instance", "union", "own", gone=GONE_RULES)  # what a mixed image is taught
     weighting: str = choice("share", "visibility")  # a truth weighs its share of the image, or a box what is seen of it
     alpha: float = number(1.0, 1e-3, 1e3)  # lam ~ Beta(alpha, alpha)
     probability: float = number(0.5, 0, 1)  # share of the images that are mixed
@@ -140,9 +170,19 @@ class MixingConfig:
     pairs: PairsConfig = field(default_factory=PairsConfig)
     burn_in_rule: str = choice("noise", "lam", "max")  # source×target while the target has no truth; see docs/method.md
 
+    def rules(self) -> list[Rule]:
+        """A range of λ; views that exist."""
+        low, high = self.lam_range if len(self.lam_range) == 2 else (1.0, 0.0)
+        return [
+            (0 <= low <= high <= 1, f"lam_range={self.lam_range} must be [low, high] within 0 … 1"),
+            (among(self.views, VIEWS), f"views={self.views} may name weak and strong"),
+        ]
+
 
 @dataclass
-class OptimizerConfig:
+class OptimizerConfig(Settings):
+    """The optimizer and its learning rate over the steps."""
+
     name: str = choice("adamw", "sgd")
     lr: float = number(5e-4, 0, 1e3)
     momentum: float = number(0.9, 0, 1)
@@ -158,9 +198,15 @@ class OptimizerConfig:
     restart_lr: float | None = number(None, 0, 1e3)
     clip_norm: float = number(1.0, 0)  # largest norm of the gradient; 0 switches clipping off
 
+    def rules(self) -> list[Rule]:
+        """Milestones are shares of the steps."""
+        return [shares("milestones", self.milestones)]
+
 
 @dataclass
-class EmaConfig:
+class EmaConfig(Settings):
+    """The running average of the student's weights; in adaptation it is the teacher."""
+
     decay: float = number(0.0, 0, 1)  # share kept of the average per step; 0 keeps no average
     warmup: bool = True  # start at (1 + step) / (10 + step), so that a short run is not its initial weights
     # Adaptation: the teacher is a copy of the student as burn-in ends; or the average kept since the first step; or
@@ -169,7 +215,9 @@ class EmaConfig:
 
 
 @dataclass
-class PseudoLabelConfig:
+class PseudoLabelConfig(Settings):
+    """Which detections of the teacher are kept as truth for target images."""
+
     kind: str = choice("hard", "soft")  # boxes above the threshold; or the teacher's scores of the student's proposals
     threshold: str = choice("global", "per_class", "adaptive")
     score: float = number(0.8, 0, 1)  # least score; adaptive: the highest that the least score may be
@@ -183,9 +231,13 @@ class PseudoLabelConfig:
     empty: str = choice("skip", "background")  # target images without pseudo-label teach nothing, or are all background
     temperature: float = number(1.0, 1e-3, 1e3)  # soft
 
+    def rules(self) -> list[Rule]:
+        """Scores of classes."""
+        return weights("class_scores", self.class_scores)
+
 
 @dataclass
-class AdaptationConfig:
+class AdaptationConfig(Settings):
     """Used where data.target names a data set."""
 
     burn_in_steps: int = number(400, 0)  # supervised steps before the teacher counts
@@ -197,9 +249,18 @@ class AdaptationConfig:
     collapse_ratio: float = number(8.0, 1)  # so many times less or more found (sum of scores) than after hand-over
     restores: int = number(3, 0)  # on_collapse=restore: give up after so many
 
+    def rules(self) -> list[Rule]:
+        """Burn in, or start from what has burned in."""
+        return [
+            (
+                not (self.burn_in_from and self.burn_in_steps),
+                "burn_in_from takes the place of burn-in; set adaptation.burn_in_steps=0 with it",
+            )
+        ]
+
 
 @dataclass
-class AlignmentConfig:
+class AlignmentConfig(Settings):
     """Discriminators of the domain behind gradient reversal; their weights stand in train.loss_weights."""
 
     parts: list[str] = items()  # image, instance; empty: off
@@ -207,9 +268,15 @@ class AlignmentConfig:
     instances: int = number(32, 1)  # instance part: best proposals of each image
     mixed: str = choice("soft", "skip")  # mixed images: the share of the target as label, or left out
 
+    def rules(self) -> list[Rule]:
+        """Parts that exist."""
+        return [(among(self.parts, ALIGNED), f"parts={self.parts} may name image and instance")]
+
 
 @dataclass
-class TrainConfig:
+class TrainConfig(Settings):
+    """The training loop: steps, precision, device, losses, and how often to log, evaluate and save."""
+
     steps: int = number(700, 1)
     accumulate: int = number(1, 1)  # parts that a batch is cut into, one after the other, to save memory
     precision: str = choice("32", "bf16", "fp16")
@@ -227,9 +294,15 @@ class TrainConfig:
     keep_last: int = number(2, 1)
     best_metric: str = "AP50"  # "<metric>" of the last test set, or "<test set>/<metric>"
 
+    def rules(self) -> list[Rule]:
+        """Weights of losses."""
+        return weights("loss_weights", self.loss_weights)
+
 
 @dataclass
-class Config:
+class Config(Settings):
+    """All settings of a run."""
+
     output_dir: str = "runs/shapes"
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -243,63 +316,51 @@ class Config:
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
+    def rules(self) -> list[Rule]:
+        """What settings of several groups must fulfil together."""
+        return [*self._batch_rules(), *self._name_rules(), *self._target_rules(), *self._adaptation_rules()]
 
-def load_config(path: str | Path | None = None, overrides: list[str] | None = None) -> Config:
-    """Read a YAML file over the defaults, and ``KEY=VALUE`` overrides over that.
+    def _batch_rules(self) -> list[Rule]:
+        data, parts = self.data, self.train.accumulate
+        batches = {"batch_size": data.batch_size, "target_batch_size": data.target_batch_size or data.batch_size}
+        return [
+            (size % parts == 0, f"data.{name}={size} is no multiple of train.accumulate={parts}; change either")
+            for name, size in batches.items()
+        ]
 
-    Args:
-        path: YAML file; its ``_BASE_`` (relative to it) is read first. Absent: the defaults.
-        overrides: ``a.b=value`` strings, the value in YAML.
+    def _name_rules(self) -> list[Rule]:
+        """Scores and detections are filed under the names of data sets."""
+        return [
+            (not set("/\\") & set(str(name)), f"data set name {name!r} must be without slashes; use root")
+            for name in (*self.data.train, *self.data.target, *self.data.test)
+        ]
 
-    Raises:
-        UserError: a file is missing or malformed, a key is unknown, a value has the wrong type or lies out of range.
-    """
-    config = OmegaConf.structured(Config)
-    try:
-        for origin, part in [*read_files(path), *read_overrides(overrides or [])]:
-            config = merge(config, part, origin, Config)
-        result = OmegaConf.to_object(config)
-    except OmegaConfBaseException as error:
-        raise UserError(f"{path or 'overrides'}: {first_line(error)}") from None
-    check(result)
-    return result
+    def _target_rules(self) -> list[Rule]:
+        """What has no effect without a target."""
+        target = self.data.target
+        return [
+            (
+                target or not self.adaptation.burn_in_from,
+                "adaptation.burn_in_from needs data.target; to train on from weights set model.weights",
+            ),
+            (
+                target or not self.alignment.parts,
+                f"alignment.parts={self.alignment.parts} has no domain to align without data.target; name its images "
+                "there, or leave alignment.parts empty",
+            ),
+        ]
 
-
-def save_config(config: Config, path: Path) -> None:
-    """Write every setting as YAML that `load_config` reads back to the same configuration."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
-
-
-def check(config: Any, prefix: str = "") -> None:
-    """Hold every field of a dataclass tree against the limits declared beside it.
-
-    Raises:
-        UserError: a value lies outside its limits, naming the key and what it takes.
-    """
-    for spec in fields(config):
-        value, key = getattr(config, spec.name), prefix + spec.name
-        if is_dataclass(value):
-            check(value, f"{key}.")
-        elif isinstance(value, dict):
-            for name, entry in value.items():
-                if is_dataclass(entry):
-                    check(entry, f"{key}.{name}.")
-        elif value is not None:
-            _check_value(key, value, spec.metadata)
-    together = mixing_rules(config, prefix) if isinstance(config, MixingConfig) else ()
-    for holds, message in rules_of(config) if isinstance(config, Config) else together:
-        if not holds:
-            raise UserError(message)
-
-
-def _check_value(key: str, value: Any, limits: Any) -> None:
-    choices = limits.get("choices")
-    if choices and value not in choices:
-        raise UserError(f"{key}={value!r} is not one of {', '.join(choices)}{nearest(str(value), list(choices))}")
-    if "low" in limits and not limits["low"] <= value <= limits["high"]:  # also refuses nan
-        raise UserError(f"{key}={value} lies outside of {limits['low']} … {limits['high']}")
-
-
-def as_dict(config: Any) -> dict[str, Any]:
-    """The configuration as plain dictionaries, lists and numbers."""
-    return dataclasses.asdict(config)
+    def _adaptation_rules(self) -> list[Rule]:
+        """What adaptation to a target needs."""
+        target, steps, rule = self.data.target, self.train.steps, self.mixing.rule
+        burn_in = self.adaptation.burn_in_steps
+        return [
+            (
+                not target or burn_in < steps,
+                f"adaptation.burn_in_steps={burn_in} leaves nothing of train.steps={steps} to adapt in",
+            ),
+            (
+                not target or self.ema.decay,
+                "ema.decay=0 keeps no teacher; set it, to 0.999 say, to adapt to data.target",
+            ),
+        ]

@@ -12,11 +12,11 @@ from pycocotools.cocoeval import COCOeval
 
 from lossmix_det.data.records import ImageSet
 
-SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+COCO_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
 class _IgnoringDifficult(COCOeval):
-    """COCOeval that leaves VOC's difficult boxes uncounted; the stock class overwrites their ``ignore`` flag."""
+    """COCOeval that does not count VOC's difficult boxes; the stock class overwrites their ``ignore`` flag."""
 
     def _prepare(self) -> None:
         super()._prepare()
@@ -33,19 +33,19 @@ def coco_metrics(image_set: ImageSet, detections: list[dict[str, Any]]) -> dict[
         detections: COCO results (`coco_results`) of these images.
 
     Returns:
-        The names in `SUMMARY`, and ``classes``: name to its AP and AP50; nan where no box counts.
+        The names in `COCO_METRICS`, and ``classes``: name to its AP and AP50; nan where no box counts.
     """
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
         truth.dataset = _truth(image_set)
         truth.createIndex()
-        found = truth.loadRes([dict(row) for row in detections]) if detections else _nothing(image_set)
-        evaluation = _IgnoringDifficult(truth, found, "bbox")
+        detected = truth.loadRes([dict(row) for row in detections]) if detections else _no_detections(image_set)
+        evaluation = _IgnoringDifficult(truth, detected, "bbox")
         evaluation.params.catIds = image_set.category_ids
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    metrics: dict[str, Any] = dict(zip(SUMMARY, (_percent(value) for value in evaluation.stats), strict=False))
+    metrics: dict[str, Any] = dict(zip(COCO_METRICS, (_percent(value) for value in evaluation.stats), strict=False))
     precision = evaluation.eval["precision"]  # (IoU, recall, class, area, detections)
     metrics["classes"] = {
         name: {"AP": _mean(precision[:, :, index, 0, -1]), "AP50": _mean(precision[0, :, index, 0, -1])}
@@ -55,6 +55,7 @@ def coco_metrics(image_set: ImageSet, detections: list[dict[str, Any]]) -> dict[
 
 
 def _truth(image_set: ImageSet) -> dict[str, Any]:
+    """The annotations as a COCO file would have them."""
     annotations = []
     for record in image_set.records:
         for index, (x1, y1, x2, y2) in enumerate(record.boxes.tolist()):
@@ -82,8 +83,8 @@ def _images(image_set: ImageSet) -> list[dict[str, Any]]:
     ]
 
 
-def _nothing(image_set: ImageSet) -> COCO:
-    """An empty result, which `loadRes` refuses to make."""
+def _no_detections(image_set: ImageSet) -> COCO:
+    """An empty result; `loadRes` does not take an empty list."""
     empty = COCO()
     empty.dataset = {"images": _images(image_set), "annotations": [], "categories": []}
     empty.createIndex()

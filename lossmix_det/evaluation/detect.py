@@ -11,8 +11,11 @@ from torch.utils.data import DataLoader
 
 from lossmix_det.data.records import ImageSet
 from lossmix_det.engines.contract import Detector
-from lossmix_det.evaluation.coco import coco_metrics
-from lossmix_det.evaluation.voc import ClassDetections, ClassTruth, voc_ap
+from lossmix_det.evaluation.coco import COCO_METRICS, coco_metrics
+from lossmix_det.evaluation.voc import VOC_METRICS, ClassDetections, ClassTruth, voc_ap
+from lossmix_det.structures import Instances
+
+METRICS = (*COCO_METRICS, *VOC_METRICS)
 
 
 def detect_all(
@@ -32,14 +35,15 @@ def detect_all(
         advance: told the number of images done, for a progress bar.
 
     Returns:
-        COCO results, in the pixels of the files, and by index the images that could not be read (they have none).
+        COCO results in pixels of the files. The images that could not be read, by index, with the reason; they have no
+        results.
     """
     results: list[dict[str, Any]] = []
     unreadable: dict[int, str] = {}
     for images, indices, problems in loader:
         unreadable |= problems
-        found = detector.detect(images.to(device).to_float())
-        for index, size, instances in zip(indices, images.sizes, found, strict=True):
+        detections = detector.detect(images.to(device).to_float())
+        for index, size, instances in zip(indices, images.sizes, detections, strict=True):
             if index in problems:
                 continue
             height, width = image_set.records[index].size
@@ -49,8 +53,15 @@ def detect_all(
     return results, unreadable
 
 
-def coco_results(image_set: ImageSet, index: int, boxes: torch.Tensor, instances: Any) -> list[dict[str, Any]]:
-    """Detections of one image as COCO results: ``bbox`` is [x, y, width, height] in pixels of the file."""
+def coco_results(image_set: ImageSet, index: int, boxes: torch.Tensor, instances: Instances) -> list[dict[str, Any]]:
+    """Detections of one image as COCO results: ``bbox`` is [x, y, width, height] in pixels of the file.
+
+    Args:
+        image_set: that the image is in.
+        index: of the image.
+        boxes: (N, 4) in pixels of the file.
+        instances: N detections with scores; their own boxes are not read.
+    """
     record = image_set.records[index]
     rows = zip(boxes.tolist(), instances.classes.tolist(), instances.scores.tolist(), strict=True)
     return [
@@ -79,23 +90,23 @@ def evaluate(image_set: ImageSet, detections: list[dict[str, Any]]) -> dict[str,
     metrics = coco_metrics(image_set, detections)
     for label, name in enumerate(image_set.classes):
         area, eleven = voc_ap(_truths(image_set, label), _of_class(image_set, detections, label))
-        metrics["classes"][name] |= {"VOC_AP50": area * 100, "VOC07_AP50": eleven * 100}
-    for key in ("VOC_AP50", "VOC07_AP50"):
+        metrics["classes"][name] |= dict(zip(VOC_METRICS, (area * 100, eleven * 100), strict=True))
+    for key in VOC_METRICS:
         values = np.array([row[key] for row in metrics["classes"].values()])
         metrics[key] = float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
     return metrics
 
 
 def _truths(image_set: ImageSet, label: int) -> list[ClassTruth]:
-    """COCO's crowds are as uncounted here as VOC's difficult boxes."""
-    chosen = ((record, record.classes == label) for record in image_set.records)
-    return [ClassTruth(record.boxes[mask], (record.difficult | record.crowd)[mask]) for record, mask in chosen]
+    """Boxes of one class by image; COCO's crowds are not counted, like VOC's difficult boxes."""
+    masks = ((record, record.classes == label) for record in image_set.records)
+    return [ClassTruth(record.boxes[mask], (record.difficult | record.crowd)[mask]) for record, mask in masks]
 
 
 def _of_class(image_set: ImageSet, detections: list[dict[str, Any]], label: int) -> ClassDetections:
-    places = {record.image_id: index for index, record in enumerate(image_set.records)}
+    index_of = {record.image_id: index for index, record in enumerate(image_set.records)}
     rows = [row for row in detections if row["category_id"] == image_set.category_ids[label]]
     boxes = np.array([row["bbox"] for row in rows], dtype=np.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
-    images = np.array([places[row["image_id"]] for row in rows], dtype=np.int64)
+    images = np.array([index_of[row["image_id"]] for row in rows], dtype=np.int64)
     return ClassDetections(images, np.array([row["score"] for row in rows], dtype=np.float64), boxes)

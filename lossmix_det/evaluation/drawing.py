@@ -28,24 +28,33 @@ SHOWN = 0.5  # least score of a drawn detection
 
 
 def draw_instances(axis: Axes, instances: Instances, classes: list[str], colour: str, weight: float = 1.0) -> None:
-    """Boxes with class names, the fainter the less they weigh; weights or scores of single boxes are written out."""
+    """Draw boxes with their class names; the less a box weighs, the fainter it is.
+
+    Args:
+        axis: that shows the image.
+        instances: N boxes; weights or scores of their own are written beside the names.
+        classes: names of the K classes.
+        colour: of boxes and names.
+        weight: of boxes without weights or scores of their own, in [0, 1].
+    """
     values = instances.weights if instances.weights is not None else instances.scores
-    for place, (x1, y1, x2, y2) in enumerate(instances.boxes.tolist()):
-        strength = weight if values is None else float(values[place])
-        text = classes[int(instances.classes[place])] + ("" if values is None else f" {strength:.2f}")
+    for index, (x1, y1, x2, y2) in enumerate(instances.boxes.tolist()):
+        strength = weight if values is None else float(values[index])
+        text = classes[int(instances.classes[index])] + ("" if values is None else f" {strength:.2f}")
         alpha = 0.35 + 0.65 * min(strength, 1.0)
         axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=2, alpha=alpha))
         outline = [withStroke(linewidth=2, foreground="white")]
         axis.text(x1, y1 - 1, text, color=colour, fontsize=8, path_effects=outline)
 
 
-def bare(axis: Axes) -> None:
+def hide_ticks(axis: Axes) -> None:
+    """Take the numbers off both axes."""
     axis.set_xticks([])
     axis.set_yticks([])
 
 
 def save(figure: Figure, path: Path, dpi: int = 64) -> None:
-    """Write a picture so that no half-written one is ever seen."""
+    """Write a figure as PNG, atomically, and close it."""
     content = io.BytesIO()
     figure.savefig(content, dpi=dpi, format="png")
     plt.close(figure)
@@ -61,7 +70,7 @@ def draw_before_after(
     count: int = 6,
     high_bit_depth: str = "full",
 ) -> None:
-    """A row of images with the truth where there is one, and a row each with what was detected before and after.
+    """Draw a row of images with the truth, if there is one, a row with detections before and a row with those after.
 
     Args:
         image_set: that was detected on.
@@ -70,20 +79,20 @@ def draw_before_after(
         count: how many images, spread over the set.
         high_bit_depth: how 16-bit images are read.
     """
-    places = np.unique(np.linspace(0, len(image_set) - 1, min(count, len(image_set))).round().astype(int))
+    chosen = np.unique(np.linspace(0, len(image_set) - 1, min(count, len(image_set))).round().astype(int))
     rows = [("truth", None)] if image_set.labelled else []
     rows += [("before", before), ("after", after)]
-    figure, axes = plt.subplots(len(rows), len(places), figsize=(2.4 * len(places), 2.1 * len(rows)), squeeze=False)
-    for column, place in enumerate(places):
-        record = image_set.records[place]
+    figure, axes = plt.subplots(len(rows), len(chosen), figsize=(2.4 * len(chosen), 2.1 * len(rows)), squeeze=False)
+    for column, index in enumerate(chosen):
+        record = image_set.records[index]
         image = read(record.path, high_bit_depth)
-        for row, (title, found) in enumerate(rows):
+        for row, (title, results) in enumerate(rows):
             axis = axes[row][column]
             axis.imshow(image)
-            bare(axis)
+            hide_ticks(axis)
             if not column:
                 axis.set_ylabel(title, fontsize=12)
-            instances = _truth(record) if found is None else _found(found, record, image_set)
+            instances = _truth(record) if results is None else _detections(results, record, image_set)
             draw_instances(axis, instances, image_set.classes, COLOURS[row - len(rows)])
     figure.suptitle(f"{image_set.name}: detections scoring at least {SHOWN}, before and after adaptation", fontsize=11)
     figure.tight_layout()
@@ -94,7 +103,7 @@ def _truth(record: ImageRecord) -> Instances:
     return Instances(torch.from_numpy(record.boxes), torch.from_numpy(record.classes))
 
 
-def _found(results: list[dict[str, Any]], record: ImageRecord, image_set: ImageSet) -> Instances:
+def _detections(results: list[dict[str, Any]], record: ImageRecord, image_set: ImageSet) -> Instances:
     rows = [row for row in results if row["image_id"] == record.image_id and row["score"] >= SHOWN]
     boxes = torch.tensor([row["bbox"] for row in rows]).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]

@@ -4,80 +4,116 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.distributed
 from lightning_fabric import Fabric
 from rich.console import Console
 from rich.progress import Progress
 
-from lossmix_det.config import Config
+from lossmix_det.config import Config, DataConfig
 from lossmix_det.data.loaders import evaluation_loader
 from lossmix_det.data.records import ImageSet
 from lossmix_det.engines import Detector
 from lossmix_det.errors import UserError
-from lossmix_det.evaluation import detect_all, evaluate
-from lossmix_det.evaluation.tables import SUMMARY
+from lossmix_det.evaluation.detect import METRICS, detect_all, evaluate
+from lossmix_det.evaluation.tables import Results
 from lossmix_det.files import write_atomically
 
 log = logging.getLogger(__name__)
 
 
+Detections = dict[str, list[dict[str, Any]]]  # COCO results by test set
+
+
+class Scored(NamedTuple):
+    """What evaluating some models gave.
+
+    Args:
+        results: scores by model and test set; test sets without truths have none.
+        detections: of the last model, as COCO results by test set.
+        unreadable: a sentence for each file that could not be read.
+    """
+
+    results: Results
+    detections: Detections
+    unreadable: set[str]
+
+
 def score_models(
     models: dict[str, Detector], test_sets: list[ImageSet], config: Config, fabric: Fabric, console: Console
-) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]], set[str]]:
-    """Detect and score.
+) -> Scored:
+    """Detect with every model on every test set, over all processes, and score the detections.
 
-    Returns:
-        Scores by model and test set; detections of the last model by test set; files that could not be read. Sets
-        without truths have detections but no scores.
+    Args:
+        models: by the name that their scores get.
+        test_sets: with or without truths.
+        config: of the run; ``data`` says how images are loaded, and what happens to unreadable ones.
+        fabric: launched.
+        console: shows progress.
 
     Raises:
         UserError: a file cannot be read and ``data.on_error`` is ``raise``.
     """
-    results: dict[str, dict[str, Any]] = {name: {} for name in models}
-    detections: dict[str, list[dict[str, Any]]] = {}
-    problems: set[str] = set()
+    scored = Scored({name: {} for name in models}, {}, set())
     _share_buffers(models, fabric)
     shown = fabric.is_global_zero and console.is_terminal
     with Progress(console=console, disable=not shown, transient=True) as progress:
         for name, model in models.items():
             for image_set in test_sets:
-                loader = evaluation_loader(image_set, config.data, rank=fabric.global_rank, world=fabric.world_size)
                 task = progress.add_task(f"{name} on {image_set.name}", total=len(image_set))
-                found, unreadable = detect_all(
-                    model, image_set, loader, fabric.device, lambda count, task=task: progress.advance(task, count)
-                )
-                found, unreadable = _gather(found, fabric), dict(_gather(list(unreadable.items()), fabric))
-                if unreadable and config.data.on_error == "raise":
-                    raise UserError(
-                        f"{min(unreadable.values())}; correct it, or set data.on_error=skip to leave it out"
-                    )
-                problems.update(unreadable.values())
-                detections[image_set.name] = found
+                advance = partial(progress.advance, task)
+                detections, unreadable = _detect(model, image_set, config.data, fabric, advance)
+                scored.unreadable.update(unreadable.values())
+                scored.detections[image_set.name] = detections
                 if image_set.labelled:
-                    results[name][image_set.name] = evaluate(_without(image_set, set(unreadable)), found)
-    return results, detections, problems
+                    scored.results[name][image_set.name] = evaluate(_without(image_set, set(unreadable)), detections)
+    return scored
+
+
+def _detect(
+    model: Detector, image_set: ImageSet, config: DataConfig, fabric: Fabric, advance: Callable[[int], None]
+) -> tuple[list[dict[str, Any]], dict[int, str]]:
+    """Detections of all processes, and by index the images that could not be read."""
+    loader = evaluation_loader(image_set, config, rank=fabric.global_rank, world=fabric.world_size)
+    detections, unreadable = detect_all(model, image_set, loader, fabric.device, advance)
+    detections, unreadable = _gather(detections, fabric), dict(_gather(list(unreadable.items()), fabric))
+    if unreadable:
+        ON_ERROR[config.on_error](min(unreadable.values()))
+    return detections, unreadable
+
+
+def _refuse(problem: str) -> None:
+    raise UserError(f"{problem}; correct it, or set data.on_error=skip to leave it out")
+
+
+def _leave_out(problem: str) -> None:
+    """The image is reported when everything has been scored."""
+
+
+ON_ERROR: dict[str, Callable[[str], None]] = {"raise": _refuse, "skip": _leave_out}
 
 
 def check_metric(metric: str, test_sets: list[ImageSet]) -> None:
-    """Refuse a metric that no evaluation will give.
+    """Refuse a metric that no evaluation will compute.
 
     Args:
         metric: ``<metric>`` of the last test set, or ``<test set>/<metric>``.
         test_sets: those without truths have no scores.
 
     Raises:
-        UserError: with what there is instead.
+        UserError: naming the metrics and test sets that there are.
     """
     name, _, short = metric.rpartition("/")
     scored = [image_set.name for image_set in test_sets if image_set.labelled]
-    if short not in SUMMARY or (name and name not in scored):
+    if short not in METRICS or (name and name not in scored):
         raise UserError(
             f"train.best_metric={metric!r} is not among the scores; test sets: {', '.join(scored)}; "
-            f"metrics: {', '.join(SUMMARY)}"
+            f"metrics: {', '.join(METRICS)}"
         )
 
 
@@ -88,15 +124,21 @@ def metric_set(metric: str, test_sets: list[ImageSet]) -> ImageSet | None:
     return scored[-1] if scored else None
 
 
-def metric_of(metric: str, results: dict[str, dict[str, Any]]) -> float:
-    """That metric of the model that is reported, the last one; nan where nothing was scored."""
+def metric_of(metric: str, results: Results) -> float:
+    """A metric (as in `check_metric`) of the reported model, which is the last one; nan where nothing was scored."""
     name, _, short = metric.rpartition("/")
     sets = list(results.values())[-1]
     return sets[name or next(reversed(sets))][short] if sets else math.nan
 
 
 def report_problems(sets: list[ImageSet], unreadable: set[str], folder: Path) -> None:
-    """Count and list in ``data_problems.txt`` what was left out, and what is worth knowing."""
+    """Log how many faults the data have, and list them in ``data_problems.txt``; without faults there is no such file.
+
+    Args:
+        sets: data sets with what was found on reading them.
+        unreadable: images that could not be loaded later.
+        folder: of the run.
+    """
     skipped = [line for image_set in sets for line in image_set.problems.skipped] + sorted(unreadable)
     notes = [line for image_set in sets for line in image_set.problems.notes]
     skipped, notes = list(dict.fromkeys(skipped)), list(dict.fromkeys(notes))
@@ -110,7 +152,7 @@ def report_problems(sets: list[ImageSet], unreadable: set[str], folder: Path) ->
 
 
 def _share_buffers(models: dict[str, Detector], fabric: Fabric) -> None:
-    """Give every process the running statistics of the first: each has seen other images."""
+    """Give every process the running statistics of the first; each process has seen other images."""
     if fabric.world_size > 1:
         for model in models.values():
             for buffer in model.buffers():
@@ -118,7 +160,7 @@ def _share_buffers(models: dict[str, Detector], fabric: Fabric) -> None:
 
 
 def _without(image_set: ImageSet, left_out: set[int]) -> ImageSet:
-    """The set without some images: those that could not be read were not looked at, so they do not count."""
+    """The set without the images that could not be read, which do not count."""
     records = [record for index, record in enumerate(image_set.records) if index not in left_out]
     return replace(image_set, records=records)
 

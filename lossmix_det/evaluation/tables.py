@@ -13,16 +13,17 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from lossmix_det.evaluation.detect import METRICS
 from lossmix_det.files import write_atomically
 
-SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "VOC_AP50", "VOC07_AP50")
+TITLES = dict(zip(METRICS, ("AP", "AP50", "AP75", "small", "medium", "large", "VOC area", "VOC 11-pt"), strict=True))
 
 # Scores by model ("student", "ema"), then by test set.
 Results = dict[str, dict[str, dict[str, Any]]]
 
 
 def print_tables(results: Results, console: Console) -> None:
-    """Every score of every model on every test set, labelled, and AP50 per class."""
+    """Print every score of every model on every test set, and AP50 per class; nothing where nothing was scored."""
     if not any(results.values()):
         return
     # Laid out at its full width, so that a log file or a narrow window never cuts a name or a number.
@@ -32,17 +33,23 @@ def print_tables(results: Results, console: Console) -> None:
 
 
 def write_results(results: Results, folder: Path) -> None:
-    """``results.json`` (nan as null) and ``results.csv``, a row per model, test set and class."""
+    """Write ``results.json`` (nan as null) and ``results.csv`` with a row per model, test set and class."""
     write_atomically(folder / "results.json", json.dumps(_null_nan(results), indent=2) + "\n")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["model", "test_set", "class", *SUMMARY])
+    writer.writerow(["model", "test_set", "class", *METRICS])
     for model, sets in results.items():
         for name, metrics in sets.items():
             rows = {"all": metrics, **metrics["classes"]}
             for label, row in rows.items():
-                writer.writerow([model, name, label, *(_cell(row.get(key), digits=3) for key in SUMMARY)])
+                writer.writerow([model, name, label, *(_cell(row.get(key), digits=3) for key in METRICS)])
     write_atomically(folder / "results.csv", text.getvalue())
+
+
+def write_detections(detections: dict[str, list[dict[str, Any]]], folder: Path) -> None:
+    """Write ``detections_<test set>.json`` for each test set: COCO results."""
+    for name, rows in detections.items():
+        write_atomically(folder / f"detections_{name}.json", json.dumps(rows))
 
 
 def _summary(results: Results) -> Table:
@@ -53,12 +60,11 @@ def _summary(results: Results) -> Table:
     )
     for title in ("model", "test set"):
         table.add_column(title)
-    titles = ("AP", "AP50", "AP75", "small", "medium", "large", "VOC area", "VOC 11-pt")
-    for title in titles:
+    for title in TITLES.values():
         table.add_column(title, justify="right")
     for model, sets in results.items():
         for name, metrics in sets.items():
-            table.add_row(model, name, *(_cell(metrics[key]) for key in SUMMARY))
+            table.add_row(model, name, *(_cell(metrics[key]) for key in METRICS))
     return table
 
 

@@ -1,7 +1,7 @@
 """PASCAL VOC average precision at IoU 0.5 (Everingham et al., IJCV 2010, and the 2010 devkit).
 
-VOC counts inclusive pixels, so that widths are xmax - xmin + 1; boxes here have their first corner moved by one pixel
-on reading, which makes x2 - x1 the same width.
+VOC counts pixels inclusively: a box is xmax - xmin + 1 wide. Here the first corner was moved by one pixel when the file
+was read, so that x2 - x1 is the same width.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+
+VOC_METRICS = ("VOC_AP50", "VOC07_AP50")  # area under the curve; mean of 11 points
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class ClassDetections:
 def voc_ap(truths: list[ClassTruth], detections: ClassDetections, threshold: float = 0.5) -> tuple[float, float]:
     """Average precision of one class.
 
-    Detections are taken by falling score; each goes to the box that it overlaps most, if by more than the threshold.
-    The first on a box is right, further ones are wrong; those on difficult boxes count neither way.
+    Detections are taken by falling score. Each belongs to the box that it overlaps most, if by more than the threshold.
+    The first detection of a box is a hit, every other one a miss. Detections of difficult boxes are not counted.
 
     Args:
         truths: one per image.
@@ -46,30 +48,30 @@ def voc_ap(truths: list[ClassTruth], detections: ClassDetections, threshold: flo
     positives = sum(int((~truth.difficult).sum()) for truth in truths)
     if not positives:
         return float("nan"), float("nan")
-    found = [np.zeros(len(truth.boxes), dtype=bool) for truth in truths]
-    right, wrong = [], []
+    taken = [np.zeros(len(truth.boxes), dtype=bool) for truth in truths]
+    hit, miss = [], []
     for index in np.argsort(-detections.scores, kind="stable"):
         image = detections.images[index]
-        verdict = _judge(detections.boxes[index], truths[image], found[image], threshold)
-        if verdict is not None:
-            right.append(verdict)
-            wrong.append(not verdict)
-    hits, misses = np.cumsum(right), np.cumsum(wrong)
+        is_hit = _judge(detections.boxes[index], truths[image], taken[image], threshold)
+        if is_hit is not None:
+            hit.append(is_hit)
+            miss.append(not is_hit)
+    hits, misses = np.cumsum(hit), np.cumsum(miss)
     recall = hits / positives
     precision = hits / np.maximum(hits + misses, 1)
     return _area(recall, precision), _eleven_points(recall, precision)
 
 
-def _judge(box: np.ndarray, truth: ClassTruth, found: np.ndarray, threshold: float) -> bool | None:
-    """True for a first hit, False for a wrong detection, None where it does not count."""
+def _judge(box: np.ndarray, truth: ClassTruth, taken: np.ndarray, threshold: float) -> bool | None:
+    """True for a hit, False for a miss, None where it does not count; marks the box that is hit as taken."""
     overlaps = iou(box, truth.boxes)
     if not len(overlaps) or overlaps.max() <= threshold:
         return False
     best = int(overlaps.argmax())
     if truth.difficult[best]:
         return None
-    first = not found[best]
-    found[best] = True
+    first = not taken[best]
+    taken[best] = True
     return first
 
 

@@ -49,6 +49,7 @@ class Rule(Protocol):
     """Chooses truths; how pixels were mixed is the mixer's affair."""
 
     teaches_partners: bool
+    joins_boxes: bool  # of several sources into one truth
 
     def __call__(self, sources: list[Source], mixed: Tensor) -> list[Supervision]:
         """The supervisions of a mixed batch, given the (B,) bool of images that are mixed."""
@@ -100,6 +101,7 @@ class LossMix:
     """{(A, λ), (B, 1 - λ)}: the loss is λ·L(x~, A) + (1 - λ)·L(x~, B); for K sources, Σ_k share_k·L(x~, k)."""
 
     teaches_partners = True
+    joins_boxes = False
 
     def __init__(self, config: MixingConfig) -> None:
         self.weight_sum = 1.0 if config.weight_sum is None else config.weight_sum
@@ -113,6 +115,7 @@ class LossMixInstance:
     """One assignment over the boxes of all sources, each positive weighted as its box."""
 
     teaches_partners = True
+    joins_boxes = True
 
     def __init__(self, config: MixingConfig) -> None:
         self.weight_sum = 1.0 if config.weight_sum is None else config.weight_sum
@@ -127,6 +130,7 @@ class Union:
     """The boxes of all sources at full weight, however much of each is seen."""
 
     teaches_partners = True
+    joins_boxes = True
 
     def __init__(self, config: MixingConfig) -> None:
         self.weight_sum = config.weight_sum
@@ -144,6 +148,7 @@ class Own:
     """The image's own truth at full weight; the others only disturb ("Noise" in the paper, with λ close to 1)."""
 
     teaches_partners = False
+    joins_boxes = False
 
     def __init__(self, config: MixingConfig) -> None:
         self.weight_sum = 1.0 if config.weight_sum is None else config.weight_sum

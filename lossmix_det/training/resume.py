@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from lossmix_det.config import Config, as_dict
+from lossmix_det.config import Config, as_dict, flat
 from lossmix_det.engines import Detector
 from lossmix_det.errors import UserError, first_line
 from lossmix_det.files import classes_of, read_model
@@ -81,11 +81,3 @@ def start_from(detector: Detector, path: str, classes: list[str], setting: str) 
             f"{setting} {path} is not of the model that the configuration names ({first_line(error)}); "
             f"set model.architecture and model.norm to those of that run"
         ) from None
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by their dotted key."""
-    result: dict[str, Any] = {}
-    for key, value in tree.items():
-        result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return result

@@ -11,7 +11,6 @@ from runs import ROOT, TINY, assert_same_tensors, last_checkpoint
 
 from benchmarks import burn_in, compare, cost, curves, suites
 from benchmarks.compare import Run, Suite, page
-from lossmix_det.commands.train import run_tool
 from lossmix_det.config import load_config
 from lossmix_det.errors import UserError
 
@@ -38,7 +37,7 @@ def results(folder, name, seed, photo, clipart):
 
 
 def options(tmp_path, *words):
-    return suites._parser().parse_args(["--suite", "mixing", "--runs", str(tmp_path), *words])
+    return suites.build_parser().parse_args(["--suite", "mixing", "--runs", str(tmp_path), *words])
 
 
 def test_the_table_gives_mean_deviation_and_paired_gain(tmp_path):
@@ -237,14 +236,14 @@ def test_a_burn_in_is_shared_only_if_it_is_the_same(words, alike):
 
 def test_an_unknown_method_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "--suite", "mixing", "--methods", "losmix"])
-    assert run_tool(suites.main) == 2
+    assert suites.main() == 2
     assert "unknown method 'losmix' (did you mean 'lossmix'?)" in capsys.readouterr().err
 
 
 def test_elsewhere_than_in_the_checkout_it_says_where_to_go(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "--suite", "mixing"])
-    assert run_tool(suites.main) == 2
+    assert suites.main() == 2
     assert "call python tools/benchmark.py from its root" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
@@ -254,7 +253,7 @@ def test_the_cost_page_names_its_command_and_every_case(tmp_path, monkeypatch):
     output = tmp_path / "cost.md"
     words = ["--suite", "cost", "--pairs", "5", "--output", str(output), *TINY]
     monkeypatch.setattr(sys, "argv", ["benchmark.py", *words])
-    assert run_tool(suites.main) == 0
+    assert suites.main() == 0
     text = output.read_text()
     assert "python tools/benchmark.py --suite cost --pairs 5" in text
     assert "| tiny | " in text

@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 import subprocess
 import sys
 
@@ -6,10 +8,13 @@ import pytest
 import torch
 from runs import ROOT, TINY, env, last_checkpoint, run, trainer
 
+from lossmix_det import commands
 from lossmix_det.commands import train as cli
+from lossmix_det.commands.options import parse, run_tool
 from lossmix_det.config import ModelConfig
 from lossmix_det.engines import build_detector
 from lossmix_det.errors import UserError
+from lossmix_det.training import launch
 
 
 def main(*words: str) -> int:
@@ -68,17 +73,14 @@ def test_what_the_machine_refuses_is_one_sentence(capsys):
     def full():
         raise OSError(28, "No space left on device", "x.pt")
 
-    assert cli.run_tool(full) == 2
+    assert run_tool(full) == 2
     assert capsys.readouterr().err == "error: [Errno 28] No space left on device: 'x.pt'\n"
 
 
 def test_the_address_of_the_first_machine_is_handed_on(monkeypatch):
     for name in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "before")  # so that what the code sets is undone after the test
-    words = ["--num-machines", "2", "--machine-rank", "1", "--dist-url", "tcp://10.0.0.1:2345"]
-    cli._set_rendezvous(cli.parser().parse_args(words))
-    import os
-
+    launch._set_rendezvous(launch.Processes(machines=2, machine_rank=1, dist_url="tcp://10.0.0.1:2345"))
     assert (os.environ["NODE_RANK"], os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("1", "10.0.0.1", "2345")
 
 
@@ -89,6 +91,76 @@ def test_evaluating_a_checkpoint_gives_the_scores_of_the_run_and_leaves_the_run_
     found = json.loads((tmp_path / "inference" / "step_0000003" / "results.json").read_text())
     assert found["model"] == json.loads((tmp_path / "results.json").read_text())["student"]
     assert all(path.read_bytes() == content for path, content in before.items())
+
+
+FOUND = "detections_shapes_clipart_test.json"
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory, datasets_root):
+    """Two runs of unlike weights, which detect something."""
+    os.environ["LOSSMIX_DATASETS"] = str(datasets_root)
+    folder = tmp_path_factory.mktemp("runs")
+    for name, seed in (("first", 0), ("other", 7)):
+        trainer(folder / name, "train.steps=2", f"train.seed={seed}", "model.score_threshold=0").train()
+    assert (folder / "first" / FOUND).read_bytes() != (folder / "other" / FOUND).read_bytes()
+    return folder
+
+
+@pytest.fixture
+def protocol(two_runs, tmp_path):
+    """A configuration that names the weights to begin with, as every protocol does."""
+    path = tmp_path / "protocol.yaml"
+    path.write_text(f"model: {{weights: {two_runs / 'other' / 'export' / 'student.pth'}, score_threshold: 0}}\n")
+    return str(path)
+
+
+@pytest.fixture
+def finished(two_runs, tmp_path):
+    """The folder of a finished run."""
+    return shutil.copytree(two_runs / "first", tmp_path / "run")
+
+
+def assert_scored(folder, name, run):
+    """One file was scored, and it detects what the model of that run detected."""
+    (path,) = (folder / "inference").glob(f"*/{FOUND}")
+    assert path.parent.name == name
+    assert path.read_bytes() == (run / FOUND).read_bytes()
+
+
+def test_evaluation_scores_the_last_checkpoint_and_not_the_weights_that_the_run_began_with(
+    two_runs, protocol, finished, capsys
+):
+    assert main("--config-file", protocol, "--eval-only", *TINY, f"output_dir={finished}") == 0
+    assert_scored(finished, "step_0000002", two_runs / "first")
+    last = finished / "checkpoints" / "step_0000002.pt"
+    assert f"scoring {last}: the last checkpoint in {finished}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["model.weights={}", "model={{weights: {}}}"])
+def test_weights_on_the_command_line_win_over_the_last_checkpoint(two_runs, finished, capsys, form):
+    weights = two_runs / "other" / "export" / "student.pth"
+    words = [*TINY, f"output_dir={finished}", "model.score_threshold=0", form.format(weights)]
+    assert commands.main(["evaluate", *words]) == 0
+    assert_scored(finished, "student", two_runs / "other")
+    assert f"scoring {weights}: model.weights is given on the command line" in capsys.readouterr().err
+
+
+def test_without_a_checkpoint_the_weights_of_the_file_are_scored_and_the_log_says_so(
+    two_runs, protocol, tmp_path, capsys
+):
+    run = tmp_path / "new"
+    assert main("--config-file", protocol, "--eval-only", *TINY, f"output_dir={run}") == 0
+    assert_scored(run, "student", two_runs / "other")
+    assert f"{run} has no checkpoint, so model.weights of the file is scored" in capsys.readouterr().err
+
+
+def test_help_says_which_weights_are_scored(capsys):
+    for words in (["train", "--help"], ["evaluate", "--help"]):
+        with pytest.raises(SystemExit):
+            commands.main(words)
+        printed = " ".join(capsys.readouterr().out.split())
+        assert "model.weights if given on the command line, else the last checkpoint in output_dir" in printed
 
 
 @pytest.mark.parametrize("name", ["checkpoints/best.pt", "export/student.pth"])
@@ -134,7 +206,7 @@ def test_an_engine_that_is_not_installed_is_one_sentence(monkeypatch):
 
 def heavy_modules(words: list[str]) -> set[str]:
     """Which heavy modules are loaded by the time a command line has been answered."""
-    code = f"import sys; {'; '.join(words)}; print(*(m for m in sys.modules if '.' not in m))"
+    code = "\n".join(["import sys", *words, "print(*(m for m in sys.modules if '.' not in m))"])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env())
     return set(done.stdout.split()) & {
         "torch",
@@ -144,6 +216,14 @@ def heavy_modules(words: list[str]) -> set[str]:
         "matplotlib",
         "tensorboard",
     }
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "visualize_mixing"])
+def test_help_of_the_program_and_of_its_commands_is_answered_without_torch(name):
+    for words in ([name, "--help"], ["--help"]):
+        lines = ["from lossmix_det.commands import main", "import contextlib, io"]
+        quiet = "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):"
+        assert heavy_modules([*lines, f"{quiet} main({words})"]) == set()
 
 
 def test_importing_the_package_loads_nothing_heavy():
@@ -185,7 +265,7 @@ def test_the_run_command_exits_with_two_and_no_traceback(tmp_path):
 
 
 def test_overrides_may_stand_anywhere():
-    found = cli.parse(cli.parser(), ["train.steps=3", "--resume", "mixing.alpha=2", "--num-gpus", "2", "stray"])
+    found = parse(cli.build_parser(), ["train.steps=3", "--resume", "mixing.alpha=2", "--num-gpus", "2", "stray"])
     assert found.overrides == ["train.steps=3", "mixing.alpha=2", "stray"]
     assert (found.resume, found.num_gpus) == (True, 2)
 

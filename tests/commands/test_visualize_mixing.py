@@ -1,5 +1,3 @@
-import sys
-
 import numpy as np
 from conftest import write_image
 from matplotlib import pyplot as plt
@@ -7,16 +5,14 @@ from PIL import Image
 from runs import TINY, trainer
 
 from lossmix_det.commands import visualize_mixing as pictures
-from lossmix_det.commands.train import run_tool
 from lossmix_det.config import load_config
 from lossmix_det.data.catalog import load
 from lossmix_det.evaluation import drawing
 
 
-def draw(monkeypatch, path, *words: str) -> int:
+def draw(path, *words: str) -> int:
     overrides = [word for word in TINY if not word.startswith("data.batch_size")]
-    monkeypatch.setattr(sys, "argv", ["visualize_mixing.py", "--output", str(path), *words, *overrides])
-    return run_tool(pictures.main)
+    return pictures.main(["--output", str(path), *words, *overrides])
 
 
 def test_every_rule_is_drawn_with_its_truths_and_weights(tmp_path, monkeypatch):
@@ -31,7 +27,7 @@ def test_every_rule_is_drawn_with_its_truths_and_weights(tmp_path, monkeypatch):
 
     monkeypatch.setattr(plt, "close", keep)
     path = tmp_path / "mixing.png"
-    assert draw(monkeypatch, path, "--images", "3", "--rules", "lossmix", "union") == 0
+    assert draw(path, "--images", "3", "--rules", "lossmix", "union") == 0
     ((lossmix, boxes),), ((union, joined),) = drawn["lossmix"], drawn["union"]
     first, second = (float(part) for part in lossmix.removeprefix("weights ").split(", "))
     assert abs(first + second - 1) < 0.011
@@ -55,7 +51,7 @@ def test_burn_in_and_adaptation_are_drawn_with_a_teachers_pseudo_labels(tmp_path
     monkeypatch.setattr(plt, "close", keep)
     words = ["--images", "2", "--teacher", str(tmp_path / "run" / "export" / "student.pth"), *ADAPT]
     words += ["pseudo_labels.score=0.1", "mixing.probability=1.0", "mixing.pairs.source_source=0"]
-    assert draw(monkeypatch, tmp_path / "phases.png", *words) == 0
+    assert draw(tmp_path / "phases.png", *words) == 0
     burn_in, adaptation = drawn[:4], drawn[4:]
     assert [title for title, _ in burn_in[:2]] == ["mixed, weights 1.00"] * 2  # only the sources' truths are known
     assert [title for title, _ in burn_in[2:]] == ["", ""]
@@ -66,13 +62,13 @@ def test_burn_in_and_adaptation_are_drawn_with_a_teachers_pseudo_labels(tmp_path
     assert np.asarray(Image.open(tmp_path / "phases.png")).std() > 20
 
 
-def test_a_teacher_needs_a_target(tmp_path, monkeypatch, capsys):
-    assert draw(monkeypatch, tmp_path / "x.png", "--teacher", "x.pth") == 2
+def test_a_teacher_needs_a_target(tmp_path, capsys):
+    assert draw(tmp_path / "x.png", "--teacher", "x.pth") == 2
     assert "--teacher needs data.target" in capsys.readouterr().err
 
 
-def test_a_mistake_is_one_sentence(tmp_path, monkeypatch, capsys):
-    assert draw(monkeypatch, tmp_path / "x.png", "data.train=[nowhere]") == 2
+def test_a_mistake_is_one_sentence(tmp_path, capsys):
+    assert draw(tmp_path / "x.png", "data.train=[nowhere]") == 2
     assert "unknown data set 'nowhere'" in capsys.readouterr().err
 
 

@@ -123,3 +123,61 @@ def test_a_missing_or_binary_file_is_named(tmp_path):
 
 def test_every_field_survives_omegaconf():
     assert OmegaConf.to_object(OmegaConf.structured(Config)) == Config()
+
+
+D2 = "model: {engine: detectron2, detectron2_config: sub/d2.yaml}\n"
+
+
+def detectron2_yaml(folder):
+    (folder / "sub").mkdir(parents=True)
+    return write(folder / "sub" / "d2.yaml", "MODEL: {}\n")
+
+
+def test_a_file_that_a_yaml_names_is_found_beside_that_yaml(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    found = detectron2_yaml(tmp_path / "bases")
+    write(tmp_path / "bases" / "base.yaml", D2)
+    leaf = write(tmp_path / "leaf.yaml", "_BASE_: bases/base.yaml\n")
+    assert load_config(leaf).model.detectron2_config == str(found)
+
+
+def test_beside_its_yaml_wins_over_the_working_directory(tmp_path, monkeypatch):
+    detectron2_yaml(tmp_path / "here")
+    found = detectron2_yaml(tmp_path / "configs")
+    monkeypatch.chdir(tmp_path / "here")
+    assert load_config(write(tmp_path / "configs" / "a.yaml", D2)).model.detectron2_config == str(found)
+
+
+def test_a_file_in_the_working_directory_stays_as_it_is_written(tmp_path, monkeypatch):
+    detectron2_yaml(tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    path = write(tmp_path / "a.yaml", D2)
+    assert load_config(path).model.detectron2_config == "sub/d2.yaml"
+
+
+def test_an_override_names_a_file_from_the_working_directory_alone(tmp_path, monkeypatch):
+    detectron2_yaml(tmp_path / "configs")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    path = write(tmp_path / "configs" / "a.yaml", D2)
+    with pytest.raises(UserError) as error:
+        load_config(path, ["model.detectron2_config=sub/d2.yaml"])
+    tried = tmp_path / "here" / "sub" / "d2.yaml"
+    assert str(error.value) == f"model.detectron2_config=sub/d2.yaml: there is no such file; tried {tried}"
+
+
+def test_a_file_that_is_nowhere_is_told_with_both_places(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    with pytest.raises(UserError) as error:
+        load_config(write(tmp_path / "configs" / "a.yaml", D2))
+    first, second = tmp_path / "configs" / "sub" / "d2.yaml", tmp_path / "sub" / "d2.yaml"
+    message = f"model.detectron2_config=sub/d2.yaml: there is no such file; tried {first} and {second}"
+    assert str(error.value) == message
+
+
+def test_an_address_that_detectron2_resolves_itself_is_left_alone(tmp_path):
+    address = "detectron2://somewhere/x.yaml"
+    path = write(tmp_path / "a.yaml", f"model: {{engine: detectron2, detectron2_config: '{address}'}}\n")
+    assert load_config(path).model.detectron2_config == address

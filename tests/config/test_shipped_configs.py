@@ -8,8 +8,7 @@ import pytest
 from runs import ROOT
 
 from benchmarks.suites import ADAPTERS
-from lossmix_det.config import as_dict, load_config
-from lossmix_det.training.resume import flat
+from lossmix_det.config import as_dict, flat, load_config
 
 # What may differ from adaptive_teacher, by method.
 DIFFERENCES = {

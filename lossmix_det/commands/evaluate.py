@@ -1,0 +1,117 @@
+"""Score a detector on data.test without training."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lossmix_det.commands.options import add_processes, new_parser, parse, processes_of, run_tool
+from lossmix_det.config import Config, load_config, overrides_set
+from lossmix_det.errors import UserError
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from lossmix_det.data.records import ImageSet
+    from lossmix_det.engines import Detector
+    from lossmix_det.evaluation import Scored
+
+log = logging.getLogger(__name__)
+
+RULE = "model.weights if given on the command line, else the last checkpoint in output_dir"
+
+
+def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """The options of the command."""
+    parser = new_parser(f"Score a detector on data.test: {RULE}.", prog)
+    add_processes(parser)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Run the command; returns its exit status."""
+    options = parse(build_parser(prog), arguments)
+    return run_tool(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    config = load_config(options.config_file, options.overrides)
+    from lossmix_det.training.launch import launch  # loads torch
+
+    return evaluate(config, launch(config, processes_of(options)), options.overrides)
+
+
+def evaluate(config: Config, fabric: Fabric, overrides: list[str]) -> int:
+    """Score one detector and print its tables, without touching the files of the run in ``output_dir``.
+
+    Args:
+        config: of the run.
+        fabric: launched.
+        overrides: of the command line, which may name ``model.weights``.
+
+    Raises:
+        UserError: there is nothing to score or nothing to score on, or the weights are of other classes.
+    """
+    from rich.console import Console
+
+    from lossmix_det.data.catalog import load_test_sets
+    from lossmix_det.evaluation import print_tables, score_models
+
+    with fabric.rank_zero_first():
+        test_sets = load_test_sets(config)
+    if not test_sets:
+        raise UserError("data.test is empty; name at least one data set to evaluate on")
+    weights, reason = _choose_weights(config, overrides)
+    log.info("scoring %s: %s", weights, reason)
+    detector = _detector(config, weights, test_sets[0].classes, fabric)
+    console = Console()
+    scored = score_models({"model": detector}, test_sets, config, fabric, console)
+    if fabric.is_global_zero:
+        folder = Path(config.output_dir) / "inference" / Path(weights).stem
+        _write(scored, test_sets, folder)
+        print_tables(scored.results, console)
+        console.print(f"scores and detections are in {folder}", soft_wrap=True)
+    return 0
+
+
+def _choose_weights(config: Config, overrides: list[str]) -> tuple[str, str]:
+    """The file to score, and why that one.
+
+    The last checkpoint and not the best: the best may have been chosen by labels of the target.
+    """
+    from lossmix_det.training.checkpoints import Checkpoints
+
+    if config.model.weights and overrides_set("model.weights", overrides):
+        return config.model.weights, "model.weights is given on the command line"
+    last = Checkpoints(Path(config.output_dir) / "checkpoints", config.train.keep_last).latest_readable()
+    if last is not None:
+        return str(last), f"the last checkpoint in {config.output_dir}"
+    if config.model.weights:
+        return config.model.weights, f"{config.output_dir} has no checkpoint, so model.weights of the file is scored"
+    raise UserError(f"nothing to evaluate: {config.output_dir} has no checkpoint, and model.weights is empty")
+
+
+def _detector(config: Config, weights: str, classes: list[str], fabric: Fabric) -> Detector:
+    from lossmix_det.engines import build_detector, place
+    from lossmix_det.files import classes_of
+
+    trained_on = classes_of(Path(weights))
+    if trained_on and trained_on != classes:
+        raise UserError(
+            f"{weights} was trained on the classes {', '.join(trained_on)}, the test data has {', '.join(classes)}; "
+            f"set data.classes to the former"
+        )
+    detector = build_detector(replace(config.model, weights=weights), len(classes), strict=True)
+    return place(detector, fabric.device, config.train.channels_last)
+
+
+def _write(scored: Scored, test_sets: list[ImageSet], folder: Path) -> None:
+    from lossmix_det.evaluation import report_problems, write_detections, write_results
+
+    write_results(scored.results, folder)
+    write_detections(scored.detections, folder)
+    report_problems(test_sets, scored.unreadable, folder)

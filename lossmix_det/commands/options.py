@@ -1,0 +1,76 @@
+"""What the command lines of all commands share."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+from lossmix_det.config import Config
+from lossmix_det.errors import UserError
+
+if TYPE_CHECKING:
+    from lossmix_det.training.launch import Processes
+
+
+def new_parser(description: str, prog: str | None = None) -> argparse.ArgumentParser:
+    """A parser with the options of every command: a configuration file, and KEY=VALUE settings over it.
+
+    Args:
+        description: what the command does.
+        prog: how it was called; absent: the name of the script.
+    """
+    result = argparse.ArgumentParser(prog=prog, description=description)
+    result.add_argument(
+        "--config-file", metavar="FILE", help="YAML file, see configs/; default: the quick run on generated images"
+    )
+    result.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings, for example train.steps=1000")
+    return result
+
+
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    """The options that say how many processes run together, under the names that Detectron2's users know."""
+    parser.add_argument(
+        "--num-gpus", type=int, default=1, metavar="N", help="GPUs of this machine; on a CPU the number of processes"
+    )
+    parser.add_argument("--num-machines", type=int, default=1, metavar="M", help="number of machines")
+    parser.add_argument("--machine-rank", type=int, default=0, metavar="R", help="number of this machine, from 0")
+    parser.add_argument("--dist-url", default="", metavar="URL", help="tcp://host:port of machine 0")
+
+
+def processes_of(options: argparse.Namespace) -> Processes:
+    """What the options of `add_processes` say."""
+    from lossmix_det.training.launch import Processes  # loads torch
+
+    return Processes(options.num_gpus, options.num_machines, options.machine_rank, options.dist_url)
+
+
+def parse(parser: argparse.ArgumentParser, words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse a command line on which KEY=VALUE settings may stand anywhere, also behind an option that takes a list.
+
+    Args:
+        parser: with a positional ``overrides``.
+        words: absent: those of the process.
+    """
+    words = list(sys.argv[1:] if words is None else words)
+    groups = "|".join(spec.name for spec in fields(Config))
+    overrides = [word for word in words if re.match(rf"({groups})[.=]", word) and "=" in word]
+    options = parser.parse_args([word for word in words if word not in overrides])
+    options.overrides = [*overrides, *options.overrides]
+    return options
+
+
+def run_tool(action: Callable[[], int]) -> int:
+    """Run a command; a mistake of its user or a fault of the machine becomes one sentence and status 2."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    for name in ("lightning", "lightning_fabric", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        return action()
+    except (UserError, OSError) as error:  # the latter: a full disk, a folder that may not be written to
+        print(f"error: {error}", file=sys.stderr)
+        return 2

@@ -1,0 +1,144 @@
+"""Starting the processes of a run: device, precision, several GPUs, several machines."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from urllib.parse import urlparse
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
+
+from lossmix_det.config import Config
+from lossmix_det.errors import UserError
+
+
+@dataclass(frozen=True)
+class Processes:
+    """How many processes train together.
+
+    Args:
+        gpus: of this machine; on a CPU the number of processes.
+        machines: that train together.
+        machine_rank: the number of this machine, from 0.
+        dist_url: ``tcp://host:port`` of machine 0; needed where there are several machines.
+    """
+
+    gpus: int = 1
+    machines: int = 1
+    machine_rank: int = 0
+    dist_url: str = ""
+
+    @property
+    def world(self) -> int:
+        """The number of processes on all machines."""
+        return self.gpus * self.machines
+
+
+@dataclass(frozen=True)
+class Precision:
+    """A precision under its name in Fabric, and whether CPUs have it."""
+
+    fabric_name: str
+    on_cpu: bool = True
+
+
+PRECISIONS = {"32": Precision("32-true"), "bf16": Precision("bf16-mixed"), "fp16": Precision("16-mixed", on_cpu=False)}
+
+
+def launch(config: Config, processes: Processes = Processes()) -> Fabric:  # noqa: B008 - frozen
+    """Start Fabric's processes; each of them runs the command from its start.
+
+    Raises:
+        UserError: the machine does not have what is asked for.
+    """
+    device = AUTOMATIC.get(config.train.device, lambda: config.train.device)()
+    kind = DEVICES[device]
+    kind.check(config, processes)
+    _check_counts(processes)
+    _check_batches(config, processes)
+    _set_rendezvous(processes)
+    fabric = Fabric(
+        accelerator=device,
+        devices=processes.gpus,
+        num_nodes=processes.machines,
+        strategy=DDPStrategy(process_group_backend=kind.backend) if processes.world > 1 else "auto",
+        precision=PRECISIONS[config.train.precision].fabric_name,
+    )
+    fabric.launch()
+    if not fabric.is_global_zero:  # what goes wrong everywhere is said once
+        logging.getLogger("lossmix_det").setLevel(logging.ERROR)
+    return fabric
+
+
+def _check_cpu(config: Config, processes: Processes) -> None:
+    if not PRECISIONS[config.train.precision].on_cpu:
+        raise UserError(f"train.precision={config.train.precision} needs a GPU; use bf16 or 32 on a CPU")
+
+
+def _check_cuda(config: Config, processes: Processes) -> None:
+    if not torch.cuda.is_available():
+        raise UserError("train.device=cuda, but torch finds no GPU; set train.device=cpu, or install torch for CUDA")
+    count = torch.cuda.device_count()
+    if count < processes.gpus:
+        raise UserError(f"{processes.gpus} GPUs asked for, {count} found; lower --num-gpus")
+
+
+@dataclass(frozen=True)
+class Device:
+    """A kind of device: how its processes talk to each other, and what is refused on it."""
+
+    backend: str
+    check: Callable[[Config, Processes], None]
+
+
+DEVICES = {"cpu": Device("gloo", _check_cpu), "cuda": Device("nccl", _check_cuda)}
+# Settings of train.device that leave the choice to the machine.
+AUTOMATIC: dict[str, Callable[[], str]] = {"auto": lambda: "cuda" if torch.cuda.is_available() else "cpu"}
+
+
+def _check_counts(processes: Processes) -> None:
+    counts = (processes.gpus, processes.machines)
+    if min(counts) < 1 or not 0 <= processes.machine_rank < processes.machines:
+        raise UserError("--num-gpus and --num-machines must be at least 1, --machine-rank below --num-machines")
+
+
+def _check_batches(config: Config, processes: Processes) -> None:
+    """Every process and every micro-batch gets the same number of images."""
+    sizes = {"batch_size": config.data.batch_size}
+    if config.data.target and config.data.target_batch_size:
+        sizes["target_batch_size"] = config.data.target_batch_size
+    for name, size in sizes.items():
+        if size % (processes.world * config.train.accumulate):
+            raise UserError(
+                f"data.{name}={size} cannot be shared evenly by {processes.world} processes"
+                f" × train.accumulate={config.train.accumulate}"
+            )
+
+
+def _set_rendezvous(processes: Processes) -> None:
+    """Say in the environment where machine 0 is, as torch.distributed reads it."""
+    if processes.machines > 1:
+        if not processes.dist_url:
+            raise UserError("--num-machines needs --dist-url tcp://host:port of machine 0")
+        os.environ["NODE_RANK"] = str(processes.machine_rank)
+    if processes.dist_url:
+        host, port = _address(processes.dist_url)
+        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = host, str(port)
+
+
+def _address(dist_url: str) -> tuple[str, int]:
+    try:
+        url = urlparse(dist_url)
+        host, port = url.hostname, url.port
+    except ValueError:
+        host = port = None
+    if not host or not port or url.scheme not in SCHEMES:
+        raise UserError(f"--dist-url {dist_url!r} is not of the form tcp://host:port")
+    return host, port
+
+
+SCHEMES = ("tcp",)

@@ -1,0 +1,87 @@
+"""The program `lossmix`, and the scripts in tools/."""
+
+import subprocess
+import sys
+
+import pytest
+from runs import ROOT, env
+
+from lossmix_det import commands
+
+TOY = """
+from lossmix_det.commands.options import new_parser, parse, run_tool
+from lossmix_det.config import load_config
+from lossmix_det.errors import UserError
+
+
+def main(arguments=None, prog=None):
+    parser = new_parser("Count steps.", prog)
+    parser.add_argument("--fail", action="store_true")
+    options = parse(parser, arguments)
+
+    def run():
+        if options.fail:
+            raise UserError("nothing to count")
+        print("steps:", load_config(options.config_file, options.overrides).train.steps)
+        return 0
+
+    return run_tool(run)
+"""
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """A command from outside of the package: a file, and a line of the table."""
+    (tmp_path / "toy_command.py").write_text(TOY)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(commands.COMMANDS, "count_steps", ("toy_command", "count the steps of a run"))
+    yield
+    sys.modules.pop("toy_command", None)
+
+
+def test_a_new_command_is_a_file_and_a_line(toy, capsys):
+    assert commands.main(["count_steps", "train.steps=7"]) == 0
+    assert capsys.readouterr().out == "steps: 7\n"
+
+
+def test_a_new_command_has_the_errors_of_the_others(toy, capsys):
+    assert commands.main(["count_steps", "--fail"]) == 2
+    assert capsys.readouterr().err == "error: nothing to count\n"
+    assert commands.main(["count_steps", "train.stepps=7"]) == 2
+    assert "did you mean 'train.steps'" in capsys.readouterr().err
+
+
+def test_help_lists_every_command_with_a_line(toy, capsys):
+    with pytest.raises(SystemExit) as ended:
+        commands.main(["--help"])
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    for name, (_, summary) in commands.COMMANDS.items():
+        assert any(line.split() == [name, *summary.split()] for line in printed.splitlines()), name
+    assert "count the steps of a run" in printed
+
+
+@pytest.mark.parametrize("name", commands.COMMANDS)
+def test_help_of_a_command_says_how_it_was_called(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        commands.main([name, "--help"])
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"usage: lossmix {name} ")
+    assert "--config-file" in printed
+
+
+def test_an_unknown_command_is_told_the_known_ones(capsys):
+    assert commands.main(["trian"]) == 2
+    assert "command='trian' is not one of train, evaluate, " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tools").glob("*.py")), ids=lambda path: path.name)
+def test_a_tool_without_the_package_says_how_to_install_it(path):
+    """-S: Python without installed packages."""
+    alone = {name: value for name, value in env().items() if name != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-S", str(path)], capture_output=True, text=True, check=False, env=alone)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert line.endswith(f"is not installed for {sys.executable}; install this package with pip install -e .")
