@@ -12,10 +12,11 @@ import pytest
 from conftest import voc_object, voc_xml, write_image
 from runs import ROOT, trainer
 
+from lossmix_det.commands import prepare_cityscapes, prepare_kitti
 from lossmix_det.commands.train import run_tool
 from lossmix_det.config import as_dict, load_config
-from lossmix_det.data import cityscapes, kitti
-from lossmix_det.data.catalog import CITYSCAPES_CLASSES, PAINTED_CLASSES, VOC_CLASSES
+from lossmix_det.data import cityscapes
+from lossmix_det.data.builtin import CITYSCAPES_CLASSES, PAINTED_CLASSES, VOC_CLASSES
 from lossmix_det.training.resume import flat
 
 CONFIGS = ROOT / "configs"
@@ -140,7 +141,7 @@ def miniatures(tmp_path_factory) -> Path:
     write_coco(root / "coco")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LOSSMIX_DATASETS", str(root))
-        for main in (cityscapes.main, kitti.main):
+        for main in (prepare_cityscapes.main, prepare_kitti.main):
             patch.setattr(sys, "argv", ["prepare"])
             assert run_tool(main) == 0
     return root

@@ -49,7 +49,7 @@ def items(*default: Any) -> Any:
 class DatasetConfig:
     """One data set, as declared in the YAML under `datasets`."""
 
-    format: str = field(default="voc", metadata={"choices": ("voc", "coco", "folder")})
+    format: str = "voc"  # voc, coco, folder, or one that was added to data.formats.FORMATS
     root: str = ""  # folder that the other paths are relative to
     split: str = ""  # VOC: ImageSets/Main/<split>.txt; empty takes every annotated image
     annotations: str = ""  # COCO: the JSON file; VOC: the folder, "Annotations" if empty
