@@ -77,9 +77,11 @@ class _Folders:
         self.files = {path.stem: path for path in paths}
 
     def image(self, name: str) -> Path:
+        """The file of an image, which need not exist."""
         return self.files.get(name) or self.images / f"{name}.jpg"
 
     def annotation(self, name: str) -> Path:
+        """The XML file of an image, which need not exist."""
         return self.annotations / f"{name}.xml"
 
     def annotated(self) -> Iterator[tuple[str, str]]:
@@ -95,16 +97,23 @@ class _Folders:
             if not word:
                 continue
             try:
-                yield where, self._name(word, where)
+                name = self._name(word, where)
             except OSError as error:
                 problems.fail(f"{where}: {word[:40]!r} … is no name of an image ({error.strerror})")
             except UserError as error:
                 problems.fail(str(error))
+            else:
+                yield where, name
 
     def _name(self, word: str, where: str) -> str:
-        """The name in a line of a list. Lists per class have a flag behind it: 1, 0 or -1."""
+        """The image that a line of a list names.
+
+        Lists per class have a flag behind the name: 1, 0 or -1. Names may end like that too, so the flag is cut off
+        only if there is neither an image nor an annotation of the whole name.
+        """
         contained(self.annotations, f"{word}.xml", where)
-        return word if self.annotation(word).is_file() else FLAG.sub("", word)
+        named = self.annotation(word).is_file() or self.image(word).is_file()
+        return word if named else FLAG.sub("", word)
 
 
 def _lines(listing: Path) -> list[str]:
