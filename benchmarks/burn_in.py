@@ -39,7 +39,7 @@ def _burn_in_of(config: Config) -> str:
     """All settings that burn-in depends on. Pseudo-labels come after it, and so does mixing where none is mixed."""
     mixing = config.mixing
     share = mixing.probability if mixing.burn_in_probability is None else mixing.burn_in_probability
-    later = ("output_dir", "pseudo_labels.") + (() if share and mixing.rule != "none" else ("mixing.",))
+    later = ("output_dir", "pseudo_labels.") + (() if share else ("mixing.",))
     settings = flat(as_dict(config))
     return json.dumps({name: value for name, value in settings.items() if not name.startswith(later)}, sort_keys=True)
 

@@ -18,7 +18,7 @@ from lossmix_det.adaptation.teacher import averaged
 from lossmix_det.config import Config, MixingConfig, load_config
 from lossmix_det.data.catalog import load
 from lossmix_det.data.loaders import training_loader
-from lossmix_det.engines import Detector, build_detector, place
+from lossmix_det.engines import Detector, build_detector, to_device
 from lossmix_det.files import write_atomically
 from lossmix_det.structures import StepBatch
 from lossmix_det.training.optimization import build_optimizer
@@ -61,7 +61,7 @@ class Workbench:
         self.sets = [load(config.data.train[0], config)]
         torch.manual_seed(0)
         detector = build_detector(config.model, len(self.sets[0].classes))
-        self.detector: Detector = place(detector, torch.device(self.device), config.train.channels_last).train()
+        self.detector: Detector = to_device(detector, torch.device(self.device), config.train.channels_last).train()
         self.student = StudentStep(self.detector, {})
         self.optimizer = build_optimizer(self.student, config.optimizer)
         self.stream = iter(training_loader(self.sets, config.data, seed=0))
@@ -73,8 +73,8 @@ class Workbench:
 
     def step(self, batch: StepBatch, mixing: MixingConfig) -> None:
         """A whole training step: mixing, forward, backward, clipping, optimizer."""
-        lesson = SourceOnly(mixing).compose(batch, np.random.default_rng(0))
-        self.student.total(self.student(lesson)).backward()
+        student_batch = SourceOnly(mixing).compose(batch, np.random.default_rng(0))
+        self.student.total(self.student(student_batch)).backward()
         torch.nn.utils.clip_grad_norm_(self.student.parameters(), 10.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -123,7 +123,7 @@ def measure_cost(options: argparse.Namespace, default_output: Path) -> None:
 
 
 def _step_cells(bench: Workbench, pairs: int) -> str:
-    plain, mixed = MixingConfig(rule="none"), MixingConfig(rule="lossmix", probability=1.0)
+    plain, mixed = MixingConfig(probability=0.0), MixingConfig(rule="lossmix", probability=1.0)
     for mixing in (plain, mixed) * 2:
         bench.step(bench.batch(), mixing)
     times: dict[str, list[float]] = {"none": [], "lossmix": []}

@@ -20,13 +20,13 @@ import torch
 from torch.nn import functional as F
 
 from lossmix_det.config import load_config
-from lossmix_det.engines import place
+from lossmix_det.engines import to_device
 from lossmix_det.errors import UserError
 from lossmix_det.files import write_atomically
 from lossmix_det.structures import ImageBatch, Instances, StepBatch, Views
 from lossmix_det.training.launch import launch
 from lossmix_det.training.optimization import match_layout
-from lossmix_det.training.student import ALIGNMENT_WEIGHT
+from lossmix_det.training.student import weight_of
 from lossmix_det.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -74,9 +74,10 @@ class Bench:
         config = load_config(None, [*SETTINGS, *model, f"output_dir={folder}", *overrides])
         self.fabric = launch(config)
         self.trainer = Trainer(config, self.fabric)
-        self.trainer.prepare_adaptation()
-        self.student, self.teacher = self.trainer.detector, self.trainer.teacher.module
-        batches = self.trainer.streams.batches(0, lambda: False)
+        self.state = self.trainer.state
+        self.state.begin_adaptation(self.fabric)
+        self.student, self.teacher = self.state.detector, self.state.teacher.module
+        batches = self.trainer.streams.batches(0, lambda: False, set())
         self.batches = [self._prepared(batch) for batch, _ in islice(batches, 3)]
         for detector in (self.student, self.teacher):
             _spread_proposals(detector, self.batches[0].target.weak)
@@ -86,22 +87,22 @@ class Bench:
         """Bring weights and momenta into the memory layout that a step finds them in: ours, or Detectron2's own."""
         layout = self.trainer.config.train.channels_last if step == "ours" else False
         for detector in (self.student, self.teacher):
-            place(detector, self.fabric.device, layout)
-        match_layout(self.trainer.optimizer)
+            to_device(detector, self.fabric.device, layout)
+        match_layout(self.state.optimizer)
         self.student.train()
 
     def take(self, step: str, batch: StepBatch) -> None:
         """One step of a kind, the optimizer's included."""
         if step == "ours":
-            self.trainer.step = self.done  # every round draws another mix
+            self.state.step = self.done  # every round draws another mix
             self.trainer.learn(batch)
-            self.trainer.teacher.update_parameters(self.trainer.detector)
+            self.state.teacher.update_parameters(self.state.detector)
             return
         with self.fabric.autocast():
             losses = self._floor(batch) if step == "floor" else self._adaptive_teacher(batch)
         self.fabric.backward(losses)
-        self.trainer.optimizer.step()
-        self.trainer.optimizer.zero_grad(set_to_none=True)
+        self.state.optimizer.step()
+        self.state.optimizer.zero_grad(set_to_none=True)
 
     def seconds(self, step: str) -> float:
         batch = self.batches[self.done % len(self.batches)]
@@ -137,12 +138,12 @@ class Bench:
         both = ImageBatch.cat([source.strong.to_float(), source.weak.to_float()])
         total = self._stock(both, [*source.truths, *source.truths])
         total = total + self._stock(target.strong.to_float(), labels, boxes=False)
-        alignment = self.trainer.alignment
+        alignment = self.state.alignment
         for view, domain in ((source.weak, 0.0), (target.weak, 1.0)):
             model = self.student.model
             images = model.preprocess_image(_inputs(self.student, view.to_float()))
             logits = alignment.discriminators["image"](model.backbone(images.tensor)[alignment.level])
-            total = total + ALIGNMENT_WEIGHT * F.binary_cross_entropy_with_logits(
+            total = total + weight_of("alignment", {}) * F.binary_cross_entropy_with_logits(
                 logits, torch.full_like(logits, domain)
             )
         return total
@@ -150,12 +151,12 @@ class Bench:
     @torch.no_grad()
     def _label(self, images: ImageBatch) -> list[Instances]:
         """The teacher stays in training mode, so that its proposals are as many as in training."""
-        from lossmix_det.engines.detectron2.rcnn import propose
+        from lossmix_det.engines.detectron2.stages import propose
 
         model = self.teacher.model.train()
         inputs = model.preprocess_image(_inputs(self.teacher, images))
         features = model.backbone(inputs.tensor)
-        *_, proposals = propose(model.proposal_generator, features, inputs.image_sizes)
+        proposals = propose(model.proposal_generator, features, inputs.image_sizes).proposals
         model.roi_heads.eval()
         found, _ = model.roi_heads(inputs, features, proposals, None)
         model.eval()

@@ -16,7 +16,7 @@ ADAPT = [
     "ema.warmup=false",
     "adaptation.burn_in_steps=0",
     "train.steps=4",
-    "mixing.rule=none",
+    "mixing.probability=0.0",
     "optimizer.clip_norm=0",
 ]
 ALIGN = ["alignment.parts=[image,instance]"]
@@ -32,10 +32,10 @@ def adapting(folder: Path, *overrides: str, sure: bool = True):
     it = trainer(folder, *ADAPT, *overrides)
     if sure:
         torch.manual_seed(1)
-        predictor = it.detector.model.roi_heads.box_predictor.cls_score
+        predictor = it.state.detector.model.roi_heads.box_predictor.cls_score
         torch.nn.init.normal_(predictor.weight, std=0.3)
-        torch.nn.init.normal_(it.detector.model.rpn.head.bbox_pred.weight, std=0.05)
-    it.prepare_adaptation()
+        torch.nn.init.normal_(it.state.detector.model.rpn.head.bbox_pred.weight, std=0.05)
+    it.state.begin_adaptation(it.fabric)
     return it
 
 

@@ -10,7 +10,7 @@ import torch
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 
 from lossmix_det.config import ModelConfig
-from lossmix_det.engines import LOSSES, build_detector
+from lossmix_det.engines import build_detector
 from lossmix_det.structures import ImageBatch, Instances
 
 CANVAS, CLASSES = 128, 4
@@ -125,10 +125,8 @@ class Detectron2:
         self.settings = {"engine": "detectron2", "detectron2_options": options(name, **{"MODEL.RPN.LOSS_WEIGHT": 1.0})}
 
     def prepare(self, detector) -> None:
-        detector.samplers = {
-            stage: FirstOfEach(own.batch_size_per_image, own.positive_fraction)
-            for stage, own in detector.samplers.items()
-        }
+        for stage in (detector.rpn, detector.roi):
+            stage.sampler = FirstOfEach(stage.sampler.batch_size_per_image, stage.sampler.positive_fraction)
         with torch.no_grad():
             detector.model.proposal_generator.rpn_head.anchor_deltas.weight.mul_(3)
 
@@ -145,7 +143,7 @@ class Detectron2:
         from detectron2.modeling.roi_heads import roi_heads
         from detectron2.utils.events import EventStorage
 
-        deterministic = isinstance(detector.samplers["rpn"], FirstOfEach)
+        deterministic = isinstance(detector.rpn.sampler, FirstOfEach)
         with pytest.MonkeyPatch.context() as patch, EventStorage():
             if deterministic:
                 for module in (rpn, roi_heads):
@@ -157,8 +155,8 @@ class Detectron2:
         return [Instances(each.pred_boxes.tensor, each.pred_classes, each.scores) for each in found]
 
     def ask_for(self, detector, roi_samples: int) -> int:
-        before = detector.samplers["roi"].batch_size_per_image
-        detector.samplers["roi"].batch_size_per_image = roi_samples
+        before = detector.roi.sampler.batch_size_per_image
+        detector.roi.sampler.batch_size_per_image = roi_samples
         detector.model.roi_heads.batch_size_per_image = roi_samples
         return before
 
@@ -219,4 +217,4 @@ def pictures(batch: ImageBatch) -> list[torch.Tensor]:
 def stock_losses(detector, batch: ImageBatch, truths) -> dict[str, torch.Tensor]:
     """The engine's own forward pass on a list of unequal images, under our names of the losses."""
     found = detector.stock.losses(detector, batch, truths)
-    return {ours: found[theirs] for ours, theirs in zip(LOSSES, detector.stock.names, strict=True)}
+    return {ours: found[theirs] for ours, theirs in zip(detector.loss_names, detector.stock.names, strict=True)}

@@ -12,10 +12,11 @@ import pytest
 from conftest import voc_object, voc_xml, write_image
 from runs import ROOT, trainer
 
+from lossmix_det.commands import prepare_cityscapes, prepare_kitti
 from lossmix_det.commands.train import run_tool
 from lossmix_det.config import as_dict, flat, load_config
-from lossmix_det.data import cityscapes, kitti
-from lossmix_det.data.catalog import CITYSCAPES_CLASSES, PAINTED_CLASSES, VOC_CLASSES
+from lossmix_det.data import cityscapes
+from lossmix_det.data.builtin import CITYSCAPES_CLASSES, PAINTED_CLASSES, VOC_CLASSES
 
 CONFIGS = ROOT / "configs"
 ADAPTING = [
@@ -27,9 +28,9 @@ METHODS = {
     "source_only": {"data.target", "alignment.parts"},
     "oracle": {"data.train", "data.target", "alignment.parts"},
     "adaptive_teacher": set(),
-    "adaptive_teacher_noise": {"mixing.rule"},
-    "adaptive_teacher_union": {"mixing.rule"},
-    "adaptive_teacher_lossmix": {"mixing.rule"},
+    "adaptive_teacher_noise": {"mixing.probability", "mixing.rule", "mixing.lam_range"},
+    "adaptive_teacher_union": {"mixing.probability", "mixing.rule"},
+    "adaptive_teacher_lossmix": {"mixing.probability"},
 }
 PLAIN = ["voc", "coco"]
 PATHS = [CONFIGS / folder / f"{method}.yaml" for folder in ADAPTING for method in METHODS]
@@ -139,7 +140,7 @@ def miniatures(tmp_path_factory) -> Path:
     write_coco(root / "coco")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LOSSMIX_DATASETS", str(root))
-        for main in (cityscapes.main, kitti.main):
+        for main in (prepare_cityscapes.main, prepare_kitti.main):
             patch.setattr(sys, "argv", ["prepare"])
             assert run_tool(main) == 0
     return root
@@ -153,7 +154,7 @@ def test_it_burns_in_adapts_and_evaluates(path, miniatures, tmp_path, monkeypatc
     config = load_config(path, [*tiny(path), f"output_dir={tmp_path}"])
     it = trainer(tmp_path, config=config)
     assert it.train()
-    assert it.skipped_steps == 0
+    assert it.state.skipped_steps == 0
     results = json.loads((tmp_path / "results.json").read_text())
     assert list(results)[-1] == ("teacher" if config.data.target else "ema" if config.ema.decay else "student")
     (scores,) = list(results.values())[-1].values()
@@ -186,7 +187,7 @@ def test_methods_of_a_protocol_differ_in_what_makes_them_alone(folder):
     for variant in ("", "_b4"):
         base = settings(CONFIGS / folder / f"adaptive_teacher{variant}.yaml")
         assert base["data.target"]
-        assert base["mixing.rule"] == "none"
+        assert base["mixing.probability"] == 0
         for method, allowed in METHODS.items():
             own = settings(CONFIGS / folder / f"{method}{variant}.yaml")
             assert {key for key in base if base[key] != own[key]} == allowed

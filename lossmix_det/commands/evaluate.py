@@ -96,7 +96,7 @@ def _choose_weights(config: Config, overrides: list[str]) -> tuple[str, str]:
 
 
 def _detector(config: Config, weights: str, classes: list[str], fabric: Fabric) -> Detector:
-    from lossmix_det.engines import build_detector, place
+    from lossmix_det.engines import build_detector, to_device
     from lossmix_det.files import classes_of
 
     trained_on = classes_of(Path(weights))
@@ -106,7 +106,7 @@ def _detector(config: Config, weights: str, classes: list[str], fabric: Fabric) 
             f"set data.classes to the former"
         )
     detector = build_detector(replace(config.model, weights=weights), len(classes), strict=True)
-    return place(detector, fabric.device, config.train.channels_last)
+    return to_device(detector, fabric.device, config.train.channels_last)
 
 
 def _write(scored: Scored, test_sets: list[ImageSet], folder: Path) -> None:

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from lossmix_det.data.records import ImageSet
     from lossmix_det.report.sheets import Picture
     from lossmix_det.structures import StepBatch, Supervision
-    from lossmix_det.training.phases import Lesson
+    from lossmix_det.training.student_batch import StudentBatch
 
 log = logging.getLogger(__name__)
 
-RULES = ["lossmix", "lossmix_instance", "union", "noise"]
+RULES = ["lossmix", "lossmix_instance", "union", "own"]
 Rows = dict[str, "list[Picture]"]
 
 
@@ -70,8 +70,8 @@ def _rules(config: Config, source: ImageSet, rules: list[str]) -> Rows:
     rows = {}
     for rule in rules:
         mixing = replace(config.mixing, rule=rule, probability=1.0)
-        lesson = SourceOnly(mixing).compose(StepBatch(views), np.random.default_rng(config.train.seed))
-        rows[rule] = _pictures(lesson)[: config.data.batch_size]
+        student_batch = SourceOnly(mixing).compose(StepBatch(views), np.random.default_rng(config.train.seed))
+        rows[rule] = _pictures(student_batch)[: config.data.batch_size]
     return rows
 
 
@@ -85,8 +85,8 @@ def _phases(config: Config, source: ImageSet, teacher: str) -> Rows:
         raise UserError("--teacher needs data.target, the images that it is to label")
     batch = _batch(config, source)
     labels = _label(config, source.classes, teacher, batch)
-    burn_in = BurnIn(config).compose(batch, np.random.default_rng(config.train.seed))
-    adaptation = Adaptation(config).compose(batch, np.random.default_rng(config.train.seed), labels)
+    burn_in = BurnIn(config, config.mixing).compose(batch, np.random.default_rng(config.train.seed))
+    adaptation = Adaptation(config, config.mixing).compose(batch, np.random.default_rng(config.train.seed), labels)
     return {"burn-in": _pictures(burn_in), "adaptation": _pictures(adaptation)}
 
 
@@ -110,26 +110,26 @@ def _label(config: Config, classes: list[str], weights: str, batch: StepBatch) -
 
     from lossmix_det.adaptation.labeller import Labeller
     from lossmix_det.engines import build_detector
-    from lossmix_det.training.state import start_from
+    from lossmix_det.training.resume import start_from
 
     teacher = build_detector(config.model, len(classes))
     start_from(teacher, weights, classes, "--teacher")
-    labeller = Labeller(config, classes, Fabric(accelerator="cpu", devices=1))
+    labeller = Labeller(config, classes, Fabric(accelerator="cpu", devices=1), teacher)
     labels, _ = labeller.label(teacher, batch.target, batch.canvas, config.train.steps)
     return labels
 
 
-def _pictures(lesson: Lesson) -> list[Picture]:
+def _pictures(batch: StudentBatch) -> list[Picture]:
     """Each student image of a step with every truth that it is taught."""
     from lossmix_det.report.sheets import Picture, Taught
 
     pictures = []
-    for index, (height, width) in enumerate(lesson.images.sizes):
-        pixels = lesson.images.pixels[index, :, :height, :width].permute(1, 2, 0).clamp(0, 1).numpy()
+    for index, (height, width) in enumerate(batch.images.sizes):
+        pixels = batch.images.pixels[index, :, :height, :width].permute(1, 2, 0).clamp(0, 1).numpy()
         taught = [
             Taught(name, supervision.truths[index], float(supervision.class_weights[index]))
-            for name, supervisions in lesson.supervisions.items()
+            for name, supervisions in batch.supervisions.items()
             for supervision in supervisions
         ]
-        pictures.append(Picture(pixels, taught, two_domains=lesson.domains is not None))
+        pictures.append(Picture(pixels, taught, two_domains=batch.domains is not None))
     return pictures

@@ -33,7 +33,7 @@ GONE_RULES = {
 class DatasetConfig(Settings):
     """One data set, as declared in the YAML under `datasets`."""
 
-    format: str = choice("voc", "coco", "folder")
+    format: str = "voc"  # voc, coco, folder, or one that was added to data.formats.FORMATS
     root: str = ""  # folder that the other paths are relative to
     split: str = ""  # VOC: ImageSets/Main/<split>.txt; empty takes every annotated image
     annotations: str = ""  # COCO: the JSON file; VOC: the folder, "Annotations" if empty
@@ -352,7 +352,7 @@ class Config(Settings):
 
     def _adaptation_rules(self) -> list[Rule]:
         """What adaptation to a target needs."""
-        target, steps, rule = self.data.target, self.train.steps, self.mixing.rule
+        target, steps = self.data.target, self.train.steps
         burn_in = self.adaptation.burn_in_steps
         return [
             (

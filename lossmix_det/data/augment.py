@@ -24,7 +24,13 @@ ERASINGS = (((0.05, 0.2), (0.3, 3.3)), ((0.02, 0.2), (0.1, 6.0)), ((0.02, 0.2), 
 
 @dataclass(frozen=True)
 class AugmentedViews:
-    """(H, W, 3) uint8 views (absent where not asked for), the boxes in them, and which boxes of the image they are."""
+    """The views of one image.
+
+    Attributes:
+        weak, strong: (H, W, 3) uint8, of one size; None if not asked for.
+        boxes: (N, 4) float32 ``xyxy`` pixels, the same in both views.
+        kept: (N,) int64, which boxes of the image they are; a crop may leave some out.
+    """
 
     weak: np.ndarray | None
     strong: np.ndarray | None
@@ -35,8 +41,8 @@ class AugmentedViews:
 class RandomErasing(A.ImageOnlyTransform):
     """Fill a rectangle with noise (Zhong et al., AAAI 2020), drawn as torchvision draws it.
 
-    albumentations' own keeps the rectangle inside by limiting its area, which departs from the recipe on images that
-    are not square, and fails where nothing fits.
+    albumentations' own erasing limits the area so that the rectangle fits. On images that are not square this departs
+    from the recipe, and it fails if nothing fits.
 
     Args:
         scale: range of the share of the image that is erased.
@@ -47,6 +53,8 @@ class RandomErasing(A.ImageOnlyTransform):
     tries = 10
 
     class InitSchema(A.ImageOnlyTransform.InitSchema):
+        """The types that albumentations checks the arguments against."""
+
         scale: tuple[float, float]
         ratio: tuple[float, float]
 
@@ -55,7 +63,7 @@ class RandomErasing(A.ImageOnlyTransform):
         self.scale, self.ratio = scale, ratio
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        """The rectangle (top, left, height, width) and the seed of its noise; no rectangle if none was found to fit."""
+        """Draw the rectangle (top, left, height, width), None if no try fits, and the seed of its noise."""
         rng = self.random_generator
         height, width = params["shape"][:2]
         for _ in range(self.tries):
@@ -68,6 +76,7 @@ class RandomErasing(A.ImageOnlyTransform):
         return {"rectangle": None, "seed": 0}
 
     def apply(self, img: np.ndarray, rectangle: tuple[int, ...] | None, seed: int, **params: Any) -> np.ndarray:
+        """The image (H, W, 3) with noise in the rectangle; the image itself if there is none."""
         if rectangle is None:
             return img
         top, left, height, width = rectangle
@@ -86,7 +95,9 @@ class Augment:
     """
 
     def __init__(self, config: AugmentConfig, views: list[str]) -> None:
-        self.config, self.views = config, views
+        self.config = config
+        makers = {"weak": self._unchanged, "strong": self._strengthened}
+        self.makers = {view: makers[view] for view in views}
         box_params = A.BboxParams(
             "pascal_voc", label_fields=["indices"], min_visibility=config.min_visibility, clip=True
         )
@@ -107,16 +118,31 @@ class Augment:
         moved = self.geometry(image=image, bboxes=boxes, indices=np.arange(len(boxes)))
         kept = np.asarray(moved["indices"], dtype=np.int64)
         boxes = np.asarray(moved["bboxes"], dtype=np.float32).reshape(-1, 4)
-        weak, boxes = resize(moved["image"], boxes, short_side, self.config.max_size)
-        strong = None
-        if "strong" in self.views:
-            self.appearance.set_random_seed(int(rng.integers(2**31)))
-            strong = self.appearance(image=weak)["image"]
-        return AugmentedViews(weak if "weak" in self.views else None, strong, boxes, kept)
+        resized, boxes = resize(moved["image"], boxes, short_side, self.config.max_size)
+        views = {view: make(resized, rng) for view, make in self.makers.items()}
+        return AugmentedViews(views.get("weak"), views.get("strong"), boxes, kept)
+
+    def _unchanged(self, image: np.ndarray, _: np.random.Generator) -> np.ndarray:
+        return image
+
+    def _strengthened(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Colour, blur and erasing."""
+        self.appearance.set_random_seed(int(rng.integers(2**31)))
+        return self.appearance(image=image)["image"]
 
 
 def resize(image: np.ndarray, boxes: np.ndarray, short_side: int, max_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scale to a short side, the long side being at most ``max_size``; boxes along with it."""
+    """Scale an image and its boxes.
+
+    Args:
+        image: (H, W, 3) uint8.
+        boxes: (N, 4) ``xyxy`` pixels.
+        short_side: in pixels, after scaling; less if the long side would exceed ``max_size``.
+        max_size: the longest that the long side may be, in pixels.
+
+    Returns:
+        The scaled image and boxes; the arguments themselves if the size stays.
+    """
     height, width = image.shape[:2]
     scale = min(short_side / min(height, width), max_size / max(height, width))
     new_height, new_width = max(1, round(height * scale)), max(1, round(width * scale))

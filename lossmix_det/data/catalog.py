@@ -1,115 +1,76 @@
-"""Data sets by name: declared in the YAML, the generated benchmark, known by heart, or registered with Detectron2."""
+"""Finds a data set by its name, reads it and checks it.
+
+A name is declared in the YAML, of the generated benchmark, built in, or registered with Detectron2.
+"""
 
 from __future__ import annotations
 
+import importlib
 import logging
-import os
 from dataclasses import replace
 from pathlib import Path
 
 from lossmix_det.config import Config, DatasetConfig
 from lossmix_det.data import shapes
-from lossmix_det.data.formats.coco import read_coco, read_coco_images
-from lossmix_det.data.formats.detectron2 import (
-    detectron2_classes,
-    detectron2_names,
-    import_modules,
-    read_detectron2,
-    read_detectron2_images,
-)
-from lossmix_det.data.formats.folder import read_folder
-from lossmix_det.data.formats.voc import read_voc, read_voc_images
-from lossmix_det.data.records import ImageSet, Problems, RawImage, build, found_classes
-from lossmix_det.errors import UserError, nearest
+from lossmix_det.data.builtin import builtin_datasets, builtin_root, datasets_root
+from lossmix_det.data.formats import FORMATS
+from lossmix_det.data.formats.detectron2 import detectron2_classes, detectron2_names
+from lossmix_det.data.records import ON_ERROR, ImageSet, build, found_classes
+from lossmix_det.errors import UserError, first_line, nearest
 
 log = logging.getLogger(__name__)
-
-VOC_CLASSES = [
-    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
-    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
-]
-PAINTED_CLASSES = ["bicycle", "bird", "car", "cat", "dog", "person"]  # Watercolor2k and Comic2k
-CITYSCAPES_CLASSES = ["person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"]
-
-
-def datasets_root() -> Path:
-    """$LOSSMIX_DATASETS, else $DETECTRON2_DATASETS, else ``datasets``."""
-    return Path(os.environ.get("LOSSMIX_DATASETS") or os.environ.get("DETECTRON2_DATASETS") or "datasets")
-
-
-def builtin_datasets() -> dict[str, DatasetConfig]:
-    """The data sets known by name, relative to `datasets_root`; datasets/README.md shows their layout."""
-    table = {}
-    for year in (2007, 2012):
-        for split in ("train", "val", "trainval", "test"):
-            table[f"voc_{year}_{split}"] = DatasetConfig(root=f"VOC{year}", split=split, classes=VOC_CLASSES)
-    for name, folder, classes in (
-        ("clipart1k", "clipart", VOC_CLASSES),
-        ("watercolor2k", "watercolor", PAINTED_CLASSES),
-        ("comic2k", "comic", PAINTED_CLASSES),
-    ):
-        for split in ("train", "test"):
-            table[f"{name}_{split}"] = DatasetConfig(root=folder, split=split, classes=classes)
-        table[f"{name}_all"] = DatasetConfig(root=folder, classes=classes)
-    for split in ("train", "val"):
-        for name, folder in (
-            ("cityscapes", "leftImg8bit"),
-            ("foggy_cityscapes", "leftImg8bit_foggy"),
-            ("foggy_cityscapes_all", "leftImg8bit_foggy"),
-        ):
-            table[f"{name}_{split}"] = DatasetConfig(
-                format="coco",
-                root="cityscapes",
-                annotations=f"annotations/{name}_{split}.json",
-                images=f"{folder}/{split}",
-                classes=CITYSCAPES_CLASSES,
-            )
-        table[f"coco_2017_{split}"] = DatasetConfig(
-            format="coco", root="coco", annotations=f"annotations/instances_{split}2017.json", images=f"{split}2017"
-        )
-    table["sim10k_train"] = DatasetConfig(
-        root="sim10k", split="trainval10k", classes=["car"], ignore_classes=["motorbike", "person"]
-    )
-    table["kitti_train"] = DatasetConfig(
-        format="coco", root="kitti", annotations="annotations/kitti_train.json", images="training/image_2"
-    )
-    return table
 
 
 def find(name: str, config: Config) -> DatasetConfig:
     """The declaration of a data set, its root made absolute; the benchmark is generated when first asked for.
 
     Raises:
-        UserError: nobody knows the name, or its folder does not exist.
+        UserError: the name or its format is unknown, or its folder does not exist.
     """
+    _import_modules(config.data.imports)
+    builtin = builtin_datasets()
     if name in config.datasets:
-        entry = config.datasets[name]
-        if not entry.root:
-            raise UserError(f"datasets.{name}.root is empty; give the folder of the data set")
-        entry = replace(entry, root=str(Path(entry.root).expanduser()))
+        entry = _declared(name, config.datasets[name])
     elif name in shapes.NAMES:
-        domain, split = name.split("_")[1:]
-        root = shapes.generate(config.shapes, datasets_root()) / domain
-        entry = DatasetConfig(root=str(root), split=split, classes=list(shapes.CLASSES))
+        entry = _generated(name, config)
+    elif name in builtin:
+        entry = replace(builtin[name], root=str(builtin_root(builtin[name].root)))
+    elif name in detectron2_names():
+        return DatasetConfig(format="detectron2", split=name, classes=detectron2_classes(name))
     else:
-        table = builtin_datasets()
-        if name not in table:
-            registered = detectron2_names(config.data.imports)
-            if name in registered:
-                return DatasetConfig(format="detectron2", split=name, classes=detectron2_classes(name))
-            known = [*config.datasets, *shapes.NAMES, *table, *registered]
-            raise UserError(f"unknown data set {name!r}{nearest(name, known)}; declare it in the YAML under datasets")
-        entry = replace(table[name], root=str(_builtin_root(table[name].root)))
+        known = [*config.datasets, *shapes.NAMES, *builtin, *detectron2_names()]
+        raise UserError(f"unknown data set {name!r}{nearest(name, known)}; declare it in the YAML under datasets")
     if not Path(entry.root).is_dir():
         raise UserError(f"data set {name!r}: folder {entry.root} does not exist; see datasets/README.md")
     return entry
 
 
-def _builtin_root(folder: str) -> Path:
-    """The folder itself, or the one below VOCdevkit, as the official archives unpack."""
-    root = datasets_root()
-    below = root / "VOCdevkit" / folder
-    return below if below.is_dir() and not (root / folder).is_dir() else root / folder
+def _import_modules(modules: list[str]) -> None:
+    """Import the user's modules, which register data sets or parts of models with Detectron2, or add formats."""
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # the user's code, which may fail in any way
+            raise UserError(
+                f"data.imports: {module} cannot be imported ({type(error).__name__}: {first_line(error)}); "
+                "is its folder on PYTHONPATH?"
+            ) from error
+
+
+def _declared(name: str, entry: DatasetConfig) -> DatasetConfig:
+    declarable = [key for key, file_format in FORMATS.items() if file_format.declarable]
+    if entry.format not in declarable:
+        hint = nearest(entry.format, declarable)
+        raise UserError(f"datasets.{name}.format={entry.format!r} is not one of {', '.join(declarable)}{hint}")
+    if not entry.root:
+        raise UserError(f"datasets.{name}.root is empty; give the folder of the data set")
+    return replace(entry, root=str(Path(entry.root).expanduser()))
+
+
+def _generated(name: str, config: Config) -> DatasetConfig:
+    domain, split = shapes.NAMES[name]
+    root = shapes.generate(config.shapes, datasets_root()) / domain
+    return DatasetConfig(root=str(root), split=split, classes=list(shapes.CLASSES))
 
 
 def load(name: str, config: Config, classes: list[str] | None = None) -> ImageSet:
@@ -123,15 +84,15 @@ def load(name: str, config: Config, classes: list[str] | None = None) -> ImageSe
     Raises:
         UserError: something is missing or wrong and ``data.on_error`` is ``raise``.
     """
-    entry, problems = find(name, config), Problems(skip=config.data.on_error == "skip")
-    images, numbers = _read(entry, problems)
+    entry, problems = find(name, config), ON_ERROR[config.data.on_error]()
+    file_format = FORMATS[entry.format]
+    images, numbers = file_format.read(entry, problems)
     if not images:
         raise UserError(f"data set {name!r} lists no image; check its split, {entry.split or 'all annotations'!r}")
-    known = entry.classes or (list(numbers) if numbers else None)
+    known = entry.classes or list(numbers) or None
     classes = classes or config.data.classes or known or found_classes(images)
-    labelled = entry.format != "folder"
-    _check_names(name, classes, known if labelled else None)
-    result = build(name, images, classes, known, problems, ignore=entry.ignore_classes, labelled=labelled)
+    _check_names(name, classes, known if file_format.labelled else None)
+    result = build(name, images, classes, known, problems, ignore=entry.ignore_classes, labelled=file_format.labelled)
     if any(image.objects for image in images) and not any(len(record.classes) for record in result.records):
         raise UserError(
             f"data set {name!r} has no box of the classes {', '.join(classes)} that could be used; the first: "
@@ -140,22 +101,6 @@ def load(name: str, config: Config, classes: list[str] | None = None) -> ImageSe
     unused = max(numbers.values(), default=0)
     result.category_ids = [numbers.get(label, unused + 1 + index) for index, label in enumerate(classes)]
     return result
-
-
-def _read(entry: DatasetConfig, problems: Problems) -> tuple[list[RawImage], dict[str, int]]:
-    """The images of a declared data set, and the category numbers that its file gives."""
-    root = Path(entry.root)
-    if entry.format == "detectron2":
-        images = read_detectron2(entry.split, problems)
-        return images, {label: index for index, label in enumerate(detectron2_classes(entry.split) or (), start=1)}
-    if entry.format == "coco":
-        if not entry.annotations:
-            raise UserError(f"{root}: format coco needs annotations, the path of its JSON file below root")
-        return read_coco(root / entry.annotations, root / entry.images, problems)
-    if entry.format == "folder":
-        return read_folder(root / entry.images), {}
-    folders = {"images": entry.images, "annotations": entry.annotations}
-    return read_voc(root, entry.split, problems, **folders, pixel_origin=entry.pixel_origin), {}
 
 
 def _check_names(name: str, classes: list[str], known: list[str] | None) -> None:
@@ -170,41 +115,34 @@ def _check_names(name: str, classes: list[str], known: list[str] | None) -> None
 
 
 def load_target(name: str, config: Config, classes: list[str]) -> ImageSet:
-    """Read every image of a target set, and its labels where all of them have usable ones, to measure with.
+    """Read every image of a target set, and its labels if all images have usable ones, to measure with.
 
     Raises:
         UserError: there are no images, or one is missing.
     """
-    entry, problems = find(name, config), Problems(skip=config.data.on_error == "skip")
-    images = _read_images(entry, problems)
+    entry, problems = find(name, config), ON_ERROR[config.data.on_error]()
+    file_format = FORMATS[entry.format]
+    images = file_format.read_images(entry, problems)
     if not images:
         raise UserError(f"data set {name!r} lists no image; check its split, {entry.split or 'all images'!r}")
-    result = build(name, images, classes, None, problems, labelled=False)
-    result.category_ids = list(range(1, len(classes) + 1))
-    if entry.format == "folder":
-        return result
+    unlabelled = build(name, images, classes, None, problems, labelled=False)
+    unlabelled.category_ids = list(range(1, len(classes) + 1))
+    return _with_labels(unlabelled, config) if file_format.labelled else unlabelled
+
+
+def _with_labels(unlabelled: ImageSet, config: Config) -> ImageSet:
+    """The same images with their labels, or unchanged, with a warning, if some cannot be used."""
+    name = unlabelled.name
     try:
-        labelled = load(name, config, classes)
+        labelled = load(name, config, unlabelled.classes)
         records = {record.path: record for record in labelled.records}
-        absent = [record.path.name for record in result.records if record.path not in records]
+        absent = [record.path.name for record in unlabelled.records if record.path not in records]
         if absent:
-            raise UserError(f"{len(absent)} of {len(result)} images have none, {absent[0]} for one")
+            raise UserError(f"{len(absent)} of {len(unlabelled)} images have none, {absent[0]} for one")
     except UserError as error:
         log.warning("target %s: its labels are of no use (%s), so pseudo-labels are not measured", name, error)
-        return result
-    return replace(labelled, records=[records[record.path] for record in result.records])
-
-
-def _read_images(entry: DatasetConfig, problems: Problems) -> list[RawImage]:
-    """The images of a declared data set, whatever its labels are like."""
-    root = Path(entry.root)
-    if entry.format == "detectron2":
-        return read_detectron2_images(entry.split, problems)
-    if entry.format == "coco":
-        return read_coco_images(root / entry.annotations, root / entry.images, problems)
-    if entry.format == "folder":
-        return read_folder(root / entry.images)
-    return read_voc_images(root, entry.split, problems, images=entry.images)
+        return unlabelled
+    return replace(labelled, records=[records[record.path] for record in unlabelled.records])
 
 
 def load_sets(config: Config) -> tuple[list[ImageSet], list[ImageSet]]:
@@ -213,7 +151,6 @@ def load_sets(config: Config) -> tuple[list[ImageSet], list[ImageSet]]:
     Raises:
         UserError: something is missing or wrong, or a class of ``data.classes`` is in no training set.
     """
-    import_modules(config.data.imports)
     if not config.data.train:
         raise UserError("data.train is empty; name at least one data set")
     train = [load(config.data.train[0], config)]
@@ -234,7 +171,6 @@ def load_sets(config: Config) -> tuple[list[ImageSet], list[ImageSet]]:
 
 def load_test_sets(config: Config) -> list[ImageSet]:
     """The test sets alone; the training data is only read where nothing else tells the classes."""
-    import_modules(config.data.imports)
     classes = config.data.classes
     if not classes and config.data.train:
         classes = known_classes(config.data.train[0], config) or load(config.data.train[0], config).classes
@@ -247,7 +183,8 @@ def known_classes(name: str, config: Config) -> list[str] | None:
         return config.datasets[name].classes
     if name in shapes.NAMES:
         return list(shapes.CLASSES)
-    table = builtin_datasets()
-    if name not in table and name in detectron2_names(config.data.imports):
-        return detectron2_classes(name)
-    return table.get(name, DatasetConfig()).classes
+    builtin = builtin_datasets()
+    if name in builtin:
+        return builtin[name].classes
+    _import_modules(config.data.imports)
+    return detectron2_classes(name) if name in detectron2_names() else None

@@ -1,8 +1,7 @@
-"""Cityscapes' polygons (Cordts et al., CVPR 2016) as COCO instance annotations."""
+"""Converts Cityscapes' polygons (Cordts et al., CVPR 2016) to COCO instance annotations."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 from dataclasses import dataclass
@@ -14,9 +13,8 @@ from PIL import Image, ImageDraw
 from rich.progress import track
 from scipy import ndimage
 
-from lossmix_det.data.catalog import CITYSCAPES_CLASSES, datasets_root
+from lossmix_det.data.builtin import CITYSCAPES_CLASSES, CITYSCAPES_IMAGES
 from lossmix_det.data.formats.coco import write_coco
-from lossmix_det.data.sums import add_checksums, check_sums
 from lossmix_det.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -29,39 +27,42 @@ POLYGONS = "_gtFine_polygons.json"
 TRANSPARENT = "license plate"  # the one label that covers nothing
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Write COCO annotations of (Foggy) Cityscapes from gtFine.")
-    parser.add_argument("root", type=Path, nargs="?", default=None, help="holds gtFine; default: the named data set")
-    parser.add_argument("--fog", choices=FOG_LEVELS, default="0.02", help="density of foggy_cityscapes_{train,val}")
-    add_checksums(parser)
-    options = parser.parse_args()
-    root = options.root or datasets_root() / "cityscapes"
-    check_sums(options.checksums)
-    kinds = {"cityscapes": [""], "foggy_cityscapes": [FOG.format(options.fog)]}
-    kinds["foggy_cityscapes_all"] = [FOG.format(level) for level in FOG_LEVELS]
+def convert_all(root: Path, fog: str) -> None:
+    """Write ``annotations/<name>_<split>.json`` of all the built-in Cityscapes data sets; warn if images are missing.
+
+    Args:
+        root: holds gtFine.
+        fog: density of ``foggy_cityscapes``, one of `FOG_LEVELS`; ``foggy_cityscapes_all`` has all of them.
+
+    Raises:
+        UserError: as `read`.
+    """
+    suffixes = {"cityscapes": [""], "foggy_cityscapes": [FOG.format(fog)]}
+    suffixes["foggy_cityscapes_all"] = [FOG.format(level) for level in FOG_LEVELS]
     for split, count in IMAGES.items():
         frames = read(root, split)
-        for name, suffixes in kinds.items():
-            content = convert(frames, suffixes)
-            write_coco(root / "annotations" / f"{name}_{split}.json", content, expected=count * len(suffixes))
-            _check_images(root, name, split, content)
-    return 0
+        for name, endings in suffixes.items():
+            content = convert(frames, endings)
+            write_coco(root / "annotations" / f"{name}_{split}.json", content, expected=count * len(endings))
+            _check_images(root / CITYSCAPES_IMAGES[name] / split, f"{name}_{split}", content["images"])
 
 
-def _check_images(root: Path, name: str, split: str, content: dict[str, Any]) -> None:
+def _check_images(folder: Path, name: str, entries: list[dict[str, Any]]) -> None:
     """Say how many of the images are there; none is needed to convert."""
-    folder = root / ("leftImg8bit" if name == "cityscapes" else "leftImg8bit_foggy") / split
-    absent = [entry["file_name"] for entry in content["images"] if not (folder / entry["file_name"]).is_file()]
+    absent = [entry["file_name"] for entry in entries if not (folder / entry["file_name"]).is_file()]
     if absent:
-        total = len(content["images"])
-        log.warning(
-            "%s_%s: %d of %d images are not in %s, %s for one", name, split, len(absent), total, folder, absent[0]
-        )
+        log.warning("%s: %d of %d images are not in %s, %s for one", name, len(absent), len(entries), folder, absent[0])
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One annotated frame: ``city/name`` without what stands behind it, (width, height), and its COCO objects."""
+    """One annotated frame.
+
+    Attributes:
+        stem: ``city/name``, to which the names of all its files add an ending.
+        size: (width, height) in pixels.
+        objects: COCO annotations without ``id`` and ``image_id``.
+    """
 
     stem: str
     size: tuple[int, int]
@@ -126,13 +127,13 @@ def _objects(items: list[dict[str, Any]], size: tuple[int, int]) -> list[dict[st
     for number, item in enumerate(items, start=1):
         if "deleted" not in item and item["label"] != TRANSPARENT:
             draw.polygon([tuple(point) for point in item["polygon"]], fill=number)
-    found = ndimage.find_objects(np.asarray(picture, dtype=np.int32), max_label=len(items))
+    regions = ndimage.find_objects(np.asarray(picture, dtype=np.int32), max_label=len(items))
     entries = []
-    for item, place in zip(items, found, strict=True):
+    for item, region in zip(items, regions, strict=True):
         label = item["label"].removesuffix("group")
-        if place is None or label not in CITYSCAPES_CLASSES:
+        if region is None or label not in CITYSCAPES_CLASSES:
             continue
-        (y1, y2), (x1, x2) = ((side.start, side.stop) for side in place)
+        (y1, y2), (x1, x2) = ((side.start, side.stop) for side in region)
         entries.append(
             {
                 "category_id": CITYSCAPES_CLASSES.index(label) + 1,

@@ -79,25 +79,33 @@ class ImageSet:
 
 @dataclass
 class Problems:
-    """Faults found in the data: raised at once, or counted and listed when they are to be skipped."""
+    """Faults found in the data. The first one is raised."""
 
-    skip: bool
     skipped: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def fail(self, message: str) -> None:
-        """Raise, or list the image or box as left out.
+        """Report that an image or a box cannot be used.
 
         Raises:
-            UserError: faults are not to be skipped.
+            UserError: always; `SkippedProblems` lists the fault instead.
         """
-        if not self.skip:
-            raise UserError(f"{message}; correct it, or set data.on_error=skip to leave it out")
-        self.skipped.append(message)
+        raise UserError(f"{message}; correct it, or set data.on_error=skip to leave it out")
 
     def note(self, message: str) -> None:
-        """Something worth knowing that leaves nothing out."""
+        """List something worth knowing that leaves nothing out."""
         self.notes.append(message)
+
+
+class SkippedProblems(Problems):
+    """Faults found in the data. Images and boxes that cannot be used are left out and listed."""
+
+    def fail(self, message: str) -> None:
+        """List an image or a box as left out."""
+        self.skipped.append(message)
+
+
+ON_ERROR: dict[str, type[Problems]] = {"raise": Problems, "skip": SkippedProblems}
 
 
 def contained(root: Path, relative: str, where: str) -> Path:
@@ -108,7 +116,7 @@ def contained(root: Path, relative: str, where: str) -> Path:
     """
     parts = PurePosixPath(relative.replace("\\", "/"))
     normal = os.path.normpath(str(parts))
-    if parts.is_absolute() or Path(relative).is_absolute() or normal.split(os.sep)[0] == "..":
+    if parts.is_absolute() or Path(relative).is_absolute() or normal.split(os.sep)[0] == os.pardir:
         raise UserError(f"{where}: path {relative!r} leads out of {root}; use a path inside that folder")
     return root / normal
 

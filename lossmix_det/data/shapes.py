@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -24,20 +25,40 @@ from lossmix_det.config import ShapesConfig, as_dict
 from lossmix_det.errors import UserError
 
 CLASSES = ("circle", "square", "triangle", "star", "cross", "crescent")
-DOMAINS = ("photo", "clipart")
+HABIT = 0.5  # share of photographed objects that have the hue and texture of their class
+
+
+@dataclass(frozen=True)
+class Domain:
+    """How the pictures of one domain come about; ``differs``: whether the gap makes them differ from photos."""
+
+    differs: bool
+
+    def is_drawn(self, rng: np.random.Generator, gap: float) -> bool:
+        """Whether the next picture is drawn instead of photographed; draws a number only in a domain that differs."""
+        return self.differs and rng.random() < gap
+
+    def habit(self, gap: float) -> float:
+        """The share of photographed objects that have the hue and texture of their class, in 0…1."""
+        return HABIT * (1 - gap) if self.differs else HABIT
+
+
+DOMAINS = {"photo": Domain(differs=False), "clipart": Domain(differs=True)}
 SPLITS = ("train", "test")
-NAMES = tuple(f"shapes_{domain}_{split}" for domain in DOMAINS for split in SPLITS)
+NAMES = {f"shapes_{domain}_{split}": (domain, split) for domain in DOMAINS for split in SPLITS}
 
 VERSION = 3  # part of the folder's name; raised whenever the pictures change
 FINE = 2  # drawn this many times larger, then reduced, for smooth edges
 ASPECTS = ((1.0, 1.0), (1.0, 4 / 3), (4 / 3, 1.0))  # height and width, in shorter sides
-HABIT = 0.5  # share of photographed objects that have the hue and texture of their class
 
 
 def generate(config: ShapesConfig, root: Path) -> Path:
     """Write the benchmark below ``root`` unless it is there, and return its folder (``photo`` and ``clipart`` in it).
 
     The same settings give the same files, byte for byte, with the same versions of NumPy and OpenCV.
+
+    Raises:
+        UserError: ``root`` cannot be written to.
     """
     text = repr(sorted(as_dict(config).items())) + str(VERSION)
     folder = root / f"shapes_{hashlib.sha256(text.encode()).hexdigest()[:10]}"
@@ -66,9 +87,9 @@ def generate(config: ShapesConfig, root: Path) -> Path:
 def _write_split(root: Path, domain: str, split: str, config: ShapesConfig) -> None:
     for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (root / name).mkdir(parents=True, exist_ok=True)
-    count = config.train_images if split == "train" else config.test_images
-    names = [f"{split}_{index:05d}" for index in range(count)]
-    stream = (DOMAINS.index(domain), SPLITS.index(split))
+    counts = {"train": config.train_images, "test": config.test_images}
+    names = [f"{split}_{index:05d}" for index in range(counts[split])]
+    stream = (list(DOMAINS).index(domain), SPLITS.index(split))
     for index, name in enumerate(track(names, f"drawing shapes {domain} {split}", transient=True)):
         rng = np.random.default_rng([config.seed, *stream, index])
         image, objects = draw_scene(rng, domain, config.size, config.gap)
@@ -86,13 +107,13 @@ def draw_scene(
         rng: the only source of chance.
         domain: ``photo`` or ``clipart``.
         size: the shorter side in pixels.
-        gap: probability with which each trait of a clip-art picture differs from a photo.
+        gap: probability in 0…1 with which each trait of a clip-art picture differs from a photo.
 
     Returns:
         (H, W, 3) uint8 BGR, and (class name, inclusive 0-based pixel box) per object.
     """
     height, width = (round(size * side) for side in ASPECTS[rng.integers(len(ASPECTS))])
-    drawn = domain == "clipart" and rng.random() < gap
+    drawn = DOMAINS[domain].is_drawn(rng, gap)
     shape = (height * FINE, width * FINE)
     canvas = _paper(rng, shape) if drawn else _ground(rng, shape)
     if not drawn:
@@ -107,8 +128,8 @@ def draw_scene(
         if drawn:
             _draw(rng, canvas, mask)
         else:
-            habit = HABIT if domain == "photo" else HABIT * (1 - gap)
-            _paint(rng, canvas, mask, CLASSES.index(label) if rng.random() < habit else rng.integers(len(CLASSES)))
+            usual = rng.random() < DOMAINS[domain].habit(gap)
+            _paint(rng, canvas, mask, CLASSES.index(label) if usual else rng.integers(len(CLASSES)))
         ys, xs = np.nonzero(mask)
         corners = (xs.min(), ys.min(), xs.max(), ys.max())
         objects.append((label, tuple(int(value) // FINE for value in corners)))
@@ -228,17 +249,18 @@ def _texture(rng: np.random.Generator, habit: int, rows: np.ndarray, columns: np
     angle = rng.uniform(0, np.pi)
     along = (np.cos(angle) * columns + np.sin(angle) * rows) * 2 * np.pi / period
     across = (np.cos(angle) * rows - np.sin(angle) * columns) * 2 * np.pi / period
-    if habit == 0:
-        return np.sin(along)
-    if habit == 1:
-        return np.sin(along) * np.sin(across)
-    if habit == 2:
-        return _noise(rng, rows.shape, 45)
-    if habit == 3:
-        return np.sign(np.sin(along / 2))
-    if habit == 4:
-        return np.sign(np.sin(along / 2) * np.sin(across / 2))
-    return np.zeros_like(rows)
+    return TEXTURES[habit](rng, along, across)
+
+
+# The texture of each class in turn: from two phases (H, W), along the pattern and across it, to values in -1…1.
+TEXTURES: tuple[Callable[[np.random.Generator, np.ndarray, np.ndarray], np.ndarray], ...] = (
+    lambda rng, along, across: np.sin(along),  # stripes
+    lambda rng, along, across: np.sin(along) * np.sin(across),  # bumps
+    lambda rng, along, across: _noise(rng, along.shape, 45),  # speckles
+    lambda rng, along, across: np.sign(np.sin(along / 2)),  # bars
+    lambda rng, along, across: np.sign(np.sin(along / 2) * np.sin(across / 2)),  # chequers
+    lambda rng, along, across: np.zeros_like(along),  # plain
+)
 
 
 def _expose(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:

@@ -19,8 +19,8 @@ class Backbone:
     """A feature pyramid, and what suits it.
 
     Args:
-        pyramid: images (B, 3, H, W) to levels (B, C, h, w) by name, finest first; has ``out_channels`` (C), and ``body``
-            whose children are the stages that can be frozen.
+        pyramid: images (B, 3, H, W) to levels (B, C, h, w) by name, finest first. It has ``out_channels`` (C), and
+            ``body``, whose children are the stages that can be frozen.
         sizes: side in pixels of the objects that each level is for, finest first.
         hidden: width of the fully connected layers behind it.
         small: it is made for images of about 100 pixels: heads with less to choose from.

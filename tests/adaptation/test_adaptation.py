@@ -14,12 +14,17 @@ from runs import assert_same_tensors, last_checkpoint, trainer
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from lossmix_det.engines import LOSSES
 from lossmix_det.errors import UserError
 from lossmix_det.structures import ImageBatch, Instances, StepBatch
 from lossmix_det.training.runlog import RunLog
 
-STOCK = dict(zip(LOSSES, ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"), strict=True))
+STOCK = dict(
+    zip(
+        ("rpn_class", "rpn_box", "roi_class", "roi_box"),
+        ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"),
+        strict=True,
+    )
+)
 
 
 def stock_losses(model, images: ImageBatch, truths) -> dict[str, torch.Tensor]:
@@ -40,14 +45,14 @@ def stock_pseudo_labels(model, images: ImageBatch, threshold: float) -> list[Ins
 def test_the_step_equals_adaptive_teachers_made_of_stock_calls(tmp_path):
     """Strong and weak source supervised; strong target by pseudo-labels without regression; D on both domains."""
     it = adapting(tmp_path, *AS_PUBLISHED)
-    it.detector.train()
+    it.state.detector.train()
     step = batch()
-    lesson = it.lesson(step)
-    lesson.images = replace(lesson.images, keys=None)  # stock sampling, from the global generator
+    student_batch = it.compose(step)
+    student_batch.images = replace(student_batch.images, keys=None)  # stock sampling, from the global generator
     torch.manual_seed(5)
-    found = it.student_step(lesson)
+    found = it.student_step(student_batch)
 
-    model = it.detector.model
+    model = it.state.detector.model
     for part in (model.rpn, model.roi_heads):
         part.fg_bg_sampler.keys = None
     labels = stock_pseudo_labels(copy.deepcopy(model), step.target.weak, 0.5)
@@ -61,9 +66,9 @@ def test_the_step_equals_adaptive_teachers_made_of_stock_calls(tmp_path):
         expected = torch.zeros(()) if name.endswith("box") else target[stock]
         assert_close(found[f"target/{name}"], expected, rtol=1e-5, atol=1e-5)
 
-    level = it.alignment.level
+    level = it.state.alignment.level
     logits = [
-        it.alignment.discriminators["image"](model.backbone(normalised(model, images))[level])
+        it.state.alignment.discriminators["image"](model.backbone(normalised(model, images))[level])
         for images in (both, step.target.strong)
     ]
     reference = F.binary_cross_entropy_with_logits(logits[0], torch.zeros_like(logits[0]))
@@ -81,7 +86,7 @@ def normalised(model, images: ImageBatch) -> torch.Tensor:
 def test_one_student_and_one_teacher_forward_a_step(tmp_path, kind):
     it = adapting(tmp_path, *ALIGN, "mixing.rule=lossmix", "mixing.probability=0.7", f"pseudo_labels.kind={kind}")
     calls = {"student": [], "teacher": []}
-    for name, model in (("student", it.detector), ("teacher", it.teacher.module)):
+    for name, model in (("student", it.state.detector), ("teacher", it.state.teacher.module)):
         model.model.backbone.register_forward_hook(lambda _m, inputs, _o, seen=calls[name]: seen.append(len(inputs[0])))
     it.learn(batch())
     assert calls == {"student": [3 * COUNT], "teacher": [COUNT]}
@@ -90,20 +95,22 @@ def test_one_student_and_one_teacher_forward_a_step(tmp_path, kind):
 def test_burn_in_sees_the_source_alone_and_has_no_teacher(tmp_path):
     it = trainer(tmp_path, *ADAPT, "adaptation.burn_in_steps=2", "mixing.rule=lossmix", "mixing.probability=1.0")
     seen = []
-    it.detector.model.backbone.register_forward_hook(lambda _m, inputs, _o: seen.append(len(inputs[0])))
+    it.state.detector.model.backbone.register_forward_hook(lambda _m, inputs, _o: seen.append(len(inputs[0])))
     it.learn(batch())
     assert seen == [2 * COUNT]
-    assert it.teacher is None
-    assert list(it.models()) == ["student"]
+    assert it.state.teacher is None
+    assert list(it.state.models()) == ["student"]
 
 
 def gradients(it, step: StepBatch) -> dict[str, torch.Tensor]:
-    it.detector.train()
-    lesson = it.lesson(step)
-    total = it.student_step.total(it.student_step(lesson))
-    it.student_step.zero_grad()
+    it.state.detector.train()
+    student_batch = it.compose(step)
+    total = it.state.student_step.total(it.student_step(student_batch))
+    it.state.student_step.zero_grad()
     total.backward()
-    return {"total": total.detach()} | {n: p.grad for n, p in it.student_step.named_parameters() if p.grad is not None}
+    return {"total": total.detach()} | {
+        n: p.grad for n, p in it.state.student_step.named_parameters() if p.grad is not None
+    }
 
 
 def assert_same_gradients(one, other) -> None:
@@ -135,22 +142,22 @@ def test_pseudo_labels_of_weight_zero_have_no_gradient(tmp_path):
 def test_an_image_without_pseudo_labels_teaches_no_background(tmp_path):
     nothing = ["pseudo_labels.min_size=1000"]
     skipped = adapting(tmp_path / "a", *nothing)
-    assert set(skipped.lesson(batch()).supervisions) == {"source"}
+    assert set(skipped.compose(batch()).supervisions) == {"source"}
     taught = adapting(tmp_path / "b", *nothing, "pseudo_labels.empty=background")
-    lesson = taught.lesson(batch())
-    losses = taught.student_step(lesson)
+    student_batch = taught.compose(batch())
+    losses = taught.student_step(student_batch)
     assert losses["target/roi_class"] > 0
     assert losses["target/roi_box"] == 0
 
 
 def test_the_student_learns_and_the_teacher_only_follows(tmp_path):
     it = adapting(tmp_path, *SURE, *ALIGN)
-    teacher = {name: value.clone() for name, value in it.teacher.module.state_dict().items()}
-    student = {name: value.clone() for name, value in it.detector.state_dict().items()}
+    teacher = {name: value.clone() for name, value in it.state.teacher.module.state_dict().items()}
+    student = {name: value.clone() for name, value in it.state.detector.state_dict().items()}
     it.learn(batch())
-    assert_same_tensors(teacher, dict(it.teacher.module.state_dict()))
-    assert all(p.grad is None and not p.requires_grad for p in it.teacher.parameters())
-    assert any(not torch.equal(student[name], value) for name, value in it.detector.state_dict().items())
+    assert_same_tensors(teacher, dict(it.state.teacher.module.state_dict()))
+    assert all(p.grad is None and not p.requires_grad for p in it.state.teacher.parameters())
+    assert any(not torch.equal(student[name], value) for name, value in it.state.detector.state_dict().items())
 
 
 def test_the_teacher_starts_as_the_student_and_follows_its_closed_form(tmp_path):
@@ -161,7 +168,7 @@ def test_the_teacher_starts_as_the_student_and_follows_its_closed_form(tmp_path)
 
     def remember(step):
         result = learn(step)
-        history.append(it.detector.state_dict()[name].clone())
+        history.append(it.state.detector.state_dict()[name].clone())
         return result
 
     it.learn = remember
@@ -169,22 +176,22 @@ def test_the_teacher_starts_as_the_student_and_follows_its_closed_form(tmp_path)
     start, *rest = history[1:]
     closed = 0.8**3 * start + sum(0.2 * 0.8 ** (3 - k) * weights for k, weights in enumerate(rest, start=1))
     assert len(rest) == 3
-    assert_close(it.teacher.module.state_dict()[name], closed)
+    assert_close(it.state.teacher.module.state_dict()[name], closed)
 
 
 @pytest.mark.parametrize("start", ["follow", "restart"])
 def test_the_average_may_be_kept_since_the_first_step(tmp_path, start):
     it = trainer(tmp_path, *ADAPT, "adaptation.burn_in_steps=2", f"ema.start={start}")
-    assert list(it.models()) == ["student", "ema"]
+    assert list(it.state.models()) == ["student", "ema"]
     it.learn(batch())
-    it.teacher.update_parameters(it.detector)
-    average = {name: value.clone() for name, value in it.teacher.module.state_dict().items()}
+    it.state.teacher.update_parameters(it.state.detector)
+    average = {name: value.clone() for name, value in it.state.teacher.module.state_dict().items()}
     it.log = RunLog(tmp_path, 0, 4, it.console, active=True)
     it._hand_over()
-    assert_same_tensors(average, dict(it.teacher.module.state_dict()))
-    same = all(torch.equal(average[name], value) for name, value in it.detector.state_dict().items())
+    assert_same_tensors(average, dict(it.state.teacher.module.state_dict()))
+    same = all(torch.equal(average[name], value) for name, value in it.state.detector.state_dict().items())
     assert same == (start == "restart")
-    assert list(it.models()) == ["student", "teacher"]
+    assert list(it.state.models()) == ["student", "teacher"]
 
 
 def test_no_row_of_a_teacher_before_there_is_one(tmp_path):
@@ -207,7 +214,9 @@ def test_accumulation_gives_the_gradient_of_the_large_batch(tmp_path, monkeypatc
         it = adapting(tmp_path / str(parts), *SURE, *ALIGN, *mixing, f"train.accumulate={parts}")
 
         def catch(it=it):
-            caught.append({n: p.grad.clone() for n, p in it.student_step.named_parameters() if p.grad is not None})
+            caught.append(
+                {n: p.grad.clone() for n, p in it.state.student_step.named_parameters() if p.grad is not None}
+            )
             return 1.0
 
         monkeypatch.setattr(it, "_descend", catch)
@@ -222,7 +231,7 @@ def test_accumulation_gives_the_gradient_of_the_large_batch(tmp_path, monkeypatc
 def test_the_unsupervised_weight_grows_along_its_ramp(tmp_path):
     ramp = ["adaptation.burn_in_steps=2", "adaptation.ramp_steps=4", "adaptation.unsupervised_weight=0.8"]
     it = trainer(tmp_path, *ADAPT, *ramp)
-    weights = [it.labeller.unsupervised_weight(step) for step in (2, 3, 5, 6, 99)]
+    weights = [it.state.labeller.unsupervised_weight(step) for step in (2, 3, 5, 6, 99)]
     assert weights == pytest.approx([0.2, 0.4, 0.8, 0.8, 0.8])
 
 
@@ -232,10 +241,10 @@ def test_the_targets_labels_are_measured_and_never_taught(tmp_path):
     told = StepBatch(hidden.source, replace(hidden.target, truths=views(10).truths))
     one, other = gradients(it, hidden), gradients(other_run, told)
     assert_same_gradients(one, other)
-    row = other_run.labeller.row()
+    row = other_run.state.labeller.row()
     assert row["pseudo/per_image/circle"] >= 0
     assert {"pseudo/precision", "pseudo/recall/square"} <= row.keys()
-    assert "pseudo/precision" not in it.labeller.row()
+    assert "pseudo/precision" not in it.state.labeller.row()
 
 
 def test_burn_in_may_come_from_a_checkpoint_or_an_export(tmp_path):
@@ -243,7 +252,7 @@ def test_burn_in_may_come_from_a_checkpoint_or_an_export(tmp_path):
     expected = last_checkpoint(tmp_path / "first")["ema"]
     for path in ("checkpoints/step_0000002.pt", "export/ema.pth"):
         it = trainer(tmp_path / "second", *ADAPT, f"adaptation.burn_in_from={tmp_path / 'first' / path}")
-        assert_same_tensors(expected, dict(it.detector.exported()))
+        assert_same_tensors(expected, dict(it.state.detector.exported()))
     with pytest.raises(UserError, match="was trained on the classes circle"):
         trainer(tmp_path / "b", *ADAPT, f"adaptation.burn_in_from={tmp_path / 'first' / path}", "data.classes=[star]")
     words = [f"adaptation.burn_in_from={tmp_path / 'first' / path}", "model.architecture=resnet18_fpn"]
@@ -283,9 +292,9 @@ def test_the_schedule_starts_anew_at_the_restart(tmp_path):
     it = trainer(tmp_path, *words, "optimizer.warmup_steps=1", "optimizer.schedule=cosine")
     rates = []
     for _ in range(10):
-        rates.append(it.optimizer.param_groups[0]["lr"])
-        it.optimizer.step()
-        it.schedule.step()
+        rates.append(it.state.optimizer.param_groups[0]["lr"])
+        it.state.optimizer.step()
+        it.state.schedule.step()
     assert rates[1] == pytest.approx(0.01)
     assert rates[6] == pytest.approx(0.004)
     assert rates[4] < rates[3] < rates[2]
@@ -295,7 +304,7 @@ def test_the_schedule_starts_anew_at_the_restart(tmp_path):
 def test_pseudo_boxes_are_float32_under_bf16(tmp_path):
     """bfloat16 would count pixels beyond 64 in halves, and beyond 512 in fours."""
     it = adapting(tmp_path, "train.precision=bf16", "pseudo_labels.score=0.3")
-    labels, _ = it.labeller.label(it.teacher.module, batch().target, (HEIGHT, WIDTH), 0)
+    labels, _ = it.state.labeller.label(it.state.teacher.module, batch().target, (HEIGHT, WIDTH), 0)
     boxes = torch.cat([truth.boxes for truth in labels.truths])
     assert boxes.dtype == torch.float32
     assert len(boxes) > 2
@@ -305,7 +314,7 @@ def test_pseudo_boxes_are_float32_under_bf16(tmp_path):
 def test_bf16_trains_with_everything_on(tmp_path):
     it = trainer(tmp_path, *ADAPT, *ALIGN, "train.precision=bf16", "mixing.rule=lossmix", "adaptation.burn_in_steps=2")
     assert it.train()
-    assert it.skipped_steps == 0
+    assert it.state.skipped_steps == 0
 
 
 def test_a_step_may_have_fewer_target_images_and_unequal_sizes(tmp_path):
@@ -343,6 +352,6 @@ def test_accumulation_leaves_alignment_of_unmixed_images_as_it_is(tmp_path, monk
     losses = []
     for parts in (1, 2):
         it = adapting(tmp_path / str(parts), *settings, "pseudo_labels.min_size=1000", f"train.accumulate={parts}")
-        found = [it.student_step(part)["alignment/image"] for part in it.lesson(batch()).split(parts)]
+        found = [it.student_step(part)["alignment/image"] for part in it.compose(batch()).split(parts)]
         losses.append(sum(found) / parts)
     assert_close(*losses)

@@ -116,19 +116,19 @@ def test_the_image_discriminator_is_that_of_adaptive_teacher():
 
 def test_no_alignment_of_weight_zero_is_built(tmp_path):
     it = adapting(tmp_path, ALIGN[0], "train.loss_weights={alignment/image: 0.0, alignment/instance: 0.5}")
-    assert list(it.alignment.discriminators) == ["instance"]
+    assert list(it.state.alignment.discriminators) == ["instance"]
     assert adapting(tmp_path / "b", ALIGN[0], "train.loss_weights={alignment: 0.0}").alignment is None
 
 
 def test_alignment_costs_no_forward_pass_and_reaches_the_backbone(tmp_path):
     it = adapting(tmp_path, *ALIGN, "pseudo_labels.min_size=1000")
-    lesson = it.lesson(batch())
+    student_batch = it.compose(batch())
     calls = []
-    it.detector.model.backbone.register_forward_hook(lambda *_: calls.append(1))
-    losses = it.student_step(lesson)
+    it.state.detector.model.backbone.register_forward_hook(lambda *_: calls.append(1))
+    losses = it.student_step(student_batch)
     assert len(calls) == 1
     losses["alignment/image"].backward(retain_graph=True)
-    assert it.detector.model.backbone.body.conv1.weight.grad.abs().sum() > 0
-    assert it.detector.model.roi_heads.box_head.fc6.weight.grad is None
+    assert it.state.detector.model.backbone.body.conv1.weight.grad.abs().sum() > 0
+    assert it.state.detector.model.roi_heads.box_head.fc6.weight.grad is None
     losses["alignment/instance"].backward()
-    assert it.detector.model.roi_heads.box_head.fc6.weight.grad.abs().sum() > 0
+    assert it.state.detector.model.roi_heads.box_head.fc6.weight.grad.abs().sum() > 0

@@ -80,13 +80,13 @@ COLLAPSING = [
 def collapsing(folder, action: str, until: float, *overrides: str):
     """A run whose teacher goes blind at step 6 while pseudo-labels weigh more than ``until``."""
     it = trainer(folder, *COLLAPSING, f"train.on_collapse={action}", *overrides, resume=True)
-    observe = it.labeller.guard.observe
+    observe = it.state.labeller.guard.observe
 
     def blind(found, best, labels):
-        level = 0.001 if it.step >= 6 and it.labeller.factor > until else 2.0
+        level = 0.001 if it.state.step >= 6 and it.state.labeller.factor > until else 2.0
         return observe(level, best, 1)
 
-    it.labeller.guard.observe = blind
+    it.state.labeller.guard.observe = blind
     return it
 
 
@@ -105,8 +105,8 @@ def test_collapse_stops_the_run_after_saving(tmp_path):
 def test_collapse_goes_back_to_the_last_healthy_state_with_half_the_weight(tmp_path, caplog):
     it = collapsing(tmp_path, "restore", 0.3)
     assert it.train()
-    assert it.labeller.restores == 2
-    assert it.labeller.factor == 0.25
+    assert it.state.labeller.restores == 2
+    assert it.state.labeller.factor == 0.25
     assert caplog.text.count("restored step 6") == 2
     assert "pseudo-labels now weigh 0.25 of what is set" in caplog.text
     content = last_checkpoint(tmp_path)
@@ -126,7 +126,7 @@ def test_what_is_restored_is_the_healthy_state_to_the_last_bit(tmp_path):
         now = last_checkpoint(tmp_path)
         for part in ("student", "ema", "optimizer", "step"):
             assert_same_tensors(healthy[part], now[part], part)
-        assert_same_tensors(healthy["student"], dict(it.detector.exported()))
+        assert_same_tensors(healthy["student"], dict(it.state.detector.exported()))
         restored.append(now["step"])
 
     it._restore_healthy = watched
@@ -139,7 +139,7 @@ def test_a_run_that_is_resumed_with_restoring_on_has_somewhere_to_go_back_to(tmp
     it = collapsing(tmp_path, "restore", 0.3)
     assert not (tmp_path / "checkpoints" / "healthy.pt").exists()
     assert it.train()
-    assert it.labeller.restores == 2
+    assert it.state.labeller.restores == 2
 
 
 def test_restoring_gives_up_in_the_end(tmp_path):
@@ -149,18 +149,18 @@ def test_restoring_gives_up_in_the_end(tmp_path):
 
 def test_losses_that_are_not_finite_are_a_reason_to_go_back_too(tmp_path, caplog):
     it = trainer(tmp_path, *COLLAPSING, "train.on_collapse=restore", "train.max_bad_steps=2")
-    losses = it.detector.losses
+    losses = it.state.detector.losses
 
     def poisoned(encoding, supervision, marker):
-        bad = it.step >= 5 and it.labeller.factor == 1
+        bad = it.state.step >= 5 and it.state.labeller.factor == 1
         return {
             name: value * (float("inf") if bad else 1) for name, value in losses(encoding, supervision, marker).items()
         }
 
-    it.detector.losses = poisoned
+    it.state.detector.losses = poisoned
     assert it.train()
     assert "loss or gradient not finite for 2 steps in a row" in caplog.text
-    assert it.labeller.restores == 1
+    assert it.state.labeller.restores == 1
     assert all(value.isfinite().all() for value in last_checkpoint(tmp_path)["student"].values())
 
 

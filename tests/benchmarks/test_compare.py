@@ -228,7 +228,7 @@ def test_methods_share_a_burn_in_and_end_as_if_each_had_its_own(tmp_path, monkey
 )
 def test_a_burn_in_is_shared_only_if_it_is_the_same(words, alike):
     adapts = ["data.target=[shapes_clipart_train]", "ema.decay=0.9"]
-    first = load_config(None, [*adapts, "mixing.rule=none", "output_dir=a", "mixing.burn_in_probability=0"])
+    first = load_config(None, [*adapts, "mixing.probability=0.0", "output_dir=a", "mixing.burn_in_probability=0"])
     second = load_config(None, [*adapts, "mixing.rule=lossmix", "output_dir=b", *words])
     lenders = burn_in.lenders_of({Path("a"): first, Path("b"): second})
     assert lenders == ({Path("b"): Path("a")} if alike else {})

@@ -53,7 +53,7 @@ def test_only_our_step_has_our_memory_layout(small, tmp_path):
 
 
 def test_images_are_alike_in_size_and_losses_finite(small, tmp_path):
-    bench = speed.Bench("small", ["mixing.rule=none", "pseudo_labels.box_score=0.0"], str(tmp_path))
+    bench = speed.Bench("small", ["mixing.probability=0.0", "pseudo_labels.box_score=0.0"], str(tmp_path))
     batch = bench.batches[0]
     assert {view.sizes for views in (batch.source, batch.target) for view in (views.weak, views.strong)} == {
         ((64, 96), (64, 96))

@@ -15,10 +15,10 @@ DIFFERENCES = {
     "source_only": {"data.target", "alignment.parts"},
     "oracle": {"data.train", "data.target", "alignment.parts"},
     "mean_teacher": {"alignment.parts"},
-    "adaptive_teacher_noise": {"mixing.rule"},
-    "adaptive_teacher_union": {"mixing.rule"},
-    "adaptive_teacher_lossmix": {"mixing.rule"},
-    "adaptive_teacher_lossmix_instance": {"mixing.rule"},
+    "adaptive_teacher_noise": {"mixing.probability", "mixing.rule", "mixing.lam_range"},
+    "adaptive_teacher_union": {"mixing.probability", "mixing.rule"},
+    "adaptive_teacher_lossmix": {"mixing.probability"},
+    "adaptive_teacher_lossmix_instance": {"mixing.probability", "mixing.rule"},
 }
 
 
@@ -32,7 +32,7 @@ def settings(folder: str, method: str) -> dict[str, Any]:
 def test_methods_differ_from_adaptive_teacher_in_what_makes_them_alone(folder):
     assert {path.stem for path in (ROOT / "configs" / folder).glob("*.yaml")} == set(ADAPTERS)
     base = settings(folder, "adaptive_teacher")
-    assert base["mixing.rule"] == "none"
+    assert base["mixing.probability"] == 0
     for method, allowed in DIFFERENCES.items():
         own = settings(folder, method)
         changed = {key for key in base.keys() | own.keys() if base.get(key) != own.get(key)}

@@ -3,7 +3,8 @@ from conftest import write_image
 
 from lossmix_det.config import load_config
 from lossmix_det.data import catalog
-from lossmix_det.data.catalog import builtin_datasets, datasets_root, find, load, load_sets
+from lossmix_det.data.builtin import builtin_datasets, datasets_root
+from lossmix_det.data.catalog import find, load, load_sets, load_target
 from lossmix_det.errors import UserError
 
 
@@ -29,7 +30,7 @@ def test_the_root_follows_our_variable_then_detectron2s_then_the_folder(monkeypa
         ("foggy_cityscapes_val", "cityscapes", 8),
     ],
 )
-def test_names_known_by_heart_have_their_folder_and_classes(name, folder, classes, datasets_root):
+def test_builtin_names_have_their_folder_and_classes(name, folder, classes, datasets_root):
     (datasets_root / folder).mkdir(exist_ok=True)
     entry = find(name, load_config())
     assert entry.root == str(datasets_root / folder)
@@ -56,6 +57,23 @@ def test_an_unknown_name_gets_the_nearest():
 def test_a_declared_name_needs_a_root():
     with pytest.raises(UserError, match="datasets.mine.root is empty"):
         find("mine", load_config(None, ["datasets.mine.format=voc"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("yolo", "datasets.mine.format='yolo' is not one of voc, coco, folder"),
+        ("cocoa", r"datasets.mine.format='cocoa' is not one of voc, coco, folder \(did you mean 'coco'\?\)"),
+        ("detectron2", "datasets.mine.format='detectron2' is not one of voc, coco, folder"),
+    ],
+)
+def test_an_unknown_format_names_those_there_are(tmp_path, name, message):
+    config = load_config(None, [f"datasets.mine.format={name}", f"datasets.mine.root={tmp_path}"])
+    for read in (find, load):
+        with pytest.raises(UserError, match=message):
+            read("mine", config)
+    with pytest.raises(UserError, match=message):
+        load_target("mine", config, ["cat"])
 
 
 def test_every_builtin_class_list_is_free_of_repeats():

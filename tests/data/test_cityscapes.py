@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from conftest import write_image
 
+from lossmix_det.commands import prepare_cityscapes
 from lossmix_det.commands.train import run_tool
 from lossmix_det.config import load_config
-from lossmix_det.data import cityscapes
 from lossmix_det.data.catalog import load
 
 STEM = "aachen/aachen_000000_000019"
@@ -39,7 +39,7 @@ def root(tmp_path, monkeypatch):
 
 def convert(monkeypatch, *words):
     monkeypatch.setattr(sys, "argv", ["prepare_cityscapes.py", *words])
-    return run_tool(cityscapes.main)
+    return run_tool(prepare_cityscapes.main)
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,12 @@
-import hashlib
-import json
 import sys
 
 import numpy as np
 import pytest
 from conftest import write_image
 
+from lossmix_det.commands import prepare_kitti
 from lossmix_det.commands.train import run_tool
 from lossmix_det.config import load_config
-from lossmix_det.data import kitti
 from lossmix_det.data.catalog import load
 
 LABELS = """Car 0.00 0 -1.57 10.5 5.25 30.0 25.0 1.5 1.6 3.7 1.0 1.7 20.0 -1.5
@@ -30,7 +28,7 @@ def root(tmp_path, monkeypatch):
 
 def convert(monkeypatch, *words):
     monkeypatch.setattr(sys, "argv", ["prepare_kitti.py", *words])
-    return run_tool(kitti.main)
+    return run_tool(prepare_kitti.main)
 
 
 def test_converted_labels_are_read_by_name(root, monkeypatch, capsys):
@@ -72,23 +70,3 @@ def test_what_is_wrong_is_said_in_one_sentence_and_nothing_is_written(root, monk
     said = capsys.readouterr().err
     assert message in said
     assert not (root / "annotations").exists()
-
-
-def test_checksums_of_the_archives(root, monkeypatch, capsys):
-    (root / "labels.zip").write_bytes(b"abc")
-    listing = root / "sums.txt"
-    listing.write_text(f"{hashlib.md5(b'abc').hexdigest()}  labels.zip\n\n{'0' * 32} *images.zip\n")
-    assert convert(monkeypatch, "--checksums", str(listing)) == 0
-    said = capsys.readouterr().err
-    assert "1 files are as listed" in said
-    assert "images.zip: not there, so not checked" in said
-    (root / "labels.zip").write_bytes(b"abd")
-    assert convert(monkeypatch, "--checksums", str(listing)) == 2
-    assert "labels.zip: its checksum is" in capsys.readouterr().err
-    for content, message in (("nonsense\n", "expected a checksum"), ("0" * 64 + "  gone\n", "none of its files")):
-        listing.write_text(content)
-        assert convert(monkeypatch, "--checksums", str(listing)) == 2
-        assert message in capsys.readouterr().err
-    assert convert(monkeypatch, "--checksums", str(root / "no.txt")) == 2
-    assert "no.txt: cannot be read" in capsys.readouterr().err
-    assert json.loads((root / "annotations" / "kitti_train.json").read_text())["categories"][0]["name"] == "car"

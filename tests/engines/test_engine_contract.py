@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import pytest
 import torch
 from stock import CANVAS, CLASSES, ENGINES, make, stock_losses
@@ -9,7 +11,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from lossmix_det.config import MixingConfig, ModelConfig
-from lossmix_det.engines import LOSSES, build_detector
+from lossmix_det.engines import build_detector
 from lossmix_det.mixing import Mix, mixup, supervise
 from lossmix_det.structures import ImageBatch, Instances, Supervision
 
@@ -50,7 +52,7 @@ def images(count: int = 3, seed: int = 1) -> ImageBatch:
 def losses(detector, batch: ImageBatch, *supervisions: Supervision) -> dict[str, torch.Tensor]:
     encoding = detector.encode(batch)
     parts = [detector.losses(encoding, supervision) for supervision in supervisions]
-    return {name: sum(part[name] for part in parts) for name in LOSSES}
+    return {name: sum(part[name] for part in parts) for name in detector.loss_names}
 
 
 def gradients(detector, total: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -70,7 +72,7 @@ def test_weight_one_gives_the_stock_losses(detector):
     batch = images()
     ours = losses(detector, batch, Supervision.full(TRUTHS_A))
     stock = stock_losses(detector, batch, TRUTHS_A)
-    for name in LOSSES:
+    for name in detector.loss_names:
         assert stock[name] > 0
         assert_close(ours[name], stock[name], **CLOSE)
 
@@ -81,7 +83,7 @@ def test_weight_one_gives_the_stock_losses_where_images_differ_in_their_number_o
         before = small.stock.ask_for(small, size)
         ours, stock = losses(small, images(), Supervision.full(TRUTHS_A)), stock_losses(small, images(), TRUTHS_A)
         small.stock.ask_for(small, before)
-        for name in LOSSES:
+        for name in small.loss_names:
             assert_close(ours[name], stock[name], **CLOSE)
 
 
@@ -94,7 +96,7 @@ def test_weight_one_gives_the_stock_losses_of_the_other_architectures(architectu
     batch = images(2)
     ours = losses(detector, batch, Supervision.full(TRUTHS_A[:2]))
     stock = stock_losses(detector, batch, TRUTHS_A[:2])
-    for name in LOSSES:
+    for name in detector.loss_names:
         assert_close(ours[name], stock[name], **CLOSE)
 
 
@@ -106,7 +108,7 @@ def test_stock_random_sampling_is_kept_when_images_have_no_keys():
     ours = losses(detector, batch, Supervision.full(TRUTHS_A))
     torch.manual_seed(5)
     stock = stock_losses(detector, batch, TRUTHS_A)
-    for name in LOSSES:
+    for name in detector.loss_names:
         assert_close(ours[name], stock[name], **CLOSE)
 
 
@@ -114,14 +116,14 @@ def test_stock_random_sampling_is_kept_when_images_have_no_keys():
 def test_two_truths_give_the_interpolated_stock_losses_and_gradients(detector, lam):
     batch = images()
     total_stock = 0.0
-    stock: dict[str, torch.Tensor] = dict.fromkeys(LOSSES, 0.0)
+    stock: dict[str, torch.Tensor] = defaultdict(float)
     for truths, weight in ((TRUTHS_A, lam), (TRUTHS_B, 1 - lam)):
         for name, value in stock_losses(detector, batch, truths).items():
             stock[name] = stock[name] + weight * value
     total_stock = sum(stock.values())
     stock_gradients = gradients(detector, total_stock)
     ours = losses(detector, batch, weighted(TRUTHS_A, [lam] * 3), weighted(TRUTHS_B, [1 - lam] * 3))
-    for name in LOSSES:
+    for name in detector.loss_names:
         assert_close(ours[name], stock[name], **CLOSE)
     for name, gradient in gradients(detector, sum(ours.values())).items():
         scale = stock_gradients[name].abs().max().clamp(min=1.0)
@@ -142,7 +144,7 @@ def test_lam_at_its_ends_is_one_of_the_two_images(small, lam, truths):
     else:
         turned = ImageBatch(batch.pixels[partner], tuple(batch.sizes[index] for index in partner))
         alone = stock_losses(small, turned, partners)
-    for name in LOSSES:
+    for name in small.loss_names:
         assert_close(mixed[name], alone[name], **CLOSE)
 
 
@@ -154,7 +156,7 @@ def test_an_image_of_weight_zero_changes_nothing(detector):
     first = losses(detector, batch, weighted(TRUTHS_A, weights))
     first_gradients = gradients(detector, sum(first.values()))
     second = losses(detector, swapped, weighted((*TRUTHS_A[:2], TRUTHS_B[2]), weights))
-    for name in LOSSES:
+    for name in detector.loss_names:
         assert_close(first[name], second[name], **CLOSE)
     for name, gradient in gradients(detector, sum(second.values())).items():
         assert_close(gradient, first_gradients[name], **CLOSE)
@@ -180,13 +182,13 @@ def test_a_batch_of_unequal_images_equals_the_sum_over_its_images(small):
     batch = images()
     lam = [0.2, 0.9, 0.55]
     ours = losses(small, batch, weighted(TRUTHS_A, lam), weighted(TRUTHS_B, [1 - value for value in lam]))
-    expected: dict[str, torch.Tensor] = dict.fromkeys(LOSSES, 0.0)
+    expected: dict[str, torch.Tensor] = defaultdict(float)
     for index, value in enumerate(lam):
         single = ImageBatch(batch.pixels[index : index + 1], batch.sizes[index : index + 1])
         for truths, weight in ((TRUTHS_A, value), (TRUTHS_B, 1 - value)):
             for name, loss in stock_losses(small, single, truths[index : index + 1]).items():
                 expected[name] = expected[name] + weight * loss / len(lam)
-    for name in LOSSES:
+    for name in small.loss_names:
         assert_close(ours[name], expected[name], **CLOSE)
 
 
@@ -194,7 +196,7 @@ def test_the_images_normalizer_holds_the_sum_over_images_when_their_samples_diff
     detector = make(roi_samples=512, normalizer="images")
     batch = images()
     ours = losses(detector, batch, Supervision.full(TRUTHS_A))
-    for name in LOSSES:
+    for name in detector.loss_names:
         alone = [
             stock_losses(detector, ImageBatch(batch.pixels[i : i + 1], batch.sizes[i : i + 1]), TRUTHS_A[i : i + 1])
             for i in range(3)
@@ -219,7 +221,7 @@ def test_instance_weights_of_one_are_the_union(small):
     ones = torch.ones(3)
     ours = losses(small, batch, Supervision(weighted_union, ones, ones, background_weight=1.0))
     stock = stock_losses(small, batch, union)
-    for name in LOSSES:
+    for name in small.loss_names:
         assert_close(ours[name], stock[name], **CLOSE)
 
 
@@ -236,7 +238,7 @@ def test_positives_carry_the_weight_of_their_box_and_background_its_setting(smal
     only_a, only_b, only_background = loss(1, 0, 0), loss(0, 1, 0), loss(0, 0, 1)
     whole = stock_losses(small, batch, (joined,))
     mixed = loss(0.3, 0.7, 0.5)
-    for name in LOSSES:
+    for name in small.loss_names:
         assert_close(only_a[name] + only_b[name] + only_background[name], whole[name], **CLOSE)
         assert_close(mixed[name], 0.3 * only_a[name] + 0.7 * only_b[name] + 0.5 * only_background[name], **CLOSE)
     assert only_background["rpn_box"] == only_background["roi_box"] == 0
@@ -264,7 +266,7 @@ def test_swapping_the_images_and_lam_changes_nothing(small):
         pair = [(TRUTHS_A[0],), (TRUTHS_B[1],)]
         supervisions = [weighted(pair[place], [weight]) for place, weight in zip(order, (lam, 1 - lam), strict=True)]
         results.append(losses(detector, mixed, *supervisions))
-    for name in LOSSES:
+    for name in small.loss_names:
         assert_close(results[0][name], results[1][name], **CLOSE)
 
 
@@ -278,7 +280,7 @@ def test_keys_give_an_image_the_same_samples_in_any_batch():
         losses(detector, single, Supervision.full(TRUTHS_A[index : index + 1]))
         for index, single in enumerate(batch.take([place]) for place in range(3))
     ]
-    for name in LOSSES:
+    for name in detector.loss_names:
         assert_close(whole[name], sum(part[name] for part in parts) / 3, **CLOSE)
 
 
@@ -325,7 +327,7 @@ def test_boxes_stay_float32_under_mixed_precision(small):
 
 def test_heads_are_what_each_loss_alone_teaches(small):
     """The gradient of one loss reaches its own last layer and no other's."""
-    for name in LOSSES:
+    for name in small.loss_names:
         found = losses(small, images(), Supervision.full(TRUTHS_A))
         reached = gradients(small, found[name])
         for other, head in small.heads().items():

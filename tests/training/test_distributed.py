@@ -28,7 +28,7 @@ def test_two_processes_end_with_the_weights_of_one(tmp_path, squares):
     settings = [
         *squares,
         "train.steps=6",
-        "mixing.rule=none",
+        "mixing.probability=0.0",
         "optimizer.name=sgd",
         "optimizer.lr=0.01",
         "ema.decay=0.9",
@@ -64,7 +64,7 @@ def test_two_processes_adapt_to_the_weights_of_one(tmp_path, squares, engine):
         "data.views=[weak,strong]",
         "adaptation.burn_in_steps=4",
         "train.steps=10",
-        "mixing.rule=none",
+        "mixing.probability=0.0",
         "model.normalizer=images",
         "alignment.parts=[image,instance]",
         "pseudo_labels.threshold=adaptive",

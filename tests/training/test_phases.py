@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from lossmix_det.config import Config, MixingConfig, ModelConfig, PairsConfig
-from lossmix_det.engines import LOSSES, Marker, Scores, build_detector
+from lossmix_det.engines import SoftTeacher, build_detector
+from lossmix_det.engines.two_stage.encoding import Scores
 from lossmix_det.mixing import Mix, draw_domain_mix
 from lossmix_det.structures import StepBatch, Supervision
 from lossmix_det.training import phases
@@ -46,32 +47,35 @@ def only(name: str, step: StepBatch) -> StepBatch:
     return StepBatch(replace(step.source, **{other: None}), step.target)
 
 
-def weights(lesson, name: str) -> list[tuple[list[float], list[float], float]]:
+def weights(student_batch, name: str) -> list[tuple[list[float], list[float], float]]:
     rounded = lambda values: [round(float(value), 4) for value in values]  # noqa: E731
-    return [(rounded(s.class_weights), rounded(s.box_weights), s.mean_over) for s in lesson.supervisions.get(name, [])]
+    return [
+        (rounded(s.class_weights), rounded(s.box_weights), s.mean_over)
+        for s in student_batch.supervisions.get(name, [])
+    ]
 
 
 def test_every_pair_is_taught_both_truths_by_lam_and_each_domain_is_a_mean_of_its_own(monkeypatch):
     """Slots: two sources, two targets. Pairs: source×source, source×target, target×source, target unmixed."""
     fixed(monkeypatch, [1, 2, 0, 3], [0.25, 0.75, 0.5, 1.0])
-    lesson = compose(Adaptation(config()), only("strong", batch()), pseudo(1.0, 1.0))
-    assert "source" not in lesson.supervisions
-    assert weights(lesson, "target") == [([0, 0, 0, 1], [0, 0, 0, 0], 2)]
-    assert weights(lesson, "mixed") == [
+    student_batch = compose(Adaptation(config()), only("strong", batch()), pseudo(1.0, 1.0))
+    assert "source" not in student_batch.supervisions
+    assert weights(student_batch, "target") == [([0, 0, 0, 1], [0, 0, 0, 0], 2)]
+    assert weights(student_batch, "mixed") == [
         ([0.25, 0.75, 0, 0], [0.25, 0.75, 0, 0], 2),  # own truths of the source's slots
         ([0, 0, 0.5, 0], [0, 0, 0, 0], 2),  # of the target's: pseudo-labels, no regression
         ([0.75, 0.25, 0, 0], [0.75, 0, 0, 0], 2),  # partners'
         ([0, 0, 0.5, 0], [0, 0, 0.5, 0], 2),
     ]
-    assert [len(s.truths[1]) for s in lesson.supervisions["mixed"]] == [1, 1, 2, 2]
-    assert_close(lesson.domains.shares, torch.tensor([0.0, 0.25, 0.5, 1.0]))
-    assert_close(lesson.domains.weights, torch.full((4,), 0.5))
-    assert_close(lesson.domains.unmixed_weights, torch.tensor([0.0, 0, 0, 1]))
+    assert [len(s.truths[1]) for s in student_batch.supervisions["mixed"]] == [1, 1, 2, 2]
+    assert_close(student_batch.domains.shares, torch.tensor([0.0, 0.25, 0.5, 1.0]))
+    assert_close(student_batch.domains.weights, torch.full((4,), 0.5))
+    assert_close(student_batch.domains.unmixed_weights, torch.tensor([0.0, 0, 0, 1]))
     step = batch()
     source, target = step.source.strong.to_float().pixels, step.target.strong.to_float().pixels
     expected = [0.25 * source[0] + 0.75 * source[1], 0.75 * source[1] + 0.25 * target[0]]
     expected += [0.5 * target[0] + 0.5 * source[0], target[1]]
-    assert_close(lesson.images.pixels, torch.stack(expected))
+    assert_close(student_batch.images.pixels, torch.stack(expected))
 
 
 def test_swapping_the_images_and_lam_changes_nothing(monkeypatch):
@@ -85,10 +89,10 @@ def test_swapping_the_images_and_lam_changes_nothing(monkeypatch):
         slot = 0 if lam == 0.3 else COUNT
         partner = [COUNT, 1, 0, COUNT + 1]
         fixed(monkeypatch, partner, [lam if index == slot else 1.0 for index in range(2 * COUNT)])
-        lesson = compose(Adaptation(config()), only("strong", batch()), pseudo(1.0, 1.0, boxes=1.0))
-        images = replace(lesson.images, keys=(7,) * 4)
+        student_batch = compose(Adaptation(config()), only("strong", batch()), pseudo(1.0, 1.0, boxes=1.0))
+        images = replace(student_batch.images, keys=(7,) * 4)
         encoding = detector.encode(images)
-        parts = [detector.losses(encoding, each) for each in lesson.supervisions["mixed"]]
+        parts = [detector.losses(encoding, each) for each in student_batch.supervisions["mixed"]]
         losses.append({name: sum(part[name] for part in parts) for name in parts[0]})
     assert losses[0]["roi_class"] > 0
     for name, value in losses[0].items():
@@ -102,12 +106,12 @@ def test_swapping_the_images_and_lam_changes_nothing(monkeypatch):
 def test_burn_in_rules_for_pairs_with_the_unlabelled_target(monkeypatch, rule, lam, weight):
     """λ = 0.3 as drawn; `noise` moves it into [1 - 0.1, 1]. The source×source pair beside it is left as it is."""
     fixed(monkeypatch, [2, 0], [0.3, 0.3])
-    lesson = compose(BurnIn(config(burn_in_rule=rule, noise_share=0.1)), only("strong", batch()))
+    student_batch = compose(BurnIn(config(burn_in_rule=rule, noise_share=0.1)), only("strong", batch()))
     step = batch()
     source, target = step.source.strong.to_float().pixels, step.target.strong.to_float().pixels
-    assert_close(lesson.images.pixels[0], lam * source[0] + (1 - lam) * target[0])
-    assert_close(lesson.images.pixels[1], 0.3 * source[1] + 0.7 * source[0])
-    own, partner = weights(lesson, "mixed")
+    assert_close(student_batch.images.pixels[0], lam * source[0] + (1 - lam) * target[0])
+    assert_close(student_batch.images.pixels[1], 0.3 * source[1] + 0.7 * source[0])
+    own, partner = weights(student_batch, "mixed")
     assert own[0] == pytest.approx([weight, 0.3])
     assert partner[0] == pytest.approx([0.0, 0.7])
     assert own[1] == own[0]
@@ -116,8 +120,8 @@ def test_burn_in_rules_for_pairs_with_the_unlabelled_target(monkeypatch, rule, l
 @pytest.mark.parametrize("rule", ["lossmix", "lossmix_instance", "union", "noise"])
 def test_burn_in_treats_target_partners_alike_under_every_rule(monkeypatch, rule):
     fixed(monkeypatch, [2, 3], [0.4, 0.4])
-    lesson = compose(BurnIn(config(rule)), only("weak", batch()))
-    (supervision,) = [each for each in lesson.supervisions["mixed"] if each.active]
+    student_batch = compose(BurnIn(config(rule)), only("weak", batch()))
+    (supervision,) = [each for each in student_batch.supervisions["mixed"] if each.active]
     assert_close(supervision.class_weights, torch.ones(2))
     assert all(truth.weights is None for truth in supervision.truths)
     assert [len(truth) for truth in supervision.truths] == [2, 1]
@@ -126,12 +130,12 @@ def test_burn_in_treats_target_partners_alike_under_every_rule(monkeypatch, rule
 @pytest.mark.parametrize("phase", [BurnIn, Adaptation])
 def test_nothing_is_mixed_under_the_rule_none(phase):
     step = batch()
-    lesson = compose(
+    student_batch = compose(
         phase(config("none", probability=1.0)), only("strong", step), pseudo(1.0, 1.0) if phase is Adaptation else None
     )
     seen = [step.source.strong, step.target.strong][: 1 if phase is BurnIn else 2]
-    assert_close(lesson.images.pixels, torch.cat([view.to_float().pixels for view in seen]))
-    assert "mixed" not in lesson.supervisions
+    assert_close(student_batch.images.pixels, torch.cat([view.to_float().pixels for view in seen]))
+    assert "mixed" not in student_batch.supervisions
 
 
 def test_a_partner_without_pseudo_labels_leaves_its_share_untaught(monkeypatch):
@@ -142,8 +146,8 @@ def test_a_partner_without_pseudo_labels_leaves_its_share_untaught(monkeypatch):
         "noise": [([1, 1], 0), ([0, 1], 1)],
     }
     for rule, rows in expected.items():
-        lesson = compose(Adaptation(config(rule)), only("strong", batch()), pseudo(0.0, 1.0))
-        mixed = lesson.supervisions["mixed"]
+        student_batch = compose(Adaptation(config(rule)), only("strong", batch()), pseudo(0.0, 1.0))
+        mixed = student_batch.supervisions["mixed"]
         assert len(mixed) == len(rows)
         for values, place in rows:
             slots = slice(COUNT, None) if place % 2 else slice(0, COUNT)
@@ -155,8 +159,8 @@ def test_a_partner_without_pseudo_labels_leaves_its_share_untaught(monkeypatch):
 def test_one_assignment_weights_each_box_by_its_image_and_pseudo_boxes_do_not_regress(monkeypatch, rule, shares):
     """A source slot with a target partner whose pseudo-labels weigh 0.5."""
     fixed(monkeypatch, [2, 1, 2, 3], [0.4, 1.0, 1.0, 1.0])
-    lesson = compose(Adaptation(config(rule)), only("strong", batch()), pseudo(0.5, 0.5))
-    (mixed,) = lesson.supervisions["mixed"]
+    student_batch = compose(Adaptation(config(rule)), only("strong", batch()), pseudo(0.5, 0.5))
+    (mixed,) = student_batch.supervisions["mixed"]
     truth = mixed.truths[0]
     assert mixed.class_weights.tolist() == [1, 0, 0, 0]
     assert_close(truth.weights, torch.tensor([shares[0]] * 2 + [shares[1] * 0.5] * 2))
@@ -167,20 +171,20 @@ def test_one_assignment_weights_each_box_by_its_image_and_pseudo_boxes_do_not_re
 def test_the_supervised_weight_and_the_weak_view():
     settings = config("none")
     settings.adaptation.supervised_weight = 0.5
-    lesson = compose(Adaptation(settings), batch(), pseudo(1.0, 1.0))
-    assert weights(lesson, "source") == [([0.5, 0.5, 0, 0, 0.5, 0.5], [0.5, 0.5, 0, 0, 0.5, 0.5], 4)]
-    assert lesson.blocks == [2, 2, 2]
-    parts = lesson.split(2)
+    student_batch = compose(Adaptation(settings), batch(), pseudo(1.0, 1.0))
+    assert weights(student_batch, "source") == [([0.5, 0.5, 0, 0, 0.5, 0.5], [0.5, 0.5, 0, 0, 0.5, 0.5], 4)]
+    assert student_batch.blocks == [2, 2, 2]
+    parts = student_batch.split(2)
     assert [part.blocks for part in parts] == [[1, 1, 1]] * 2
     assert [weights(part, "source")[0][0] for part in parts] == [[0.5, 0, 0.5]] * 2
     assert_close(parts[0].domains.weights, torch.tensor([0.5, 1.0, 0.5]))
     with pytest.raises(ValueError, match="2 images cannot be cut into 4"):
-        lesson.split(4)
+        student_batch.split(4)
 
 
 def test_only_the_views_that_are_to_be_mixed_are():
-    lesson = compose(Adaptation(config(views=["strong"])), batch(), pseudo(1.0, 1.0))
-    assert_close(lesson.domains.unmixed_weights, torch.tensor([0.0, 0, 0, 0, 0.5, 0.5]))
+    student_batch = compose(Adaptation(config(views=["strong"])), batch(), pseudo(1.0, 1.0))
+    assert_close(student_batch.domains.unmixed_weights, torch.tensor([0.0, 0, 0, 0, 0.5, 0.5]))
 
 
 def test_composing_leaves_the_batch_as_it_was():
@@ -246,16 +250,18 @@ def test_a_student_that_agrees_with_its_teacher_learns_nothing_from_it(tmp_path)
     it = adapting(tmp_path, "pseudo_labels.kind=soft", "pseudo_labels.score=0.3")
     step = batch()
     same = replace(step.target, strong=step.target.weak)
-    it.detector.eval()  # the same proposals as the teacher's
-    lesson = it.lesson(StepBatch(step.source, same))
-    assert all(truth.teacher_image is not None for truth in lesson.supervisions["target"][0].truths[COUNT : 2 * COUNT])
-    losses = it.student_step(lesson)
+    it.state.detector.eval()  # the same proposals as the teacher's
+    student_batch = it.compose(StepBatch(step.source, same))
+    assert all(
+        truth.teacher_image is not None for truth in student_batch.supervisions["target"][0].truths[COUNT : 2 * COUNT]
+    )
+    losses = it.student_step(student_batch)
     assert losses["target/roi_class"] > 0.1
     assert losses["target/rpn_class"] > 0.01
     assert float(losses["target/roi_box"].detach()) == pytest.approx(0, abs=1e-6)
     assert float(losses["target/rpn_box"].detach()) == pytest.approx(0, abs=1e-6)
     sum(value for name, value in losses.items() if name.startswith("target/")).backward()
-    assert max(float(p.grad.abs().max()) for p in it.detector.parameters() if p.grad is not None) < 1e-5
+    assert max(float(p.grad.abs().max()) for p in it.state.detector.parameters() if p.grad is not None) < 1e-5
 
 
 def test_soft_losses_are_cross_entropies_with_the_teachers_scores():
@@ -266,11 +272,10 @@ def test_soft_losses_are_cross_entropies_with_the_teachers_scores():
     teacher = build_detector(ModelConfig(), 6).eval()
     logits, says, shift = torch.tensor([2.0, -1.0, 0.5, 0.0, 3.0, 0.0, 0.0]), torch.tensor(1.5), torch.tensor(0.25)
     with torch.no_grad():
-        for name, bias in zip(LOSSES, (says, shift, logits, shift), strict=True):
-            layer = teacher.heads()[name]
+        for layer, bias in zip(teacher.last_layers(), (says, shift, logits, shift), strict=True):
             layer.weight.zero_()
             layer.bias.copy_(bias.expand_as(layer.bias))
-        marker = Marker(teacher, teacher.encode(views(10).weak.to_float()), temperature=2.0)
+        marker = SoftTeacher(teacher, teacher.encode(views(10).weak.to_float()), temperature=2.0)
     samples = []
     sampler = detector.model.rpn.fg_bg_sampler
     detector.model.rpn.fg_bg_sampler = lambda labels: samples.append(sampler(labels)) or samples[-1]
@@ -301,16 +306,16 @@ def test_a_mixed_image_blends_a_hard_source_truth_and_a_soft_target_truth(tmp_pa
     """Both slots of one pair, against the two truths scored one by one on the same mixed image."""
     it = adapting(tmp_path, "pseudo_labels.kind=soft", "pseudo_labels.score=0.3")
     step = only("strong", batch())
-    labels, marker = it.labeller.label(it.teacher.module, step.target, step.canvas, 0)
+    labels, marker = it.state.labeller.label(it.state.teacher.module, step.target, step.canvas, 0)
     fixed(monkeypatch, [COUNT, 1, 2, 3], [0.3, 1.0, 1.0, 1.0])
-    lesson = compose(Adaptation(config()), step, labels)
-    encoding = it.detector.encode(lesson.images)
-    found = [it.detector.losses(encoding, each, marker) for each in lesson.supervisions["mixed"]]
+    student_batch = compose(Adaptation(config()), step, labels)
+    encoding = it.state.detector.encode(student_batch.images)
+    found = [it.state.detector.losses(encoding, each, marker) for each in student_batch.supervisions["mixed"]]
 
-    alone = it.detector.encode(lesson.images.take([0]))
-    hard = it.detector.losses(alone, Supervision.full(step.source.truths[:1]), marker)
-    soft = it.detector.losses(alone, Supervision.full(labels.truths[:1]), marker)
-    for name in LOSSES:
+    alone = it.state.detector.encode(student_batch.images.take([0]))
+    hard = it.state.detector.losses(alone, Supervision.full(step.source.truths[:1]), marker)
+    soft = it.state.detector.losses(alone, Supervision.full(labels.truths[:1]), marker)
+    for name in it.state.detector.loss_names:
         assert soft[name] > 0
         # Two source slots, so that one image is half of the mean.
         expected = (0.3 * hard[name] + 0.7 * soft[name]) / 2

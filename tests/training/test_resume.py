@@ -139,13 +139,13 @@ def test_resuming_where_nothing_is_starts_from_the_beginning(tmp_path):
 def test_the_best_checkpoint_is_remembered_over_resumption(tmp_path):
     first = trainer(tmp_path, "train.steps=2", "train.eval_every=1")
     first.train()
-    first.best = {"metric": "AP50", "value": 99.0, "step": 1}
+    first.state.best = {"metric": "AP50", "value": 99.0, "step": 1}
     first.save()
     kept = (tmp_path / "checkpoints" / "best.pt").read_bytes()
     again = trainer(tmp_path, "train.steps=3", "train.eval_every=1", resume=True)
-    assert again.best["value"] == 99.0
+    assert again.state.best["value"] == 99.0
     again.train()
-    assert again.best == {"metric": "AP50", "value": 99.0, "step": 1}
+    assert again.state.best == {"metric": "AP50", "value": 99.0, "step": 1}
     assert (tmp_path / "checkpoints" / "best.pt").read_bytes() == kept
 
 
@@ -156,14 +156,16 @@ def test_momenta_follow_the_memory_layout_that_a_run_goes_on_with(tmp_path, befo
     trainer(tmp_path / "a", *words, f"train.channels_last={before}").train()
     saved = last_checkpoint(tmp_path / "a")
     it = trainer(tmp_path / "a", *words, f"train.channels_last={after}", resume=True)
-    found = it.optimizer.state_dict()["state"]
+    found = it.state.optimizer.state_dict()["state"]
     assert_same_tensors(saved["optimizer"], found)
-    pairs = [(weight, it.optimizer.state[weight]) for weight in it.detector.parameters() if weight.ndim == 4]
+    pairs = [
+        (weight, it.state.optimizer.state[weight]) for weight in it.state.detector.parameters() if weight.ndim == 4
+    ]
     assert pairs
     assert {weight.stride() == own[name].stride() for weight, own in pairs for name in ("exp_avg", "exp_avg_sq")} == {
         True
     }
-    rgb = it.detector.model.backbone.body.conv1.weight
+    rgb = it.state.detector.model.backbone.body.conv1.weight
     assert rgb.is_contiguous(memory_format=torch.channels_last) == after
 
 
@@ -250,7 +252,7 @@ def test_other_ways_of_adapting_resume_exactly_too(tmp_path, variant):
         learn = first.learn
 
         def stop_there(batch, first=first, learn=learn, stop=stop):
-            first.stopping = first.step + 1 == stop
+            first.stopping = first.state.step + 1 == stop
             return learn(batch)
 
         first.learn = stop_there

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from lossmix_det.data.loaders import training_loader
 from lossmix_det.errors import UserError
 from lossmix_det.structures import StepBatch
-from lossmix_det.training.phases import SourceOnly, phase_at
+from lossmix_det.training.phases import SourceOnly
 
 
 def gradients_of_one_step(folder, monkeypatch, *overrides):
@@ -22,7 +22,7 @@ def gradients_of_one_step(folder, monkeypatch, *overrides):
     caught = {}
 
     def catch():
-        caught.update({name: p.grad.clone() for name, p in it.detector.named_parameters() if p.grad is not None})
+        caught.update({name: p.grad.clone() for name, p in it.state.detector.named_parameters() if p.grad is not None})
         return 1.0
 
     monkeypatch.setattr(it, "_descend", catch)
@@ -47,7 +47,12 @@ def test_accumulation_gives_the_gradient_of_the_large_batch(tmp_path, monkeypatc
 
 def test_a_short_run_lowers_the_loss_and_leaves_everything_behind(tmp_path):
     it = trainer(
-        tmp_path, "train.steps=30", "optimizer.lr=0.01", "mixing.rule=none", "ema.decay=0.9", "train.eval_every=15"
+        tmp_path,
+        "train.steps=30",
+        "optimizer.lr=0.01",
+        "mixing.probability=0.0",
+        "ema.decay=0.9",
+        "train.eval_every=15",
     )
     assert it.train()
     with open(tmp_path / "metrics.csv") as file:
@@ -96,7 +101,7 @@ def test_convolutions_are_channels_last_where_it_is_faster_and_exports_as_others
     for name, words, expected in cases:
         it = trainer(tmp_path / name, "train.steps=1", "ema.decay=0.9", *words)
         seen = []
-        it.detector.model.backbone.register_forward_hook(lambda _m, _g, out, seen=seen: seen.extend(out.values()))
+        it.state.detector.model.backbone.register_forward_hook(lambda _m, _g, out, seen=seen: seen.extend(out.values()))
         it.train()
         layouts = {each.is_contiguous(memory_format=torch.channels_last) for each in seen if each.shape[2] > 1}
         assert layouts == {expected}
@@ -121,60 +126,62 @@ def test_the_average_follows_its_closed_form(tmp_path):
     """ema_n = d^n·w_0 + (1 - d)·Σ d^(n-k)·w_k"""
     it = trainer(tmp_path, "train.steps=4", "ema.decay=0.8", "ema.warmup=false")
     name = "model.roi_heads.box_head.fc6.bias"
-    expected = it.detector.state_dict()[name].clone()
+    expected = it.state.detector.state_dict()[name].clone()
     learn = it.learn
     history = []
 
     def remember(batch):
         result = learn(batch)
-        history.append(it.detector.state_dict()[name].clone())
+        history.append(it.state.detector.state_dict()[name].clone())
         return result
 
     it.learn = remember
     it.train()
     closed = 0.8**4 * expected + sum(0.2 * 0.8 ** (4 - k) * weights for k, weights in enumerate(history, start=1))
     assert not torch.allclose(history[-1], expected)
-    assert_close(it.teacher.module.state_dict()[name], closed)
+    assert_close(it.state.teacher.module.state_dict()[name], closed)
 
 
 def test_the_warm_up_of_the_decay_starts_low(tmp_path):
     """The first update keeps (1 + 1) / (10 + 1) of the average."""
     it = trainer(tmp_path, "train.steps=1", "ema.decay=0.9999")
     name = "model.roi_heads.box_head.fc6.bias"
-    start = it.detector.state_dict()[name].clone()
+    start = it.state.detector.state_dict()[name].clone()
     it.train()
-    assert_close(it.teacher.module.state_dict()[name], 2 / 11 * start + 9 / 11 * it.detector.state_dict()[name])
+    assert_close(
+        it.state.teacher.module.state_dict()[name], 2 / 11 * start + 9 / 11 * it.state.detector.state_dict()[name]
+    )
 
 
 def test_the_average_gets_no_gradient(tmp_path):
     it = trainer(tmp_path, "train.steps=1", "ema.decay=0.9")
     it.train()
-    assert all(not p.requires_grad and p.grad is None for p in it.teacher.parameters())
-    assert any(p.requires_grad for p in it.detector.parameters())
+    assert all(not p.requires_grad and p.grad is None for p in it.state.teacher.parameters())
+    assert any(p.requires_grad for p in it.state.detector.parameters())
 
 
 def poison(it, steps: set[int]) -> None:
     """Make the loss of some steps infinite."""
-    forward = it.detector.losses
+    forward = it.state.detector.losses
 
     def losses(encoding, supervision, marker):
         found = forward(encoding, supervision)
-        return {n: v * (math.inf if it.step in steps else 1) for n, v in found.items()}
+        return {n: v * (math.inf if it.state.step in steps else 1) for n, v in found.items()}
 
-    it.detector.losses = losses
+    it.state.detector.losses = losses
 
 
 def test_a_loss_that_is_not_finite_teaches_nothing_and_is_counted(tmp_path, caplog):
-    clean = trainer(tmp_path / "a", "train.steps=1", "mixing.rule=none")
+    clean = trainer(tmp_path / "a", "train.steps=1", "mixing.probability=0.0")
     clean.train()
-    it = trainer(tmp_path / "b", "train.steps=2", "mixing.rule=none", "optimizer.warmup_steps=0")
-    before = {name: value.clone() for name, value in it.detector.state_dict().items()}
+    it = trainer(tmp_path / "b", "train.steps=2", "mixing.probability=0.0", "optimizer.warmup_steps=0")
+    before = {name: value.clone() for name, value in it.state.detector.state_dict().items()}
     poison(it, {0, 1})
     it.train()
-    assert it.skipped_steps == 2
+    assert it.state.skipped_steps == 2
     assert "the loss or its gradient is not finite; the step is skipped" in caplog.text
     assert "2 of 2 steps were skipped" in caplog.text
-    assert_same_tensors(before, dict(it.detector.state_dict()))
+    assert_same_tensors(before, dict(it.state.detector.state_dict()))
 
 
 def test_training_stops_with_advice_when_no_loss_is_finite_any_more(tmp_path):
@@ -189,12 +196,12 @@ def test_bad_steps_that_are_not_in_a_row_do_not_stop_it(tmp_path):
     it = trainer(tmp_path, "train.steps=6", "train.max_bad_steps=2")
     poison(it, {1, 3, 5})
     assert it.train()
-    assert it.skipped_steps == 3
+    assert it.state.skipped_steps == 3
 
 
 def test_mixing_is_off_for_the_last_steps(tmp_path):
     it = trainer(tmp_path, "train.steps=10", "mixing.off_last_steps=4")
-    rules = [phase_at(it.config, step).mixing.rule for step in range(10)]
+    rules = [it.phases.at(step).mixing.rule for step in range(10)]
     assert rules == ["lossmix"] * 6 + ["none"] * 4
 
 
@@ -204,9 +211,9 @@ def test_the_learning_rate_follows_its_schedule(tmp_path, schedule):
     it = trainer(tmp_path, *overrides, "optimizer.milestones=[0.5,0.75]", "optimizer.warmup_factor=0.1")
     rates = []
     for _ in range(12):
-        rates.append(it.optimizer.param_groups[0]["lr"])
-        it.optimizer.step()
-        it.schedule.step()
+        rates.append(it.state.optimizer.param_groups[0]["lr"])
+        it.state.optimizer.step()
+        it.state.schedule.step()
     warm = [0.01 * (0.1 + 0.9 * step / 4) for step in range(4)]
     rest = {
         "constant": [0.01] * 8,
@@ -232,9 +239,9 @@ def test_both_views_of_every_image_are_taught(tmp_path):
     views, _ = next(iter(training_loader(it.streams.train_sets, it.config.data, seed=0)))
     import numpy as np
 
-    lesson = SourceOnly(it.config.mixing).compose(StepBatch(views), np.random.default_rng(0))
-    assert len(lesson.images) == 8
-    (supervision,) = lesson.supervisions["source"]
+    student_batch = SourceOnly(it.config.mixing).compose(StepBatch(views), np.random.default_rng(0))
+    assert len(student_batch.images) == 8
+    (supervision,) = student_batch.supervisions["source"]
     assert len(supervision) == 8
     # Each view is mixed among its own images, so no box is united with itself.
     assert sum(len(truth) for truth in supervision.truths[:4]) == 2 * sum(len(truth) for truth in views.truths)
@@ -266,7 +273,7 @@ def test_a_model_in_which_nothing_learns_is_refused(tmp_path):
 
 def test_adamw_is_there_and_norms_are_not_decayed(tmp_path):
     it = trainer(tmp_path, "optimizer.name=adamw", "optimizer.weight_decay=0.05")
-    decays = {group["weight_decay"]: {p.ndim for p in group["params"]} for group in it.optimizer.param_groups}
+    decays = {group["weight_decay"]: {p.ndim for p in group["params"]} for group in it.state.optimizer.param_groups}
     assert decays[0.0] == {1}
     assert min(decays[0.05]) == 2
 
@@ -366,7 +373,7 @@ def test_an_fp16_overflow_is_no_fault_until_the_scale_is_used_up(tmp_path, monke
     it = trainer(tmp_path)
     monkeypatch.setattr(type(it), "scaler", FakeScaler(scale))
     monkeypatch.setattr(it.fabric, "clip_gradients", lambda *_, **__: torch.tensor(math.nan))
-    monkeypatch.setattr(it.optimizer, "step", lambda: None)
+    monkeypatch.setattr(it.state.optimizer, "step", lambda: None)
     assert math.isinf(it._descend()) == fault
 
 

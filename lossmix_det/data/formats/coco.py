@@ -7,57 +7,60 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from lossmix_det.config import DatasetConfig
+from lossmix_det.data.formats.contract import Format
 from lossmix_det.data.records import Problems, RawImage, RawObject, contained
 from lossmix_det.errors import UserError
 from lossmix_det.files import write_atomically
 
 log = logging.getLogger(__name__)
 
+Objects = dict[int, list[RawObject]]  # by image id
+
 FLAG = (1, "1")  # a flag that is set; some tools write text
 
 
-def read_coco(annotations: Path, images: Path, problems: Problems) -> tuple[list[RawImage], dict[str, int]]:
-    """Read every image that the file lists, also those without a box.
+class Coco(Format):
+    """``annotations`` is the JSON file; its ``file_name``s are relative to ``images``."""
 
-    Args:
-        annotations: the JSON file.
-        images: folder that its ``file_name``s are relative to.
-        problems: raises or collects what is wrong with single images and annotations.
+    def read(self, entry: DatasetConfig, problems: Problems) -> tuple[list[RawImage], dict[str, int]]:
+        """Every image that the file lists, also those without a box, in its order; categories by their numbers.
 
-    Returns:
-        The images in the order of the file, and the category number of each class name in the order of the numbers.
+        Raises:
+            UserError: the file is missing, not JSON, or not of the COCO layout.
+        """
+        path = _annotation_file(entry)
+        content = _load(path)
+        names = _categories(content["categories"], path)
+        entries, objects = _images(content["images"], path, problems)
+        _read_objects(content["annotations"], path, names, objects, problems)
+        images = _raw_images(entries, objects, Path(entry.root) / entry.images, problems)
+        return images, {name: number for number, name in sorted(names.items())}
 
-    Raises:
-        UserError: the file is missing, not JSON, or not of the COCO layout.
-    """
-    content = _load(annotations)
-    names = _categories(content["categories"], annotations)
-    entries, objects = _images(content["images"], annotations, problems)
-    for index, entry in enumerate(content["annotations"]):
-        where = f"{annotations}: annotations[{index}]"
-        try:
-            image_id, item = _read_object(entry, names, where)
-            if image_id not in objects:
-                raise ValueError(f"belongs to image_id {image_id}, which is not among the images")
-        except (ValueError, TypeError, KeyError, OverflowError) as error:
-            problems.fail(f"{where} {_reason(error)}")
-            continue
-        objects[image_id].append(item)
-    result = _raw_images(entries, objects, images, problems)
-    return result, {name: number for number, name in sorted(names.items())}
+    def read_images(self, entry: DatasetConfig, problems: Problems) -> list[RawImage]:
+        """Every image that the file lists; it need not have annotations or categories.
+
+        Raises:
+            UserError: the file is missing, not JSON, or lists no images.
+        """
+        path = _annotation_file(entry)
+        entries, objects = _images(_load(path, ("images",))["images"], path, problems)
+        return _raw_images(entries, objects, Path(entry.root) / entry.images, problems)
 
 
-def read_coco_images(annotations: Path, images: Path, problems: Problems) -> list[RawImage]:
-    """Every image that the file lists, without a look at its annotations or categories."""
-    content = _load(annotations, ("images",))
-    return _raw_images(*_images(content["images"], annotations, problems), images, problems)
+def _annotation_file(entry: DatasetConfig) -> Path:
+    if not entry.annotations:
+        raise UserError(f"{entry.root}: format coco needs annotations, the path of its JSON file below root")
+    return Path(entry.root) / entry.annotations
 
 
-def _raw_images(entries: Any, objects: Any, images: Path, problems: Problems) -> list[RawImage]:
+def _raw_images(
+    entries: dict[int, tuple[str, dict[str, Any]]], objects: Objects, folder: Path, problems: Problems
+) -> list[RawImage]:
     result = []
     for image_id, (where, entry) in entries.items():
         try:
-            path = contained(images, entry["file_name"], where)
+            path = contained(folder, entry["file_name"], where)
         except UserError as error:
             problems.fail(str(error))
             continue
@@ -93,9 +96,11 @@ def _categories(entries: list[Any], path: Path) -> dict[int, str]:
     return names
 
 
-def _images(entries: list[Any], path: Path, problems: Problems):
-    """Entries and empty object lists by image id."""
-    found: dict[int, tuple[str, dict[str, Any]]] = {}
+def _images(
+    entries: list[Any], path: Path, problems: Problems
+) -> tuple[dict[int, tuple[str, dict[str, Any]]], Objects]:
+    """By image id: where each entry stands and the entry, and its list of objects, still empty."""
+    listed: dict[int, tuple[str, dict[str, Any]]] = {}
     for index, entry in enumerate(entries):
         where = f"{path}: images[{index}]"
         if (
@@ -104,11 +109,27 @@ def _images(entries: list[Any], path: Path, problems: Problems):
             or not isinstance(entry.get("file_name"), str)
         ):
             problems.fail(f"{where} needs a whole number as id and a file_name")
-        elif entry["id"] in found:
+        elif entry["id"] in listed:
             problems.fail(f"{where} repeats the id {entry['id']}")
         else:
-            found[entry["id"]] = (f"{where} ({entry['file_name']})", entry)
-    return found, {image_id: [] for image_id in found}
+            listed[entry["id"]] = (f"{where} ({entry['file_name']})", entry)
+    return listed, {image_id: [] for image_id in listed}
+
+
+def _read_objects(
+    annotations: list[Any], path: Path, names: dict[int, str], objects: Objects, problems: Problems
+) -> None:
+    """Append every annotation to the objects of its image."""
+    for index, entry in enumerate(annotations):
+        where = f"{path}: annotations[{index}]"
+        try:
+            image_id, item = _read_object(entry, names, where)
+            if image_id not in objects:
+                raise ValueError(f"belongs to image_id {image_id}, which is not among the images")
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
+            problems.fail(f"{where} {_reason(error)}")
+            continue
+        objects[image_id].append(item)
 
 
 def _read_object(entry: dict[str, Any], names: dict[int, str], where: str) -> tuple[int, RawObject]:
@@ -136,7 +157,7 @@ def _reason(error: Exception) -> str:
 
 
 def write_coco(path: Path, content: dict[str, Any], expected: int) -> None:
-    """Write an annotation file beside and rename it; say what is in it, and whether the data set is whole.
+    """Write an annotation file atomically; log what is in it, and warn if the data set looks incomplete.
 
     Args:
         path: of the JSON file.

@@ -1,40 +1,20 @@
-"""Data sets registered with Detectron2's ``DatasetCatalog``, and ours registered there; without it there are none."""
+"""Data sets registered with Detectron2's ``DatasetCatalog``, and ours registered there. Detectron2 may be absent."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lossmix_det.config import DatasetConfig
+from lossmix_det.data.formats.contract import Format
 from lossmix_det.data.records import ImageSet, Problems, RawImage, RawObject
 from lossmix_det.errors import UserError, first_line
 
 
-def import_modules(modules: list[str]) -> None:
-    """Import the modules that register a user's own data sets, or parts of models, with Detectron2.
-
-    Raises:
-        UserError: a module cannot be imported.
-    """
-    for module in modules:
-        try:
-            importlib.import_module(module)
-        except Exception as error:  # code of the user's own, which may fail in any way
-            raise UserError(
-                f"data.imports: {module} cannot be imported ({type(error).__name__}: {first_line(error)}); "
-                "is its folder on PYTHONPATH?"
-            ) from error
-
-
-def detectron2_names(modules: list[str]) -> list[str]:
-    """The names registered with Detectron2, once the given modules are imported; none where it is not installed.
-
-    Raises:
-        UserError: a module cannot be imported.
-    """
-    import_modules(modules)
+def detectron2_names() -> list[str]:
+    """The names registered with Detectron2; none if it is not installed."""
     try:
         from detectron2.data import DatasetCatalog
     except ModuleNotFoundError:
@@ -49,35 +29,36 @@ def detectron2_classes(name: str) -> list[str] | None:
     return list(MetadataCatalog.get(name).get("thing_classes", [])) or None
 
 
-def read_detectron2(name: str, problems: Problems) -> list[RawImage]:
-    """The images and boxes of a registered data set.
+class Detectron2(Format):
+    """A registered data set; ``split`` is the name that it is registered under."""
 
-    Args:
-        name: under which it is registered.
-        problems: raises or collects what is wrong with single images and annotations.
+    declarable = False  # its name alone is enough in a YAML
 
-    Raises:
-        UserError: its files are not there, or it has no ``thing_classes``.
-    """
-    entries = _entries(name)
-    classes = detectron2_classes(name)
-    if classes is None:
-        raise UserError(f"data set {name!r} has no thing_classes; set them with MetadataCatalog.get({name!r}).set(…)")
-    result = []
-    for entry, image in zip(entries, _images(name, entries), strict=True):
-        for place, item in enumerate(entry.get("annotations", [])):
-            where = f"{image.where}: annotations[{place}]"
-            try:
-                image.objects.append(_object(where, item, classes))
-            except (KeyError, IndexError, TypeError, ValueError, AssertionError) as error:
-                problems.fail(f"{where} is not of Detectron2's layout ({type(error).__name__}: {first_line(error)})")
-        result.append(image)
-    return result
+    def read(self, entry: DatasetConfig, problems: Problems) -> tuple[list[RawImage], dict[str, int]]:
+        """The images with their boxes; classes are numbered from 1.
 
+        Raises:
+            UserError: its files are not there, or it has no ``thing_classes``.
+        """
+        name = entry.split
+        entries = _entries(name)
+        classes = detectron2_classes(name)
+        if classes is None:
+            raise UserError(
+                f"data set {name!r} has no thing_classes; set them with MetadataCatalog.get({name!r}).set(…)"
+            )
+        images = _images(name, entries)
+        for item, image in zip(entries, images, strict=True):
+            _read_objects(item.get("annotations", []), image, classes, problems)
+        return images, {label: number for number, label in enumerate(classes, start=1)}
 
-def read_detectron2_images(name: str, problems: Problems) -> list[RawImage]:
-    """The images of a registered data set, without a look at its annotations."""
-    return _images(name, _entries(name))
+    def read_images(self, entry: DatasetConfig, problems: Problems) -> list[RawImage]:
+        """The images; their annotations are not looked at.
+
+        Raises:
+            UserError: its files are not there.
+        """
+        return _images(entry.split, _entries(entry.split))
 
 
 def _entries(name: str) -> list[dict[str, Any]]:
@@ -108,6 +89,15 @@ def _image(name: str, index: int, entry: dict[str, Any]) -> RawImage:
     size = (entry["width"], entry["height"]) if "width" in entry and "height" in entry else None
     path = Path(entry["file_name"])
     return RawImage(f"{where} ({path.name})", path, [], size, number if type(number) is int else None)
+
+
+def _read_objects(annotations: list[Any], image: RawImage, classes: list[str], problems: Problems) -> None:
+    for index, item in enumerate(annotations):
+        where = f"{image.where}: annotations[{index}]"
+        try:
+            image.objects.append(_object(where, item, classes))
+        except (KeyError, IndexError, TypeError, ValueError, AssertionError) as error:
+            problems.fail(f"{where} is not of Detectron2's layout ({type(error).__name__}: {first_line(error)})")
 
 
 def _object(where: str, item: dict[str, Any], classes: list[str]) -> RawObject:

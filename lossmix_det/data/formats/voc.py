@@ -10,97 +10,120 @@ from xml.etree.ElementTree import Element, ParseError
 from defusedxml import DefusedXmlException
 from defusedxml import ElementTree as SafeTree
 
+from lossmix_det.config import DatasetConfig
+from lossmix_det.data.formats.contract import Format
 from lossmix_det.data.images import SUFFIXES
 from lossmix_det.data.records import Problems, RawImage, RawObject, contained
 from lossmix_det.errors import UserError
 
 EDGES = ("xmin", "ymin", "xmax", "ymax")
+TRUE = {"1", "true"}  # how files say that an object is difficult
+FLAG = re.compile(r"\s+(-1|0|1)$")
+NO_FOLDER = "{}: no such folder; a VOC data set has JPEGImages and Annotations in its root"
 
 
-def read_voc(
-    root: Path, split: str, problems: Problems, *, images: str = "", annotations: str = "", pixel_origin: int = 1
-) -> list[RawImage]:
-    """Read the images of a split and their annotations.
+class Voc(Format):
+    """Images in ``JPEGImages``, an XML file for each in ``Annotations``, lists of names in ``ImageSets/Main``.
 
-    VOC counts pixels from 1 and includes the last, so a box becomes (xmin - 1, ymin - 1, xmax, ymax). With
+    ``images`` and ``annotations`` name other folders. ``split`` is the name of a list; if empty, every annotated image
+    is taken. VOC counts pixels from 1 and includes the last, so a box becomes (xmin - 1, ymin - 1, xmax, ymax). With
     ``pixel_origin`` 0 coordinates are taken as they are.
-
-    Args:
-        root: folder that holds the other three.
-        split: name of a list in ImageSets/Main; empty takes every annotation.
-        problems: raises or collects what is wrong with single images.
-        images, annotations: folders other than JPEGImages and Annotations.
-        pixel_origin: 1 or 0.
-
-    Raises:
-        UserError: a folder or the list is missing.
     """
-    image_folder = contained(root, images or "JPEGImages", "images")
-    annotation_folder = contained(root, annotations or "Annotations", "annotations")
-    files = _image_files(image_folder)
-    if not annotation_folder.is_dir():
-        raise UserError(
-            f"{annotation_folder}: no such folder; a VOC data set has JPEGImages and Annotations in its root"
-        )
-    result = []
-    for where, name in _names(root, split, annotation_folder, problems):
-        xml = annotation_folder / f"{name}.xml"
-        image = files.get(name) or image_folder / f"{name}.jpg"
-        if not xml.is_file():
-            problems.fail(f"{where}: annotation {xml} is missing")
-            continue
-        raw = _read_annotation(xml, image, pixel_origin, problems)
-        if raw is not None:
-            result.append(raw)
-    return result
+
+    def read(self, entry: DatasetConfig, problems: Problems) -> tuple[list[RawImage], dict[str, int]]:
+        """The images of the split with their boxes; classes have no numbers.
+
+        Raises:
+            UserError: a folder or the list is missing.
+        """
+        folders = _Folders(entry)
+        if not folders.annotations.is_dir():
+            raise UserError(NO_FOLDER.format(folders.annotations))
+        names = folders.listed(entry.split, problems) if entry.split else folders.annotated()
+        images = []
+        for where, name in names:
+            xml = folders.annotation(name)
+            if not xml.is_file():
+                problems.fail(f"{where}: annotation {xml} is missing")
+                continue
+            image = _read_annotation(xml, folders.image(name), entry.pixel_origin, problems)
+            if image is not None:
+                images.append(image)
+        return images, {}
+
+    def read_images(self, entry: DatasetConfig, problems: Problems) -> list[RawImage]:
+        """The images of the split, or every image if there is none.
+
+        Raises:
+            UserError: the folder of images or the list is missing.
+        """
+        folders = _Folders(entry)
+        if not entry.split:
+            return [RawImage(str(path), path, []) for path in folders.files.values()]
+        return [RawImage(where, folders.image(name), []) for where, name in folders.listed(entry.split, problems)]
 
 
-def read_voc_images(root: Path, split: str, problems: Problems, *, images: str = "") -> list[RawImage]:
-    """The images of a split, or all there are, without a look at any annotation."""
-    folder = contained(root, images or "JPEGImages", "images")
-    files = _image_files(folder)
-    if not split:
-        return [RawImage(str(path), path, []) for path in files.values()]
-    names = _names(root, split, folder, problems)
-    return [RawImage(where, files.get(name) or folder / f"{name}.jpg", []) for where, name in names]
+class _Folders:
+    """The folders of one data set, and its images by the names that lists call them."""
 
+    def __init__(self, entry: DatasetConfig) -> None:
+        root = Path(entry.root)
+        self.lists = root / "ImageSets" / "Main"
+        self.images = contained(root, entry.images or "JPEGImages", "images")
+        self.annotations = contained(root, entry.annotations or "Annotations", "annotations")
+        if not self.images.is_dir():
+            raise UserError(NO_FOLDER.format(self.images))
+        paths = (path for path in sorted(self.images.iterdir()) if path.suffix.lower() in SUFFIXES)
+        self.files = {path.stem: path for path in paths}
 
-def _image_files(folder: Path) -> dict[str, Path]:
-    """Images by the name that lists call them."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; a VOC data set has JPEGImages and Annotations in its root")
-    return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES}
+    def image(self, name: str) -> Path:
+        """The file of an image, which need not exist."""
+        return self.files.get(name) or self.images / f"{name}.jpg"
 
+    def annotation(self, name: str) -> Path:
+        """The XML file of an image, which need not exist."""
+        return self.annotations / f"{name}.xml"
 
-def _names(root: Path, split: str, annotations: Path, problems: Problems) -> Iterator[tuple[str, str]]:
-    """(where it is listed, image name) for every image of the split."""
-    if not split:
-        for path in sorted(annotations.glob("*.xml")):
+    def annotated(self) -> Iterator[tuple[str, str]]:
+        """(annotation file, image name) for every annotation."""
+        for path in sorted(self.annotations.glob("*.xml")):
             yield str(path), path.stem
-        return
-    listing = contained(root / "ImageSets" / "Main", f"{split}.txt", "split")
+
+    def listed(self, split: str, problems: Problems) -> Iterator[tuple[str, str]]:
+        """(file and line, image name) for every image of a split."""
+        listing = contained(self.lists, f"{split}.txt", "split")
+        for number, line in enumerate(_lines(listing), start=1):
+            word, where = line.strip(), f"{listing}:{number}"
+            if not word:
+                continue
+            try:
+                name = self._name(word, where)
+            except OSError as error:
+                problems.fail(f"{where}: {word[:40]!r} … is no name of an image ({error.strerror})")
+            except UserError as error:
+                problems.fail(str(error))
+            else:
+                yield where, name
+
+    def _name(self, word: str, where: str) -> str:
+        """The image that a line of a list names.
+
+        Lists per class have a flag behind the name: 1, 0 or -1. Names may end like that too, so the flag is cut off
+        only if there is neither an image nor an annotation of the whole name.
+        """
+        contained(self.annotations, f"{word}.xml", where)
+        named = self.annotation(word).is_file() or self.image(word).is_file()
+        return word if named else FLAG.sub("", word)
+
+
+def _lines(listing: Path) -> list[str]:
     if not listing.is_file():
-        found = ", ".join(sorted(path.stem for path in listing.parent.glob("*.txt"))) or "none"
-        raise UserError(f"{listing}: no such split (found: {found})")
+        splits = ", ".join(sorted(path.stem for path in listing.parent.glob("*.txt"))) or "none"
+        raise UserError(f"{listing}: no such split (found: {splits})")
     try:
-        lines = listing.read_text(encoding="utf-8-sig").splitlines()
+        return listing.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise UserError(f"{listing}: is not UTF-8 text; save it as UTF-8") from None
-    for number, line in enumerate(lines, start=1):
-        name, where = line.strip(), f"{listing}:{number}"
-        if not name:
-            continue
-        try:
-            if not contained(annotations, f"{name}.xml", where).is_file():
-                # Lists per class carry a flag behind the name: 1, 0 or -1.
-                name = re.sub(r"\s+(-1|0|1)$", "", name)
-        except OSError as error:
-            problems.fail(f"{where}: {name[:40]!r} … is no name of an image ({error.strerror})")
-            continue
-        except UserError as error:
-            problems.fail(str(error))
-            continue
-        yield where, name
 
 
 def _read_annotation(xml: Path, image: Path, pixel_origin: int, problems: Problems) -> RawImage | None:
@@ -141,7 +164,7 @@ def _read_object(element: Element, where: str, pixel_origin: int) -> RawObject:
     # Checked in the file's own numbers: counting inclusively, xmin = xmax would otherwise pass as one pixel.
     if edges["xmax"] <= edges["xmin"] or edges["ymax"] <= edges["ymin"]:
         raise ValueError(f"({name}) has a box without area: " + ", ".join(f"{edge} {edges[edge]:g}" for edge in EDGES))
-    difficult = (element.findtext("difficult") or "0").strip().lower() in ("1", "true")
+    difficult = (element.findtext("difficult") or "0").strip().lower() in TRUE
     low = (edges["xmin"] - pixel_origin, edges["ymin"] - pixel_origin)
     return RawObject(where, name, (*low, edges["xmax"], edges["ymax"]), difficult)
 

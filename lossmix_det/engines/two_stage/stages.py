@@ -27,7 +27,7 @@ BACKGROUND, IGNORED = -1, -2  # in place of the index of a matched box
 
 
 class Scored(NamedTuple):
-    """What a stage has scored for one truth, for whoever counts it: samples of so many images, and RoI heads' logits."""
+    """What a stage has scored for one truth, for whoever counts it: samples of so many images; logits of RoI heads."""
 
     foreground: Tensor
     images: int

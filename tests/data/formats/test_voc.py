@@ -3,7 +3,7 @@ import pytest
 from conftest import voc_object, voc_xml, write_image
 
 from lossmix_det.config import load_config
-from lossmix_det.data.catalog import load
+from lossmix_det.data.catalog import load, load_target
 from lossmix_det.errors import UserError
 
 
@@ -192,11 +192,63 @@ def test_the_fingerprint_follows_content_and_nothing_else(voc_folder, tmp_path):
     write_image(moved / "JPEGImages" / "one.png", seed=9)
 
 
-def test_a_name_that_ends_like_a_flag_is_a_name(voc_folder):
+def rename(root, old, new):
     for folder, suffix in (("JPEGImages", "png"), ("Annotations", "xml")):
-        (voc_folder / folder / f"one.{suffix}").rename(voc_folder / folder / f"IMG 1.{suffix}")
-    (voc_folder / "ImageSets" / "Main" / "train.txt").write_text("IMG 1\ntwo 1\n")
-    assert [record.path.stem for record in load_voc(voc_folder).records] == ["IMG 1", "two"]
+        (root / folder / f"{old}.{suffix}").rename(root / folder / f"{new}.{suffix}")
+
+
+def write_list(root, text):
+    (root / "ImageSets" / "Main" / "train.txt").write_text(text)
+
+
+def load_voc_target(root):
+    config = load_config(None, [f"datasets.mine.root={root}", "datasets.mine.split=train"])
+    return load_target("mine", config, ["cat", "dog"])
+
+
+FLAGGED_NAMES = [
+    # names of the two images, the list, which of them it names
+    pytest.param("IMG 1", "two", "IMG 1\ntwo\n", ["IMG 1", "two"], id="a name like a flag"),
+    pytest.param("IMG 1", "two", "IMG 1\ntwo 1\n", ["IMG 1", "two"], id="a name and a flag"),
+    pytest.param("IMG 1", "two", "IMG 1  -1\ntwo  0\n", ["IMG 1", "two"], id="a flag behind a name like one"),
+    pytest.param("frame 0", "frame -1", "frame 0\nframe -1\n", ["frame 0", "frame -1"], id="alike up to the end"),
+    pytest.param("frame", "frame 0", "frame 0\nframe 1\n", ["frame 0", "frame"], id="one name begins the other"),
+]
+
+
+@pytest.mark.parametrize("labels", ["labelled", "without annotations", "without their folder"])
+@pytest.mark.parametrize(("one", "two", "text", "expected"), FLAGGED_NAMES)
+def test_a_flag_is_cut_off_only_where_the_whole_name_is_no_image(voc_folder, labels, one, two, text, expected):
+    rename(voc_folder, "two", two)
+    rename(voc_folder, "one", one)
+    write_list(voc_folder, text)
+    if labels == "labelled":
+        assert [record.path.stem for record in load_voc(voc_folder).records] == expected
+    else:
+        for path in (voc_folder / "Annotations").iterdir():
+            path.unlink()
+    if labels == "without their folder":
+        (voc_folder / "Annotations").rmdir()
+    target = load_voc_target(voc_folder)
+    assert [record.path.stem for record in target.records] == expected
+    assert target.labelled == (labels == "labelled")
+
+
+def test_an_image_without_annotation_keeps_its_name_that_ends_like_a_flag(voc_folder):
+    rename(voc_folder, "one", "IMG 1")
+    write_list(voc_folder, "IMG 1\n")
+    (voc_folder / "Annotations" / "IMG 1.xml").unlink()
+    with pytest.raises(UserError, match=r"train.txt:1: annotation .*IMG 1.xml is missing"):
+        load_voc(voc_folder)
+
+
+def test_an_annotation_without_image_keeps_its_name_that_ends_like_a_flag(voc_folder):
+    rename(voc_folder, "one", "IMG 1")
+    write_list(voc_folder, "IMG 1\n")
+    (voc_folder / "JPEGImages" / "IMG 1.png").unlink()
+    for read in (load_voc, load_voc_target):
+        with pytest.raises(UserError, match=r"image .*IMG 1.jpg is missing"):
+            read(voc_folder)
 
 
 def test_difficult_may_be_written_as_a_word(voc_folder):

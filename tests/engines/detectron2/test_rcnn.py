@@ -13,7 +13,7 @@ from stock import MODELS, detectron2_inputs, options
 from torch.testing import assert_close
 
 from lossmix_det.config import Config, ModelConfig, OptimizerConfig, load_config
-from lossmix_det.engines import LOSSES, build_detector
+from lossmix_det.engines import build_detector
 from lossmix_det.engines.export import export_model
 from lossmix_det.errors import UserError
 from lossmix_det.structures import ImageBatch, Instances, Supervision
@@ -60,20 +60,20 @@ def stock_losses(detector, truths) -> dict[str, torch.Tensor]:
     with EventStorage():
         found = detector.model(detectron2_inputs(detector, images(), truths))
     names = ("loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg")
-    return {ours: found[theirs] for ours, theirs in zip(LOSSES, names, strict=True)}
+    return {ours: found[theirs] for ours, theirs in zip(detector.loss_names, names, strict=True)}
 
 
 def losses(detector, *supervisions: Supervision) -> dict[str, torch.Tensor]:
     torch.manual_seed(7)
     encoding = detector.encode(images())
     found = [detector.losses(encoding, each) for each in supervisions]
-    return {name: sum(part[name] for part in found) for name in LOSSES}
+    return {name: sum(part[name] for part in found) for name in detector.loss_names}
 
 
 @pytest.mark.parametrize("truths", [TRUTHS, OTHERS], ids=["boxes", "an image without"])
 def test_weight_one_is_the_stock_loss(detector, truths):
     ours, stock = losses(detector, Supervision.full(truths)), stock_losses(detector, truths)
-    for name in LOSSES:
+    for name in detector.loss_names:
         assert_close(ours[name], stock[name], **CLOSE)
     assert all(value > 0 for value in ours.values())
 
@@ -179,15 +179,16 @@ def test_a_step_whose_loss_is_not_finite_is_skipped(tmp_path):
     """Detectron2 itself would end the run when it looks for proposals."""
     words = "[" + ",".join(f'"{word}"' for word in options("fpn")) + "]"
     it = trainer(tmp_path, *ADAPT, "model.engine=detectron2", f"model.detectron2_options={words}", *AS_PUBLISHED)
-    it.prepare_adaptation()
-    bias = it.detector.model.proposal_generator.rpn_head.objectness_logits.bias
+    it.state.begin_adaptation(it.fabric)
+    bias = it.state.detector.model.proposal_generator.rpn_head.objectness_logits.bias
     with torch.no_grad():
         bias.fill_(float("nan"))
-    before = {name: value.clone() for name, value in it.detector.exported().items()}
+    before = {name: value.clone() for name, value in it.state.detector.exported().items()}
     it.learn(batch())
-    assert (it.bad_steps, it.skipped_steps) == (1, 1)
+    assert (it.state.bad_steps, it.state.skipped_steps) == (1, 1)
     assert_same_tensors(
-        {k: v.nan_to_num() for k, v in it.detector.exported().items()}, {k: v.nan_to_num() for k, v in before.items()}
+        {k: v.nan_to_num() for k, v in it.state.detector.exported().items()},
+        {k: v.nan_to_num() for k, v in before.items()},
     )
 
 
@@ -229,48 +230,52 @@ def test_the_trainer_burns_in_and_adapts_with_it(tmp_path, kind, precision, accu
     words += [f"train.precision={precision}", f"train.accumulate={accumulate}"]
     it = trainer(tmp_path, *words, "mixing.probability=0.6")
     assert it.train()
-    assert it.skipped_steps == 0
+    assert it.state.skipped_steps == 0
     assert (tmp_path / "results.json").is_file()
     for weights in ("export/teacher.pth", "checkpoints/step_0000004.pt"):
         again = build_detector(replace(it.config.model, weights=str(tmp_path / weights)), len(it.classes))
-        assert_same_tensors(dict(it.teacher.module.exported()), dict(again.exported()))
+        assert_same_tensors(dict(it.state.teacher.module.exported()), dict(again.exported()))
 
 
 def test_the_step_equals_adaptive_teachers_made_of_detectron2_calls(tmp_path):
     """Strong and weak source supervised; strong target by pseudo-labels without regression; D on both domains."""
     words = "[" + ",".join(f'"{word}"' for word in options("fpn")) + "]"
     it = trainer(tmp_path, *ADAPT, "model.engine=detectron2", f"model.detectron2_options={words}", *AS_PUBLISHED)
-    model = it.detector.model
+    model = it.state.detector.model
     torch.manual_seed(1)
     torch.nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=0.3)
     torch.nn.init.normal_(model.proposal_generator.rpn_head.anchor_deltas.weight, std=0.05)
-    it.prepare_adaptation()
-    it.detector.train()
+    it.state.begin_adaptation(it.fabric)
+    it.state.detector.train()
     step = batch()
-    lesson = it.lesson(step)
-    lesson.images = replace(lesson.images, keys=None)  # stock sampling, from the global generator
+    student_batch = it.compose(step)
+    student_batch.images = replace(student_batch.images, keys=None)  # stock sampling, from the global generator
     torch.manual_seed(5)
-    found = it.student_step(lesson)
+    found = it.student_step(student_batch)
 
     teacher = copy.deepcopy(model).eval()
     with torch.no_grad():
-        detected = teacher.inference(detectron2_inputs(it.detector, step.target.weak), do_postprocess=False)
+        detected = teacher.inference(detectron2_inputs(it.state.detector, step.target.weak), do_postprocess=False)
     sure = [each[each.scores >= 0.5] for each in detected]
     pseudo_labels = [Instances(each.pred_boxes.tensor, each.pred_classes) for each in sure]
     assert sum(map(len, pseudo_labels)) >= 2
     both = ImageBatch.cat([step.source.strong, step.source.weak])
     torch.manual_seed(5)
     with EventStorage():
-        source = model(detectron2_inputs(it.detector, both, step.source.truths * 2))
-        target = model(detectron2_inputs(it.detector, step.target.strong, pseudo_labels))
-    for name, stock in zip(LOSSES, ("loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"), strict=True):
+        source = model(detectron2_inputs(it.state.detector, both, step.source.truths * 2))
+        target = model(detectron2_inputs(it.state.detector, step.target.strong, pseudo_labels))
+    for name, stock in zip(
+        it.state.detector.loss_names, ("loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"), strict=True
+    ):
         assert_close(found[f"source/{name}"], source[stock], **CLOSE)
         expected = torch.zeros(()) if name.endswith("box") else target[stock]
         assert_close(found[f"target/{name}"], expected, **CLOSE)
 
     logits = [
-        it.alignment.discriminators["image"](
-            model.backbone(model.preprocess_image(detectron2_inputs(it.detector, images)).tensor)[it.alignment.level]
+        it.state.alignment.discriminators["image"](
+            model.backbone(model.preprocess_image(detectron2_inputs(it.state.detector, images)).tensor)[
+                it.state.alignment.level
+            ]
         )
         for images in (both, step.target.strong)
     ]
