@@ -40,6 +40,11 @@ class Streams:
         self.unreadable: set[str] = set()
 
     @property
+    def by_use(self) -> dict[str, list[ImageSet]]:
+        """The data sets by what they are for."""
+        return {"train": self.train_sets, "target": self.target_sets, "test": self.test_sets}
+
+    @property
     def sets(self) -> list[ImageSet]:
         return [*self.train_sets, *self.target_sets, *self.test_sets]
 

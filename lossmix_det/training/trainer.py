@@ -31,12 +31,14 @@ from lossmix_det.training.checkpoints import Checkpoints
 from lossmix_det.training.optimization import build_optimizer, build_schedule
 from lossmix_det.training.outputs import BURNED_IN, burned_in_folder, publish, write_detections
 from lossmix_det.training.phases import Lesson, phase_at
+from lossmix_det.training.provenance import describe
 from lossmix_det.training.run_lock import held
-from lossmix_det.training.runlog import RunLog, describe
+from lossmix_det.training.runlog import RunLog, images_seen
 from lossmix_det.training.signals import catching_signals
 from lossmix_det.training.state import collect, restore, start_from
 from lossmix_det.training.streams import Streams
 from lossmix_det.training.student import StudentStep, weight_of
+from lossmix_det.training.summary import log_summary
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +118,8 @@ class Trainer:
         """Train to the last step, evaluating and saving on the way; true if it got there, false if told to stop."""
         with held(self.folder, self.fabric.is_global_zero, self._everywhere):
             if self.fabric.is_global_zero:
-                describe(self.folder, self.config, str(self.fabric.device), self.streams.sets)
+                describe(self.folder, self.config, str(self.fabric.device), self.streams.sets, self.step)
+                log_summary(self.config, self.streams.by_use, self.detector, str(self.fabric.device))
                 report_problems(self.streams.sets, self.streams.unreadable, self.folder)
             if self._restorable and not self.checkpoints.healthy.is_file():  # the setting is newer than the run
                 self._write_checkpoint()
@@ -143,7 +146,8 @@ class Trainer:
                 if self.teacher is not None:
                     self.teacher.update_parameters(self.detector)
                 self.step += 1
-                self._record(losses, len(batch.source.truths or ()), time.perf_counter() - started + waited, waited)
+                images = images_seen(batch, self.adapting)
+                self._record(losses, images, time.perf_counter() - started + waited, waited)
                 if self._in_trouble():
                     self._restore_healthy()
                     return True
