@@ -276,5 +276,5 @@ def test_scores_of_runs_with_other_settings_are_not_reused(tmp_path, monkeypatch
         compare.compare(suites.MIXING, chosen, tmp_path / "unused.md")
     chosen.overrides[-1] = "train.steps=3"
     (tmp_path / "runs" / "shapes" / "union_seed5" / "results.json").unlink()  # nor is such a run continued
-    with pytest.raises(UserError, match=r"union_seed5 holds a run with other settings \(train, ema\)"):
+    with pytest.raises(UserError, match=r"union_seed5 holds a run with other settings \(ema, train\)"):
         compare.compare(suites.MIXING, chosen, tmp_path / "unused.md")
