@@ -18,9 +18,10 @@ from typing import Any
 
 from benchmarks.burn_in import borrow, lenders_of
 from benchmarks.curves import draw_curves
-from lossmix_det.config import Config, as_dict, load_config
+from lossmix_det.config import Config, as_dict, flat, load_config
 from lossmix_det.errors import UserError, nearest
 from lossmix_det.files import write_atomically
+from lossmix_det.training.provenance import changes, read_run, settings_of
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +68,8 @@ class Run:
         return list(json.loads((self.folder / "results.json").read_text()).values())[-1]
 
     def about(self) -> dict[str, Any] | None:
-        path = self.folder / "run.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        """What the run recorded of itself; None if it has not begun."""
+        return read_run(self.folder)
 
     def complaint(self) -> str:
         """The last words of a run that failed."""
@@ -134,12 +135,12 @@ def _planned(suite: Suite, options: argparse.Namespace, method: str, seed: int) 
 
 
 def _check_settings(run: Run, overrides: list[str]) -> None:
-    """Refuse a run that was begun with other settings than those asked for now, whether or not it has finished."""
+    """Refuse a run that was last started with other settings than those asked for, whether or not it has finished."""
     about = run.about()
     if about is None:
         return
-    wanted, found = as_dict(_settings(run, overrides)), about.get("config", {})
-    changed = [key for key in wanted if wanted[key] != found.get(key)]
+    wanted = flat(as_dict(_settings(run, overrides)))
+    changed = dict.fromkeys(key.partition(".")[0] for key in changes(settings_of(about), wanted))
     if changed:
         raise UserError(
             f"{run.folder} holds a run with other settings ({', '.join(changed)}); give another folder by --runs"

@@ -53,7 +53,7 @@ def _link(file: Path, copy: Path) -> None:
 
 @contextmanager
 def _draft(path: Path) -> Iterator[BinaryIO]:
-    """A file beside, which takes the place of the path once it is whole and on the disk; else it is removed."""
+    """A temporary file beside the path, which replaces it once it is whole and on the disk; else it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -70,7 +70,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint of ours without unpickling code.
 
     Raises:
-        UserError: the file is missing, damaged, or no checkpoint.
+        UserError: the file is missing, damaged, or not a checkpoint.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -109,11 +109,28 @@ def read_model(path: Path) -> dict[str, torch.Tensor]:
 
 
 def classes_of(weights: Path) -> list[str] | None:
-    """The class names that a checkpoint of ours, or the JSON beside an export, records; None if there are none."""
-    if weights.with_suffix(".json").is_file():
-        about = json.loads(weights.with_suffix(".json").read_text())
-        return about.get("classes") if isinstance(about, dict) else None
+    """The class names that weights were trained on, in order; None if nothing says so.
+
+    Args:
+        weights: an export, whose classes stand in the JSON beside it, or a checkpoint of ours.
+    """
+    classes = _exported_classes(weights.with_suffix(".json"))
+    if classes is not None:
+        return classes
     try:
         return read_checkpoint(weights)["classes"]
     except (UserError, KeyError):
         return None
+
+
+def _exported_classes(path: Path) -> list[str] | None:
+    """The classes in a JSON that was written with an export; None for any other file, which is not ours to judge."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(content, dict) or "engine" not in content:
+        return None
+    classes = content.get("classes")
+    named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    return classes if named else None

@@ -189,9 +189,9 @@ def test_a_mixed_image_is_the_blend_of_two_stock_losses_and_of_their_gradients(m
             assert_close(value.grad / scale, gradients[name] / scale, rtol=1e-4, atol=1e-4)
 
 
-def test_nothing_is_mixed_under_the_rule_none():
+def test_nothing_is_mixed_at_probability_zero():
     plain = inputs()
-    found = plugin.mix_inputs(plain, MixingConfig(rule="none", probability=1.0), np.random.default_rng(3))
+    found = plugin.mix_inputs(plain, MixingConfig(probability=0.0), np.random.default_rng(3))
     for own, result in zip(plain, found, strict=True):
         assert torch.equal(result["image"], own["image"].float())
         assert torch.equal(result["instances"].gt_boxes.tensor, own["instances"].gt_boxes.tensor)
@@ -220,10 +220,10 @@ def test_pixels_truths_and_names_of_a_mixed_batch():
     assert all(each["image"].dtype == torch.uint8 for each in plain)
 
 
-@pytest.mark.parametrize("rule", ["union", "noise", "lossmix_instance"])
+@pytest.mark.parametrize("rule", ["union", "own", "lossmix_instance"])
 def test_the_other_rules_are_those_of_the_engine(rule):
     """The same mixed images, scored by the engine against the supervisions that the rule gives."""
-    from lossmix_det.mixing import draw_mix, mixup, supervise
+    from lossmix_det.mixing import Among, Recipe, blend
 
     torch.manual_seed(0)
     cfg = configured()
@@ -238,9 +238,11 @@ def test_the_other_rules_are_those_of_the_engine(rule):
         [ImageBatch(each["image"][None].flip(1) / 255, (each["image"].shape[1:],)) for each in plain]
     )
     truths = [Instances(each["instances"].gt_boxes.tensor, each["instances"].gt_classes) for each in plain]
-    mix = draw_mix(3, settings, np.random.default_rng(3))
-    encoding = detector.encode(mixup(batch, mix))
-    parts = [detector.losses(encoding, each) for each in supervise(truths, mix, settings)]
+    recipe = Recipe(settings)
+    mix = recipe.draw(batch, Among(3), np.random.default_rng(3))
+    mixed = blend(batch, mix)
+    encoding = detector.encode(mixed)
+    parts = [detector.losses(encoding, each) for each in recipe.supervise(truths, mix, mixed)]
     for name, ours_name in zip(NAMES, ("rpn_class", "rpn_box", "roi_class", "roi_box"), strict=True):
         assert_close(found[name], sum(part[ours_name] for part in parts), rtol=1e-4, atol=1e-5)
 

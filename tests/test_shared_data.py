@@ -88,7 +88,7 @@ def test_adaptation_between_microscopes_runs_from_its_configuration(shared_data,
     config = load_config(ROOT / "configs" / "blood_adapt" / f"{method}.yaml", words)
     fabric = Fabric(accelerator="cpu", devices=1)
     it = Trainer(config, fabric, console=Console(file=io.StringIO()))
-    assert it.classes == ["RBC", "WBC"]
+    assert it.state.classes == ["RBC", "WBC"]
     assert it.train()
     assert it.state.skipped_steps == 0
     if method != "oracle":

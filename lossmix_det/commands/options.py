@@ -6,6 +6,7 @@ import argparse
 import logging
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING
@@ -64,13 +65,33 @@ def parse(parser: argparse.ArgumentParser, words: Sequence[str] | None = None) -
     return options
 
 
+# Warnings that are not shown, by how they begin.
+NOISE = (
+    "`torch.jit.script` is deprecated",  # of libraries about themselves
+    "torch.meshgrid: in an upcoming release",
+    "is_fx_tracing will return true",
+    "This DataLoader will create",  # said once, by the summary that a run opens with
+)
+TALKATIVE = ("lightning",)  # loggers that announce what is set
+
+
 def run_tool(action: Callable[[], int]) -> int:
     """Run a command; a mistake of its user or a fault of the machine becomes one sentence and status 2."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
-    for name in ("lightning", "lightning_fabric", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    _set_up_log()
     try:
         return action()
     except (UserError, OSError) as error:  # the latter: a full disk, a folder that may not be written to
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _set_up_log() -> None:
+    """Log to stderr with the time, and without the announcements and noise of libraries."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, force=True
+    )
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(lambda record: record.levelno >= logging.WARNING or not record.name.startswith(TALKATIVE))
+    logging.getLogger("torch.fx._symbolic_trace").addFilter(lambda record: not record.getMessage().startswith(NOISE))
+    for beginning in NOISE:
+        warnings.filterwarnings("ignore", message=re.escape(beginning))

@@ -118,6 +118,7 @@ def _merge(config: DictConfig, content: DictConfig, origin: str) -> DictConfig:
 # What OmegaConf says of its own classes, for people who do not know these.
 IN_WORDS = {
     "is not a ListConfig": "takes a list, for example [a, b]",
+    "Incompatible value 'None'": "takes neither null nor nothing; to empty a text, write ''",
     "is not a subclass of": "is a group of settings; give these one by one, as GROUP.KEY=VALUE or indented below it",
 }
 

@@ -1,18 +1,11 @@
-"""What a run leaves behind to be read: numbers as CSV, JSON and TensorBoard, a progress bar, and their origin."""
+"""What a run says while it trains: numbers as CSV, JSON and TensorBoard, and a progress bar."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import logging
 import math
-import platform
-import subprocess
 import sys
-import time
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,147 +14,114 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from lossmix_det.config import Config, as_dict, save_config
-from lossmix_det.data.records import ImageSet
-from lossmix_det.files import write_atomically
+from lossmix_det.structures import StepBatch
+from lossmix_det.training.metrics import MetricsFile
 
 log = logging.getLogger(__name__)
 
-PACKAGES = (
-    "lossmix-det",
-    "torch",
-    "torchvision",
-    "lightning-fabric",
-    "albumentations",
-    "opencv-python-headless",
-    "numpy",
-    "pycocotools",
-    "omegaconf",
-)
-
-
-class MetricsFile:
-    """Rows of numbers by step, as CSV while the run goes on and as JSON at every checkpoint.
-
-    Only what a resumed run repeats exactly belongs here; timings go elsewhere.
-
-    Args:
-        path: of the CSV.
-        resume_at: rows after this step are dropped, because those steps will run again.
-    """
-
-    def __init__(self, path: Path, resume_at: int = 0) -> None:
-        self.path = path
-        self.rows = [row for row in _read_rows(path) if row["step"] <= resume_at] if resume_at else []
-        self.columns = list(dict.fromkeys(name for row in self.rows for name in row))
-        write_atomically(path, self._text(self.rows, header=True) if self.rows else "")
-
-    def add(self, row: dict[str, float]) -> None:
-        """Append one row; a name that was not there before rewrites the file with another column.
-
-        A second row of a step is merged into the first.
-        """
-        again = bool(self.rows) and self.rows[-1]["step"] == row["step"]
-        row = {**self.rows[-1], **row} if again else row
-        self.rows = [*self.rows[:-1], row] if again else [*self.rows, row]
-        if set(row) <= set(self.columns) and not again:
-            with open(self.path, "a") as file:
-                file.write(self._text([row]))
-        else:
-            self.columns += [name for name in row if name not in self.columns]
-            write_atomically(self.path, self._text(self.rows, header=True))
-
-    def write_json(self) -> None:
-        rows = [{k: None if math.isnan(value) else value for k, value in row.items()} for row in self.rows]
-        write_atomically(self.path.with_suffix(".json"), json.dumps(rows, indent=1) + "\n")
-
-    def _text(self, rows: list[dict[str, float]], header: bool = False) -> str:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, self.columns, lineterminator="\n")
-        if header:
-            writer.writeheader()
-        writer.writerows(rows)
-        return text.getvalue()
-
-
-def _read_rows(path: Path) -> list[dict[str, float]]:
-    if not path.is_file():
-        return []
-    with open(path) as file:
-        # A line that a kill cut short has fewer cells, or a cell that is no number; its step will run again.
-        rows = [_numbers(row) for row in csv.DictReader(file)]
-    return [row for row in rows if row]
-
-
-def _numbers(row: dict[str, str | None]) -> dict[str, float]:
-    try:
-        cells = {name: float(cell) for name, cell in row.items() if cell}
-        return {**cells, "step": int(cells["step"])}
-    except (ValueError, KeyError):
-        return {}
+RSS_PER_GIB = {"darwin": 2**30}  # everywhere else it is counted in KiB
+KINDS = ("source", "target", "mixed", "alignment")  # of losses: the part of their names before the slash
 
 
 class NotedProgress(Progress):
-    """A progress bar with a line of text below it."""
+    """A progress bar with a line of text below it, cut at the width of the terminal."""
 
     note = ""
 
     def get_renderables(self) -> Iterable[RenderableType]:
+        """The bar and the line."""
         yield from super().get_renderables()
-        yield Text(self.note)
+        yield Text(self.note, no_wrap=True, overflow="ellipsis")
+
+
+class Speed:
+    """How fast the steps since the last row were."""
+
+    def __init__(self) -> None:
+        self.steps = self.images = 0
+        self.seconds = self.waited = 0.0
+
+    def count(self, images: int, seconds: float, waited: float) -> None:
+        """Add one step: the images that the student saw, its seconds, and those of them spent waiting for data."""
+        self.steps += 1
+        self.images, self.seconds, self.waited = self.images + images, self.seconds + seconds, self.waited + waited
+
+    def row(self) -> dict[str, float]:
+        """The columns of speed.csv."""
+        seconds = max(self.seconds, 1e-9)
+        return {
+            "seconds_per_step": self.seconds / max(self.steps, 1),
+            "images_per_s": self.images / seconds,
+            "data_wait_share": self.waited / seconds,
+            "memory_gib": memory_gib(),
+        }
 
 
 class RunLog:
-    """Metrics files, TensorBoard and progress of one run; silent on all processes but the first."""
+    """Metrics files, TensorBoard and progress of one run; silent on all processes but the first.
+
+    Args:
+        folder: of the run.
+        start: the step that it begins or resumes at.
+        total: the last step.
+        console: shows progress, if it is a terminal; else progress goes to the log.
+        active: this is the first process.
+    """
 
     def __init__(self, folder: Path, start: int, total: int, console: Console, active: bool) -> None:
         self.active, self.total, self.console = active, total, console
-        self.seconds = self.waited = 0.0
-        self.images = 0
+        self.speed = Speed()
         if not active:
             return
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only needed here
 
         self.metrics = MetricsFile(folder / "metrics.csv", start)
-        self.speed = MetricsFile(folder / "speed.csv", start)
+        self.speeds = MetricsFile(folder / "speed.csv", start)
         self.history = MetricsFile(folder / "scores.csv", start)
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start or None)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.progress = NotedProgress(*columns, console=console, disable=not console.is_terminal)
+        shown = console if console.is_terminal else Console(quiet=True)
+        self.progress = NotedProgress(*columns, console=shown, disable=not console.is_terminal)
         self.task = self.progress.add_task("train", total=total, completed=start)
         self.progress.start()
 
     def count(self, images: int, seconds: float, waited: float) -> None:
-        """Add one step's share to the speed since the last row."""
-        self.images, self.seconds, self.waited = self.images + images, self.seconds + seconds, self.waited + waited
+        """Add one step to the speed since the last row.
+
+        Args:
+            images: that the student saw, over all processes.
+            seconds: that the step took, waiting for data included.
+            waited: seconds of these that were spent waiting for data.
+        """
+        self.speed.count(images, seconds, waited)
 
     def step(self, step: int) -> None:
+        """Move the progress bar."""
         if self.active:
             self.progress.update(self.task, completed=step)
 
     def row(self, step: int, values: dict[str, float]) -> None:
-        """Record one row of losses, and the speed since the last."""
-        speed = {
-            "images_per_s": self.images / max(self.seconds, 1e-9),
-            "data_wait_share": self.waited / max(self.seconds, 1e-9),
-            "memory_gib": memory_gib(),
-        }
-        self.images, self.seconds, self.waited = 0, 0.0, 0.0
+        """Record one row of losses, and the speed since the last row."""
+        speed = self.speed.row()
+        self.speed = Speed()
         if not self.active:
             return
         self.metrics.add({"step": step, **values})
-        self.speed.add({"step": step, **{name: round(value, 4) for name, value in speed.items()}})
+        self.speeds.add({"step": step, **{name: round(value, 4) for name, value in speed.items()}})
         for name, value in {**values, **{f"speed/{name}": value for name, value in speed.items()}}.items():
             self.board.add_scalar(name, value, step)
-        text = (
-            f"{_in_words(values)} | {speed['images_per_s']:.1f} images/s, "
-            f"waiting for data {speed['data_wait_share']:.0%}, {speed['memory_gib']:.1f} GiB"
-        )
+        text = f"{_losses(values)} | {_speed(speed)}"
         self.progress.note = text
         if not self.console.is_terminal:
             log.info("step %d/%d  %s", step, self.total, text)
 
     def scores(self, step: int, results: dict[str, Any]) -> None:
+        """Record the scores of an evaluation.
+
+        Args:
+            step: after which it was.
+            results: by model and test set.
+        """
         if not self.active:
             return
         row = {
@@ -177,32 +137,57 @@ class RunLog:
             self.history.add({"step": step, **row})
 
     def flush(self) -> None:
+        """Bring everything recorded so far to the disk."""
         if self.active:
             self.metrics.write_json()
             self.board.flush()
 
     def close(self) -> None:
+        """Flush, and end the progress bar."""
         if self.active:
             self.flush()
             self.progress.stop()
             self.board.close()
 
 
-def _in_words(values: dict[str, float]) -> str:
-    """Losses, by kind where there are several kinds, and the state of the pseudo-labels."""
-    names = [name for name in values if name.partition("/")[0] in ("source", "target", "mixed", "alignment")]
+def images_seen(batch: StepBatch, adapting: bool) -> int:
+    """How many images the student sees in a step.
+
+    Args:
+        batch: whose source images it sees in every view.
+        adapting: then it sees the target's strong views too.
+    """
+    target = batch.target.strong if adapting and batch.target else None
+    return sum(len(view) for view in (batch.source.weak, batch.source.strong, target) if view is not None)
+
+
+def _losses(values: dict[str, float]) -> str:
+    """Losses, summed by kind where there are several kinds, and the state of the pseudo-labels."""
+    names = [name for name in values if name.partition("/")[0] in KINDS]
     kinds = list(dict.fromkeys(name.partition("/")[0] for name in names))
-    if len(kinds) == 1:
-        parts = [f"{name.partition('/')[2]} {values[name]:.3f}" for name in names]
-    else:
+    if len(kinds) > 1:
         sums = {kind: sum(values[name] for name in names if name.startswith(f"{kind}/")) for kind in kinds}
-        parts = [f"{kind} {value:.3f}" for kind, value in sums.items()]
-    text = f"loss {values['loss']:.3f} ({' '.join(parts)})"
+        terms = [f"{kind} {value:.3f}" for kind, value in sums.items()]
+    else:
+        terms = [f"{name.partition('/')[2]} {values[name]:.3f}" for name in names]
+    text = f"loss {values['loss']:.3f} ({' '.join(terms)})"
     if "pseudo/per_image" in values:
         text += f" | pseudo-labels {values['pseudo/per_image']:.1f} per image"
     if "pseudo/precision" in values:
-        text += f", precision {values['pseudo/precision']:.0%}, recall {values['pseudo/recall']:.0%}"
+        text += f", precision {_percent(values['pseudo/precision'])}, recall {_percent(values['pseudo/recall'])}"
     return text
+
+
+def _speed(speed: dict[str, float]) -> str:
+    return (
+        f"{speed['seconds_per_step']:.2f} s/step, {speed['images_per_s']:.1f} images/s, "
+        f"waiting for data {speed['data_wait_share']:.0%}, {speed['memory_gib']:.1f} GiB"
+    )
+
+
+def _percent(share: float) -> str:
+    """A share in percent, or a dash where there is nothing to take it of."""
+    return "–" if math.isnan(share) else f"{share:.0%}"
 
 
 def memory_gib() -> float:
@@ -214,50 +199,4 @@ def memory_gib() -> float:
     except ImportError:  # Windows has none
         return math.nan
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)
-
-
-def provenance(config: Config, device: str, datasets: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Everything needed to tell where a number came from."""
-    return {
-        "command": sys.argv,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "seed": config.train.seed,
-        "device": device,
-        "cpu_threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "versions": {name: _version(name) for name in PACKAGES},
-        "git_revision": git_revision(),
-        "datasets": datasets,
-        "config": as_dict(config),
-    }
-
-
-def git_revision() -> str | None:
-    """Commit of the source tree, with ``+changes`` if it differs; None outside of one."""
-    file = Path(__file__).resolve()
-    describe = ["describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"]
-    words = (["ls-files", "--error-unmatch", file.name], describe)  # first: is this file of that repository at all?
-    try:
-        for command in words:
-            line = ["git", "-C", str(file.parent), *command]
-            done = subprocess.run(line, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def describe(folder: Path, config: Config, device: str, sets: list[ImageSet]) -> None:
-    """Say in the folder of a run what the run is."""
-    save_config(config, folder / "config.yaml")
-    datasets = {each.name: {"images": len(each), "fingerprint": each.fingerprint} for each in sets}
-    content = provenance(config, device, datasets)
-    write_atomically(folder / "run.json", json.dumps(content, indent=2) + "\n")
+    return peak / RSS_PER_GIB.get(sys.platform, 2**20)

@@ -39,6 +39,11 @@ class Streams:
         self.target_labelled = all(image_set.labelled for image_set in self.target_sets)
 
     @property
+    def by_use(self) -> dict[str, list[ImageSet]]:
+        """The data sets by what they are for."""
+        return {"train": self.train_sets, "target": self.target_sets, "test": self.test_sets}
+
+    @property
     def sets(self) -> list[ImageSet]:
         """Those to train on, to adapt to and to test on."""
         return [*self.train_sets, *self.target_sets, *self.test_sets]

@@ -25,13 +25,15 @@ from lossmix_det.training.checkpoints import Checkpoints
 from lossmix_det.training.outputs import BURNED_IN, burned_in_folder, publish, warn_of_target_labels, write_detections
 from lossmix_det.training.phases import Phases
 from lossmix_det.training.processes import anywhere, everywhere, mean_over_processes
+from lossmix_det.training.provenance import describe
 from lossmix_det.training.recovery import Recovery
 from lossmix_det.training.run_lock import run_lock
-from lossmix_det.training.runlog import RunLog, describe
+from lossmix_det.training.runlog import RunLog, images_seen
 from lossmix_det.training.signals import catching_signals
 from lossmix_det.training.state import RunState
 from lossmix_det.training.streams import Streams
 from lossmix_det.training.student_batch import StudentBatch
+from lossmix_det.training.summary import log_summary
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +78,8 @@ class Trainer:
         """Train to the last step, evaluating and saving on the way; true if it got there, false if told to stop."""
         with run_lock(self.folder, self.fabric.is_global_zero, lambda here: everywhere(self.fabric, here)):
             if self.fabric.is_global_zero:
-                describe(self.folder, self.config, str(self.fabric.device), self.streams.sets)
+                describe(self.folder, self.config, str(self.fabric.device), self.streams.sets, self.state.step)
+                log_summary(self.config, self.streams.by_use, self.state.detector, str(self.fabric.device))
                 report_problems(self.streams.sets, self.state.unreadable, self.folder)
             self.recovery.prepare()
             with catching_signals(self.stop):
@@ -103,7 +106,8 @@ class Trainer:
                 if state.teacher is not None:
                     state.teacher.update_parameters(state.detector)
                 state.step += 1
-                self._record(losses, len(batch.source.truths or ()), time.perf_counter() - started + waited, waited)
+                images = images_seen(batch, state.adapting)
+                self._record(losses, images, time.perf_counter() - started + waited, waited)
                 if self.recovery.is_needed():
                     self.recovery.restore()
                     return True

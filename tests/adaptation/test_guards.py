@@ -118,7 +118,7 @@ def test_collapse_goes_back_to_the_last_healthy_state_with_half_the_weight(tmp_p
 
 def test_what_is_restored_is_the_healthy_state_to_the_last_bit(tmp_path):
     it = collapsing(tmp_path, "restore", 0.3)
-    restored, restore = [], it._restore_healthy
+    restored, restore = [], it.recovery.restore
 
     def watched():
         healthy = read_checkpoint(tmp_path / "checkpoints" / "healthy.pt")
@@ -129,7 +129,7 @@ def test_what_is_restored_is_the_healthy_state_to_the_last_bit(tmp_path):
         assert_same_tensors(healthy["student"], dict(it.state.detector.exported()))
         restored.append(now["step"])
 
-    it._restore_healthy = watched
+    it.recovery.restore = watched
     it.train()
     assert restored == [6, 6]
 

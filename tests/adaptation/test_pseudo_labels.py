@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from lossmix_det.adaptation.pseudo_labels import Thresholds, right, select
+from lossmix_det.adaptation.pseudo_labels import build_thresholds, match_truths, select
 from lossmix_det.config import PseudoLabelConfig
 from lossmix_det.errors import UserError
 from lossmix_det.structures import Instances
@@ -23,7 +23,7 @@ def scores_of(label: int, scores: np.ndarray) -> Instances:
 
 
 def least(config: PseudoLabelConfig) -> list[float]:
-    return Thresholds(config, CLASSES).least().tolist()
+    return build_thresholds(config, CLASSES).least().tolist()
 
 
 def test_one_threshold_for_all_or_one_for_each():
@@ -34,13 +34,13 @@ def test_one_threshold_for_all_or_one_for_each():
 
 def test_an_unknown_class_is_refused_with_the_nearest():
     with pytest.raises(UserError, match="names no class 'dgo'.*did you mean 'dog'"):
-        Thresholds(PseudoLabelConfig(class_scores={"dgo": 0.5}), CLASSES)
+        build_thresholds(PseudoLabelConfig(class_scores={"dgo": 0.5}), CLASSES)
 
 
 def test_the_adaptive_threshold_is_the_quantile_of_each_classs_own_scores():
     """Against numpy, to the width of a bin; bounded by floor and score; `score` before anything was seen."""
     config = PseudoLabelConfig(threshold="adaptive", score=0.9, floor=0.3, portion=0.2, memory=1.0)
-    thresholds = Thresholds(config, CLASSES)
+    thresholds = build_thresholds(config, CLASSES)
     assert thresholds.least().tolist() == pytest.approx([0.9] * 3)
     rng = np.random.default_rng(0)
     cat, dog = rng.beta(2, 3, 4000), rng.beta(1, 9, 4000)
@@ -53,13 +53,13 @@ def test_the_adaptive_threshold_is_the_quantile_of_each_classs_own_scores():
 
 
 def test_the_adaptive_threshold_never_asks_more_than_the_score():
-    thresholds = Thresholds(PseudoLabelConfig(threshold="adaptive", score=0.6), CLASSES)
+    thresholds = build_thresholds(PseudoLabelConfig(threshold="adaptive", score=0.6), CLASSES)
     thresholds.remember(thresholds.count([scores_of(2, np.full(50, 0.99))]))
     assert thresholds.least()[2] == pytest.approx(0.6)
 
 
 def test_old_scores_are_forgotten():
-    thresholds = Thresholds(PseudoLabelConfig(threshold="adaptive", score=1.0, floor=0.0, memory=0.5), CLASSES)
+    thresholds = build_thresholds(PseudoLabelConfig(threshold="adaptive", score=1.0, floor=0.0, memory=0.5), CLASSES)
     thresholds.remember(thresholds.count([scores_of(0, np.full(100, 0.95))]))
     for _ in range(30):
         thresholds.remember(thresholds.count([scores_of(0, np.full(100, 0.25))]))
@@ -101,7 +101,7 @@ def test_a_truth_is_found_once_and_by_its_class_alone():
         (20, 20, 30, 30, 0, 0.7),  # of another class
         (20, 20, 30, 26, 1, 0.6),  # overlap 0.6: finds the second
     )
-    assert right(labels, truth).tolist() == [True, False, False, True]
-    assert right(found((20, 20, 30, 24, 1, 0.9)), truth).tolist() == [False]
-    assert right(found(), truth).tolist() == []
-    assert right(labels, found()).tolist() == [False] * 4
+    assert match_truths(labels, truth).tolist() == [True, False, False, True]
+    assert match_truths(found((20, 20, 30, 24, 1, 0.9)), truth).tolist() == [False]
+    assert match_truths(found(), truth).tolist() == []
+    assert match_truths(labels, found()).tolist() == [False] * 4

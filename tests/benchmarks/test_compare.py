@@ -268,6 +268,13 @@ def test_scores_of_runs_with_other_settings_are_not_reused(tmp_path, monkeypatch
     chosen.overrides[-1] = "train.steps=2"
     with pytest.raises(UserError, match=r"union_seed5 holds a run with other settings \(train\)"):
         compare.compare(suites.MIXING, chosen, tmp_path / "unused.md")
+    path = tmp_path / "runs" / "shapes" / "union_seed5" / "run.json"
+    about = json.loads(path.read_text())
+    about["resumed"] = [{"changed": {"train.steps": [1, 2], "ema.decay": [0.0, 0.5]}}]  # continued by hand
+    path.write_text(json.dumps(about))
+    with pytest.raises(UserError, match=r"union_seed5 holds a run with other settings \(ema\)"):
+        compare.compare(suites.MIXING, chosen, tmp_path / "unused.md")
+    chosen.overrides[-1] = "train.steps=3"
     (tmp_path / "runs" / "shapes" / "union_seed5" / "results.json").unlink()  # nor is such a run continued
-    with pytest.raises(UserError, match=r"union_seed5 holds a run with other settings \(train\)"):
+    with pytest.raises(UserError, match=r"union_seed5 holds a run with other settings \(ema, train\)"):
         compare.compare(suites.MIXING, chosen, tmp_path / "unused.md")

@@ -52,6 +52,7 @@ def test_what_is_saved_is_read_back_the_same(tmp_path):
         ("trian.steps=1", "unknown key 'trian'.*did you mean 'train'"),
         ("datasets.a.formt=voc", "unknown key 'datasets.a.formt' .did you mean 'datasets.a.format'"),
         ("train.steps=many", "train.steps: Value 'many' of type 'str' could not be converted to Integer"),
+        ("model.weights=", "model.weights: takes neither null nor nothing; to empty a text, write ''"),
         ("train.steps=1.5", "train.steps: Value '1.5'"),
         ("data.train=5", r"data.train: takes a list, for example \[a, b\]"),
         ("data.train=a", "data.train: takes a list"),

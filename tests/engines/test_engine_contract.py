@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from lossmix_det.config import MixingConfig, ModelConfig
 from lossmix_det.engines import build_detector
-from lossmix_det.mixing import Mix, mixup, supervise
+from lossmix_det.mixing import RULES, Mix, blend, supervise
 from lossmix_det.structures import ImageBatch, Instances, Supervision
 
 SIZES = ((96, 120), (128, 80), (100, 100))
@@ -136,9 +136,12 @@ def test_lam_at_its_ends_is_one_of_the_two_images(small, lam, truths):
     """Through pixels, sizes and truths: λ = 1 is A and λ = 0 is B."""
     batch = images()
     partner = torch.tensor([1, 2, 0])
-    mix = Mix(partner, torch.full((3,), lam))
+    shares = torch.full((3,), lam)
+    mix = Mix(torch.stack([torch.arange(3), partner], dim=1), torch.stack([shares, 1 - shares], dim=1))
     partners = tuple(TRUTHS_A[index] for index in partner)
-    mixed = losses(small, mixup(batch, mix), *supervise(TRUTHS_A, mix, MixingConfig(rule="lossmix")))
+    images_mixed = blend(batch, mix)
+    rule = RULES["lossmix"](MixingConfig())
+    mixed = losses(small, images_mixed, *supervise(TRUTHS_A, mix, images_mixed, rule))
     if lam == 1.0:
         alone = stock_losses(small, batch, TRUTHS_A)
     else:
@@ -330,6 +333,6 @@ def test_heads_are_what_each_loss_alone_teaches(small):
     for name in small.loss_names:
         found = losses(small, images(), Supervision.full(TRUTHS_A))
         reached = gradients(small, found[name])
-        for other, head in small.heads().items():
+        for other, head in zip(small.loss_names, small.last_layers(), strict=True):
             weight = next(key for key, p in small.named_parameters() if p is head.weight)
             assert (reached[weight].abs().max() > 0) == (other == name)

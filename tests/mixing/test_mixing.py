@@ -4,7 +4,7 @@ import torch
 from torch.testing import assert_close
 
 from lossmix_det.config import MixingConfig
-from lossmix_det.mixing import Mix, draw_mix, mixup, supervise, unmixed
+from lossmix_det.mixing import RULES, Among, Mix, Recipe, blend, supervise, unmixed
 from lossmix_det.mixing.pairing import draw_partners
 from lossmix_det.structures import ImageBatch, Instances
 
@@ -21,7 +21,16 @@ def boxes(*labels: int) -> Instances:
 
 
 def mix(lam: list[float], partner: list[int]) -> Mix:
-    return Mix(torch.tensor(partner), torch.tensor(lam))
+    """Two sources of each image: itself and a partner."""
+    shares = torch.tensor(lam)
+    sources = torch.stack([torch.arange(len(lam)), torch.tensor(partner)], dim=1)
+    return Mix(sources, torch.stack([shares, 1 - shares], dim=1))
+
+
+def draw(count: int, seed: int = 0, **settings) -> Mix:
+    """A mix of black images."""
+    pool = ImageBatch(torch.zeros(count, 3, 1, 1), ((1, 1),) * count)
+    return Recipe(MixingConfig(**settings)).draw(pool, Among(count), rng(seed))
 
 
 # ---------------------------------------------------------------------------------------------- drawing
@@ -36,11 +45,11 @@ def test_nobody_is_its_own_partner_and_everybody_is_somebodys(count):
 
 
 def test_one_image_alone_stays_unmixed():
-    assert draw_mix(1, MixingConfig(probability=1.0), rng()).mixed.tolist() == [False]
+    assert draw(1, probability=1.0).mixed.tolist() == [False]
 
 
 def test_lam_is_drawn_per_image_from_a_symmetric_beta():
-    lam = draw_mix(20000, MixingConfig(alpha=2.0, probability=1.0), rng()).lam
+    lam = draw(20000, alpha=2.0, probability=1.0).lam
     assert len(lam.unique()) > 19000
     assert lam.mean() == pytest.approx(0.5, abs=0.01)
     assert lam.var() == pytest.approx(1 / (4 * (2 * 2.0 + 1)), rel=0.05)  # of Beta(a, a)
@@ -48,33 +57,44 @@ def test_lam_is_drawn_per_image_from_a_symmetric_beta():
 
 @pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
 def test_the_probability_is_the_share_of_mixed_images(probability):
-    mixed = draw_mix(10000, MixingConfig(probability=probability), rng()).mixed
+    mixed = draw(10000, probability=probability).mixed
     assert mixed.float().mean() == pytest.approx(probability, abs=0.02)
 
 
 def test_every_rule_draws_the_same_numbers():
     """Only then does a comparison of rules compare rules."""
-    drawn = {
-        rule: draw_mix(64, MixingConfig(rule=rule, noise_share=1.0), rng(4)) for rule in ("lossmix", "union", "noise")
-    }
+    drawn = {rule: draw(64, 4, rule=rule) for rule in RULES}
     for other in drawn.values():
-        assert_close(other.lam, drawn["lossmix"].lam)
-        assert_close(other.partner, drawn["lossmix"].partner)
+        assert_close(other.shares, drawn["lossmix"].shares)
+        assert_close(other.sources, drawn["lossmix"].sources)
 
 
-def test_noise_keeps_the_other_image_within_its_share():
-    lam = draw_mix(5000, MixingConfig(rule="noise", probability=1.0, noise_share=0.2), rng()).lam
+def test_a_range_of_lam_keeps_the_other_image_within_its_share():
+    lam = draw(5000, probability=1.0, lam_range=[0.8, 1.0]).lam
     assert lam.min() >= 0.8
     assert lam.min() < 0.81
     assert lam.mean() == pytest.approx(0.9, abs=0.01)
 
 
 @pytest.mark.parametrize(
-    ("lam", "message"), [(torch.tensor([1.2]), r"lam must lie in \[0, 1\]"), (torch.ones(2), "one entry per image")]
+    ("shares", "message"),
+    [
+        (torch.tensor([[1.2, -0.2]]), r"shares must lie in \[0, 1\]"),
+        (torch.tensor([[0.5, 0.4]]), "must sum to 1"),
+        (torch.ones(2, 1), "must both have shape"),
+    ],
 )
-def test_impossible_mixes_are_refused(lam, message):
+def test_impossible_mixes_are_refused(shares, message):
     with pytest.raises(ValueError, match=message):
-        Mix(torch.tensor([0]), lam)
+        Mix(torch.tensor([[0, 0]]), shares)
+
+
+def test_masks_and_offsets_are_of_every_source():
+    two = torch.tensor([[0.5, 0.5]])
+    with pytest.raises(ValueError, match=r"masks must begin with shape \(1, 2\), got \(1, 1, 4, 4\)"):
+        Mix(torch.tensor([[0, 1]]), two, masks=torch.ones(1, 1, 4, 4))
+    with pytest.raises(ValueError, match=r"offsets must begin with shape \(1, 2\)"):
+        Mix(torch.tensor([[0, 1]]), two, offsets=torch.zeros(2, 2, 2))
 
 
 # ----------------------------------------------------------------------------------------------- pixels
@@ -89,7 +109,7 @@ def pair() -> ImageBatch:
 
 
 def test_mixed_pixels_worked_by_hand():
-    mixed = mixup(pair(), mix([0.25, 1.0], [1, 0]))
+    mixed = blend(pair(), mix([0.25, 1.0], [1, 0]))
     expected = torch.tensor(
         [
             [0.25 + 0.375, 0.25 + 0.375, 0.25, 0.25],  # both, then A over black
@@ -104,7 +124,7 @@ def test_mixed_pixels_worked_by_hand():
 
 def test_lam_one_is_the_image_and_lam_zero_its_partner_exactly():
     batch = ImageBatch(torch.rand(2, 3, 4, 4), ((4, 3), (2, 4)))
-    same, other = mixup(batch, mix([1.0, 1.0], [1, 0])), mixup(batch, mix([0.0, 0.0], [1, 0]))
+    same, other = blend(batch, mix([1.0, 1.0], [1, 0])), blend(batch, mix([0.0, 0.0], [1, 0]))
     assert torch.equal(same.pixels, batch.pixels)
     assert same.sizes == batch.sizes
     assert torch.equal(other.pixels, batch.pixels[[1, 0]])
@@ -114,13 +134,13 @@ def test_lam_one_is_the_image_and_lam_zero_its_partner_exactly():
 def test_mixing_leaves_its_input_alone():
     batch = pair()
     before = batch.pixels.clone()
-    mixup(batch, mix([0.3, 0.3], [1, 0]))
+    blend(batch, mix([0.3, 0.3], [1, 0]))
     assert torch.equal(batch.pixels, before)
 
 
 def test_swapping_the_pair_and_lam_gives_the_same_pixels():
     batch = ImageBatch(torch.rand(2, 3, 4, 4), ((4, 4), (4, 4)))
-    mixed = mixup(batch, mix([0.3, 0.7], [1, 0]))
+    mixed = blend(batch, mix([0.3, 0.7], [1, 0]))
     assert_close(mixed.pixels[0], mixed.pixels[1])
 
 
@@ -130,8 +150,12 @@ TRUTHS = (boxes(0), boxes(1, 2), boxes())
 LAM, PARTNER = [0.3, 1.0, 0.6], [1, 2, 0]
 
 
-def taught(rule: str, **settings):
-    return supervise(TRUTHS, mix(LAM, PARTNER), MixingConfig(rule=rule, **settings))
+IMAGES = ImageBatch(torch.zeros(3, 3, 10, 10), ((10, 10),) * 3)
+
+
+def taught(rule: str, drawn: Mix | None = None, **settings):
+    made = RULES[rule](MixingConfig(rule=rule, **settings))
+    return supervise(TRUTHS, mix(LAM, PARTNER) if drawn is None else drawn, IMAGES, made)
 
 
 def test_lossmix_keeps_both_truths_each_with_its_share():
@@ -170,21 +194,21 @@ def test_instance_weights_follow_the_image_of_each_box():
     assert_close(only.class_weights, torch.ones(3))
 
 
-def test_noise_teaches_the_image_alone():
-    (only,) = taught("noise")
+def test_own_teaches_the_image_alone():
+    (only,) = taught("own")
     assert [truth.classes.tolist() for truth in only.truths] == [[0], [1, 2], []]
     assert_close(only.class_weights, torch.ones(3))
 
 
-@pytest.mark.parametrize("rule", ["lossmix", "lossmix_instance", "union", "noise", "none"])
+@pytest.mark.parametrize("rule", RULES)
 def test_without_mixing_every_rule_is_ordinary_training(rule):
-    first, *rest = supervise(TRUTHS, unmixed(3), MixingConfig(rule=rule))
+    first, *rest = taught(rule, unmixed(3))
     assert_close(first.class_weights, torch.ones(3))
     assert all(truth.weights is None for truth in first.truths)
     assert [truth.classes.tolist() for truth in first.truths] == [[0], [1, 2], []]
     assert all(supervision.active == [] for supervision in rest)
 
 
-def test_counts_that_disagree_are_refused():
-    with pytest.raises(ValueError, match="2 truths for 3 mixed images"):
-        supervise(TRUTHS[:2], mix(LAM, PARTNER), MixingConfig())
+def test_a_mix_of_images_that_the_pool_lacks_is_refused():
+    with pytest.raises(ValueError, match="the mix names image 2 of 2 truths"):
+        supervise(TRUTHS[:2], mix(LAM, PARTNER), IMAGES, RULES["lossmix"](MixingConfig()))

@@ -16,10 +16,9 @@ from torch.testing import assert_close
 from lossmix_det.config import Config, MixingConfig, ModelConfig, PairsConfig
 from lossmix_det.engines import SoftTeacher, build_detector
 from lossmix_det.engines.two_stage.encoding import Scores
-from lossmix_det.mixing import Mix, draw_domain_mix
-from lossmix_det.structures import StepBatch, Supervision
-from lossmix_det.training import phases
-from lossmix_det.training.phases import Adaptation, BurnIn, phase_at
+from lossmix_det.mixing import AcrossDomains, Mix, Recipe
+from lossmix_det.structures import ImageBatch, StepBatch, Supervision
+from lossmix_det.training.phases import Adaptation, BurnIn, Phases
 
 
 def config(rule: str = "lossmix", **mixing) -> Config:
@@ -33,8 +32,19 @@ def pseudo(*weights: float, boxes: float = 0.0) -> Supervision:
 
 
 def fixed(monkeypatch, partner: list[int], lam: list[float]) -> None:
-    mix = Mix(torch.tensor(partner), torch.tensor(lam))
-    monkeypatch.setattr(phases, "draw_domain_mix", lambda *_, **__: mix)
+    """Draw these partners and λ, whatever the recipe says."""
+    shares = torch.tensor(lam)
+    sources = torch.stack([torch.arange(len(lam)), torch.tensor(partner)], dim=1)
+    mix = Mix(sources, torch.stack([shares, 1 - shares], dim=1))
+    monkeypatch.setattr(Recipe, "draw", lambda *_: mix)
+
+
+def adaptation(settings: Config) -> Adaptation:
+    return Adaptation(settings, settings.mixing)
+
+
+def burn_in(settings: Config) -> BurnIn:
+    return BurnIn(settings, settings.mixing)
 
 
 def compose(phase, step: StepBatch, labels=None):
@@ -58,7 +68,7 @@ def weights(student_batch, name: str) -> list[tuple[list[float], list[float], fl
 def test_every_pair_is_taught_both_truths_by_lam_and_each_domain_is_a_mean_of_its_own(monkeypatch):
     """Slots: two sources, two targets. Pairs: source×source, source×target, target×source, target unmixed."""
     fixed(monkeypatch, [1, 2, 0, 3], [0.25, 0.75, 0.5, 1.0])
-    student_batch = compose(Adaptation(config()), only("strong", batch()), pseudo(1.0, 1.0))
+    student_batch = compose(adaptation(config()), only("strong", batch()), pseudo(1.0, 1.0))
     assert "source" not in student_batch.supervisions
     assert weights(student_batch, "target") == [([0, 0, 0, 1], [0, 0, 0, 0], 2)]
     assert weights(student_batch, "mixed") == [
@@ -89,7 +99,7 @@ def test_swapping_the_images_and_lam_changes_nothing(monkeypatch):
         slot = 0 if lam == 0.3 else COUNT
         partner = [COUNT, 1, 0, COUNT + 1]
         fixed(monkeypatch, partner, [lam if index == slot else 1.0 for index in range(2 * COUNT)])
-        student_batch = compose(Adaptation(config()), only("strong", batch()), pseudo(1.0, 1.0, boxes=1.0))
+        student_batch = compose(adaptation(config()), only("strong", batch()), pseudo(1.0, 1.0, boxes=1.0))
         images = replace(student_batch.images, keys=(7,) * 4)
         encoding = detector.encode(images)
         parts = [detector.losses(encoding, each) for each in student_batch.supervisions["mixed"]]
@@ -106,7 +116,7 @@ def test_swapping_the_images_and_lam_changes_nothing(monkeypatch):
 def test_burn_in_rules_for_pairs_with_the_unlabelled_target(monkeypatch, rule, lam, weight):
     """λ = 0.3 as drawn; `noise` moves it into [1 - 0.1, 1]. The source×source pair beside it is left as it is."""
     fixed(monkeypatch, [2, 0], [0.3, 0.3])
-    student_batch = compose(BurnIn(config(burn_in_rule=rule, noise_share=0.1)), only("strong", batch()))
+    student_batch = compose(burn_in(config(burn_in_rule=rule, noise_share=0.1)), only("strong", batch()))
     step = batch()
     source, target = step.source.strong.to_float().pixels, step.target.strong.to_float().pixels
     assert_close(student_batch.images.pixels[0], lam * source[0] + (1 - lam) * target[0])
@@ -117,23 +127,21 @@ def test_burn_in_rules_for_pairs_with_the_unlabelled_target(monkeypatch, rule, l
     assert own[1] == own[0]
 
 
-@pytest.mark.parametrize("rule", ["lossmix", "lossmix_instance", "union", "noise"])
+@pytest.mark.parametrize("rule", ["lossmix", "lossmix_instance", "union", "own"])
 def test_burn_in_treats_target_partners_alike_under_every_rule(monkeypatch, rule):
     fixed(monkeypatch, [2, 3], [0.4, 0.4])
-    student_batch = compose(BurnIn(config(rule)), only("weak", batch()))
+    student_batch = compose(burn_in(config(rule)), only("weak", batch()))
     (supervision,) = [each for each in student_batch.supervisions["mixed"] if each.active]
     assert_close(supervision.class_weights, torch.ones(2))
     assert all(truth.weights is None for truth in supervision.truths)
     assert [len(truth) for truth in supervision.truths] == [2, 1]
 
 
-@pytest.mark.parametrize("phase", [BurnIn, Adaptation])
-def test_nothing_is_mixed_under_the_rule_none(phase):
-    step = batch()
-    student_batch = compose(
-        phase(config("none", probability=1.0)), only("strong", step), pseudo(1.0, 1.0) if phase is Adaptation else None
-    )
-    seen = [step.source.strong, step.target.strong][: 1 if phase is BurnIn else 2]
+@pytest.mark.parametrize("phase", [burn_in, adaptation])
+def test_nothing_is_mixed_at_probability_zero(phase):
+    step, labels = batch(), pseudo(1.0, 1.0) if phase is adaptation else None
+    student_batch = compose(phase(config(probability=0.0)), only("strong", step), labels)
+    seen = [step.source.strong, step.target.strong][: 1 if phase is burn_in else 2]
     assert_close(student_batch.images.pixels, torch.cat([view.to_float().pixels for view in seen]))
     assert "mixed" not in student_batch.supervisions
 
@@ -143,10 +151,10 @@ def test_a_partner_without_pseudo_labels_leaves_its_share_untaught(monkeypatch):
     expected = {
         "lossmix": [([0.4, 0.4], 0), ([0.4, 0.4], 1), ([0.0, 0.6], 2), ([0.6, 0.6], 3)],
         "union": [([1, 1], 0), ([1, 1], 1)],
-        "noise": [([1, 1], 0), ([0, 1], 1)],
+        "own": [([1, 1], 0), ([0, 1], 1)],
     }
     for rule, rows in expected.items():
-        student_batch = compose(Adaptation(config(rule)), only("strong", batch()), pseudo(0.0, 1.0))
+        student_batch = compose(adaptation(config(rule)), only("strong", batch()), pseudo(0.0, 1.0))
         mixed = student_batch.supervisions["mixed"]
         assert len(mixed) == len(rows)
         for values, place in rows:
@@ -159,7 +167,7 @@ def test_a_partner_without_pseudo_labels_leaves_its_share_untaught(monkeypatch):
 def test_one_assignment_weights_each_box_by_its_image_and_pseudo_boxes_do_not_regress(monkeypatch, rule, shares):
     """A source slot with a target partner whose pseudo-labels weigh 0.5."""
     fixed(monkeypatch, [2, 1, 2, 3], [0.4, 1.0, 1.0, 1.0])
-    student_batch = compose(Adaptation(config(rule)), only("strong", batch()), pseudo(0.5, 0.5))
+    student_batch = compose(adaptation(config(rule)), only("strong", batch()), pseudo(0.5, 0.5))
     (mixed,) = student_batch.supervisions["mixed"]
     truth = mixed.truths[0]
     assert mixed.class_weights.tolist() == [1, 0, 0, 0]
@@ -169,9 +177,9 @@ def test_one_assignment_weights_each_box_by_its_image_and_pseudo_boxes_do_not_re
 
 
 def test_the_supervised_weight_and_the_weak_view():
-    settings = config("none")
+    settings = config(probability=0.0)
     settings.adaptation.supervised_weight = 0.5
-    student_batch = compose(Adaptation(settings), batch(), pseudo(1.0, 1.0))
+    student_batch = compose(adaptation(settings), batch(), pseudo(1.0, 1.0))
     assert weights(student_batch, "source") == [([0.5, 0.5, 0, 0, 0.5, 0.5], [0.5, 0.5, 0, 0, 0.5, 0.5], 4)]
     assert student_batch.blocks == [2, 2, 2]
     parts = student_batch.split(2)
@@ -183,14 +191,14 @@ def test_the_supervised_weight_and_the_weak_view():
 
 
 def test_only_the_views_that_are_to_be_mixed_are():
-    student_batch = compose(Adaptation(config(views=["strong"])), batch(), pseudo(1.0, 1.0))
+    student_batch = compose(adaptation(config(views=["strong"])), batch(), pseudo(1.0, 1.0))
     assert_close(student_batch.domains.unmixed_weights, torch.tensor([0.0, 0, 0, 0, 0.5, 0.5]))
 
 
 def test_composing_leaves_the_batch_as_it_was():
     step, labels = batch(), pseudo(1.0, 0.0)
     before = copy.deepcopy((vars(step.source.strong), vars(step.target.strong), vars(labels)))
-    compose(Adaptation(config("union")), step, labels)
+    compose(adaptation(config("union")), step, labels)
     for now, then in zip((step.source.strong, step.target.strong), before, strict=False):
         assert_same_tensors(vars(now), then)
     assert_same_tensors([truth.boxes for truth in labels.truths], [truth.boxes for truth in before[2]["truths"]])
@@ -202,12 +210,11 @@ def test_composing_leaves_the_batch_as_it_was():
 )
 def test_pairs_come_as_often_as_they_are_set(pairs, shares):
     """Share of source slots, and of target slots, that are mixed across the domains."""
-    settings = MixingConfig(probability=1.0, pairs=PairsConfig(*map(float, pairs)))
     rng, sources, targets = np.random.default_rng(0), 3, 5
+    pairing = AcrossDomains(sources, targets, PairsConfig(*map(float, pairs)), both=True)
     across = np.zeros(sources + targets)
     for _ in range(600):
-        mix = draw_domain_mix(sources, targets, settings, rng, both=True)
-        partner = mix.partner.numpy()
+        partner = pairing.draw(rng)
         assert (partner != np.arange(sources + targets)).all()
         across += (partner < sources) != (np.arange(sources + targets) < sources)
     found = across[:sources].mean() / 600, across[sources:].mean() / 600
@@ -217,29 +224,33 @@ def test_pairs_come_as_often_as_they_are_set(pairs, shares):
 def test_every_rule_sees_the_same_pairs_and_lam_in_burn_in_the_sources_slots_alone():
     drawn = []
     for rule in ("lossmix", "union", "lossmix_instance"):
-        settings = MixingConfig(rule=rule, lam_range=[0.2, 0.6])
-        drawn.append(draw_domain_mix(4, 3, settings, np.random.default_rng(5), both=False))
+        recipe = Recipe(MixingConfig(rule=rule, lam_range=[0.2, 0.6]))
+        pool = ImageBatch(torch.zeros(7, 3, 1, 1), ((1, 1),) * 7)
+        drawn.append(recipe.draw(pool, AcrossDomains(4, 3, PairsConfig(), both=False), np.random.default_rng(5)))
         assert len(drawn[-1].lam) == 4
-        assert int(drawn[-1].partner.max()) <= 6
+        assert int(drawn[-1].sources.max()) <= 6
     assert_same_tensors([vars(mix) for mix in drawn[1:]], [vars(drawn[0])] * 2)
     mixed = drawn[0].lam[drawn[0].mixed]
     assert ((mixed >= 0.2) & (mixed <= 0.6)).all()
 
 
+def phases(settings: Config) -> Phases:
+    settings.data.target = ["drawings"]
+    settings.train.steps, settings.adaptation.burn_in_steps = 10, 4
+    return Phases(settings)
+
+
 def test_burn_in_may_mix_less_than_adaptation():
-    settings = config(burn_in_probability=0.0)
-    assert "mixed" not in compose(BurnIn(settings), batch()).supervisions
-    assert set(compose(Adaptation(settings), batch(), pseudo(1.0, 1.0)).supervisions) == {"mixed"}
+    both = phases(config(burn_in_probability=0.0))
+    assert "mixed" not in compose(both.at(3), batch()).supervisions
+    assert set(compose(both.at(4), batch(), pseudo(1.0, 1.0)).supervisions) == {"mixed"}
 
 
 def test_phases_follow_one_another():
-    settings = Config()
-    settings.train.steps = 10
-    assert type(phase_at(settings, 0)).__name__ == "SourceOnly"
-    settings.data.target = ["drawings"]
-    settings.adaptation.burn_in_steps, settings.mixing.off_last_steps = 4, 2
-    found = [(type(phase).__name__, phase.mixing.rule) for phase in (phase_at(settings, s) for s in (0, 3, 4, 7, 8))]
-    assert found == [("BurnIn", "lossmix")] * 2 + [("Adaptation", "lossmix")] * 2 + [("Adaptation", "none")]
+    assert type(Phases(Config()).at(0)).__name__ == "SourceOnly"
+    made = phases(config(off_last_steps=2))
+    found = [(type(phase).__name__, phase.recipe.probability) for phase in map(made.at, (0, 3, 4, 7, 8))]
+    assert found == [("BurnIn", 1.0)] * 2 + [("Adaptation", 1.0)] * 2 + [("Adaptation", 0.0)]
 
 
 # ------------------------------------------------------------------------------------------------------ soft labels
@@ -255,7 +266,7 @@ def test_a_student_that_agrees_with_its_teacher_learns_nothing_from_it(tmp_path)
     assert all(
         truth.teacher_image is not None for truth in student_batch.supervisions["target"][0].truths[COUNT : 2 * COUNT]
     )
-    losses = it.student_step(student_batch)
+    losses = it.state.student_step(student_batch)
     assert losses["target/roi_class"] > 0.1
     assert losses["target/rpn_class"] > 0.01
     assert float(losses["target/roi_box"].detach()) == pytest.approx(0, abs=1e-6)
@@ -308,7 +319,7 @@ def test_a_mixed_image_blends_a_hard_source_truth_and_a_soft_target_truth(tmp_pa
     step = only("strong", batch())
     labels, marker = it.state.labeller.label(it.state.teacher.module, step.target, step.canvas, 0)
     fixed(monkeypatch, [COUNT, 1, 2, 3], [0.3, 1.0, 1.0, 1.0])
-    student_batch = compose(Adaptation(config()), step, labels)
+    student_batch = compose(adaptation(config()), step, labels)
     encoding = it.state.detector.encode(student_batch.images)
     found = [it.state.detector.losses(encoding, each, marker) for each in student_batch.supervisions["mixed"]]
 

@@ -1,61 +1,81 @@
-import csv
 import io
-import json
+import math
 import subprocess
 
+import pytest
+import torch
 from rich.console import Console
+from runs import TINY, trainer
+from test_metrics import rows_of
 
-from lossmix_det.training.runlog import MetricsFile, RunLog, git_revision, memory_gib
-
-
-def rows_of(path):
-    with open(path) as file:
-        return list(csv.DictReader(file))
-
-
-def test_rows_are_on_the_disk_as_soon_as_they_are_added(tmp_path):
-    metrics = MetricsFile(tmp_path / "metrics.csv")
-    metrics.add({"step": 1, "loss": 0.1})
-    metrics.add({"step": 2, "loss": 0.3})
-    assert [row["loss"] for row in rows_of(tmp_path / "metrics.csv")] == ["0.1", "0.3"]
+from lossmix_det.config import ModelConfig, flat, load_config
+from lossmix_det.data.catalog import load
+from lossmix_det.structures import ImageBatch, StepBatch, Views
+from lossmix_det.training.provenance import git_revision, read_run, settings_of
+from lossmix_det.training.runlog import RunLog, images_seen, memory_gib
 
 
-def test_a_new_name_becomes_a_column_and_old_rows_stay(tmp_path):
-    metrics = MetricsFile(tmp_path / "metrics.csv")
-    metrics.add({"step": 1, "loss": 0.1})
-    metrics.add({"step": 2, "loss": 0.3, "target/loss": 7.0})
-    first, second = rows_of(tmp_path / "metrics.csv")
-    assert first["target/loss"] == ""
-    assert second["target/loss"] == "7.0"
-
-
-def test_steps_that_will_run_again_are_dropped_and_a_line_cut_short_is_too(tmp_path):
-    path = tmp_path / "metrics.csv"
-    path.write_text("step,loss\n1,0.5\n2,0.4\n3,0.3\n4,")
-    metrics = MetricsFile(path, resume_at=2)
-    metrics.add({"step": 3, "loss": 0.25})
-    assert path.read_text() == "step,loss\n1,0.5\n2,0.4\n3,0.25\n"
-    metrics.write_json()
-    assert json.loads((tmp_path / "metrics.json").read_text())[-1] == {"step": 3, "loss": 0.25}
-
-
-def test_numbers_survive_the_file_exactly(tmp_path):
-    value = 0.1 + 0.2
-    MetricsFile(tmp_path / "m.csv").add({"step": 1, "loss": value})
-    assert MetricsFile(tmp_path / "m.csv", resume_at=1).rows == [{"step": 1, "loss": value}]
+def shown(folder, width: int, values: dict[str, float]) -> str:
+    """What a terminal of that width shows of one row of 4 steps."""
+    text = io.StringIO()
+    log = RunLog(folder, 0, 4, Console(file=text, force_terminal=True, width=width), active=True)
+    log.count(images=8, seconds=1.5, waited=0.5)
+    log.count(images=8, seconds=2.5, waited=0.5)
+    log.step(1)
+    log.row(1, {"lr": 0.1, "loss": 2.5, "source/roi_class": 1.25, **values})
+    log.close()
+    return text.getvalue()
 
 
 def test_the_progress_bar_shows_losses_speed_wait_and_memory(tmp_path):
-    text = io.StringIO()
-    log = RunLog(tmp_path, 0, 4, Console(file=text, force_terminal=True, width=300), active=True)
-    log.count(images=8, seconds=2.0, waited=0.5)
-    log.step(1)
-    log.row(1, {"lr": 0.1, "loss": 2.5, "source/roi_class": 1.25})
+    printed = shown(tmp_path, 300, {})
+    words = ("1/4", "loss 2.500", "roi_class 1.250", "2.00 s/step", "4.0 images/s", "waiting for data 25%", "GiB")
+    for word in words:
+        assert word in printed
+    (row,) = rows_of(tmp_path / "speed.csv")
+    assert {name: row[name] for name in ("seconds_per_step", "images_per_s", "data_wait_share")} == {
+        "seconds_per_step": "2.0",
+        "images_per_s": "4.0",
+        "data_wait_share": "0.25",
+    }
+
+
+def test_the_speed_of_a_row_is_that_of_its_own_steps(tmp_path):
+    log = RunLog(tmp_path, 0, 4, Console(file=io.StringIO()), active=True)
+    for step, seconds in ((1, 8.0), (2, 2.0)):
+        log.count(images=4, seconds=seconds, waited=0.0)
+        log.row(step, {"loss": 1.0})
     log.close()
-    printed = text.getvalue()
-    for words in ("1/4", "loss 2.500", "roi_class 1.250", "4.0 images/s", "waiting for data 25%", "GiB"):
-        assert words in printed
-    assert rows_of(tmp_path / "speed.csv")[0]["images_per_s"] == "4.0"
+    assert [row["seconds_per_step"] for row in rows_of(tmp_path / "speed.csv")] == ["8.0", "2.0"]
+
+
+def test_in_a_narrow_terminal_the_note_is_cut_and_not_wrapped(tmp_path):
+    printed = shown(tmp_path, 40, {})
+    notes = [line for line in printed.split("\r") if "loss 2.500" in line]
+    assert notes
+    assert "images/s" not in printed
+    assert "…" in notes[-1]
+
+
+def test_a_precision_of_nothing_is_a_dash(tmp_path):
+    pseudo = {"pseudo/per_image": 0.0, "pseudo/precision": math.nan, "pseudo/recall": 0.25}
+    assert "precision –, recall 25%" in shown(tmp_path, 300, pseudo)
+
+
+def test_without_a_terminal_nothing_but_the_log_is_written(tmp_path):
+    text = io.StringIO()
+    log = RunLog(tmp_path, 0, 4, Console(file=text), active=True)
+    log.close()
+    assert text.getvalue() == ""
+
+
+def test_images_are_counted_as_the_student_sees_them():
+    """Two views of the source; of the target the strong one, once it is adapted to."""
+    images = {count: ImageBatch(torch.zeros(count, 3, 8, 8), ((8, 8),) * count) for count in (2, 3)}
+    batch = StepBatch(Views(images[2], images[2], None), Views(images[3], images[3], None))
+    assert images_seen(batch, adapting=False) == 4
+    assert images_seen(batch, adapting=True) == 7
+    assert images_seen(StepBatch(Views(images[2], None, None)), adapting=False) == 2
 
 
 def test_processes_other_than_the_first_write_nothing(tmp_path):
@@ -77,22 +97,109 @@ def test_the_revision_is_a_commit_or_unknown(monkeypatch):
     assert git_revision() is None
 
 
-def test_columns_of_all_rows_survive_resumption(tmp_path):
-    """The first row may be of a skipped step, which has no losses."""
-    path = tmp_path / "m.csv"
-    metrics = MetricsFile(path)
-    metrics.add({"step": 1, "loss": float("nan")})
-    metrics.add({"step": 2, "loss": 1.0, "source/roi_box": 2.0})
-    again = MetricsFile(path, resume_at=2)
-    again.add({"step": 3, "loss": 1.0, "source/roi_box": 3.0})
-    assert [row["source/roi_box"] for row in rows_of(path)] == ["", "2.0", "3.0"]
-    again.write_json()
-    assert json.loads(path.with_suffix(".json").read_text())[0] == {"step": 1, "loss": None}
-
-
 def test_a_repository_that_does_not_hold_this_file_is_not_its_revision(tmp_path, monkeypatch):
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     installed = tmp_path / "site-packages" / "lossmix_det"
     installed.mkdir(parents=True)
-    monkeypatch.setattr("lossmix_det.training.runlog.__file__", str(installed / "runlog.py"))
+    monkeypatch.setattr("lossmix_det.training.provenance.__file__", str(installed / "provenance.py"))
     assert git_revision() is None
+
+
+STEPS = ["train.steps=2", "train.save_every=1"]
+
+
+@pytest.fixture(scope="module")
+def resumed_twice(tmp_path_factory):
+    """A run of 2 steps that was continued to 3, and then to 4 with another learning rate; its run.json as it began."""
+    folder = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOSSMIX_DATASETS", str(tmp_path_factory.mktemp("datasets")))
+        trainer(folder, *STEPS).train()
+        began = read_run(folder), (folder / "config.yaml").read_bytes()
+        trainer(folder, *STEPS, resume=True).train()
+        trainer(folder, "train.steps=4", "train.save_every=1", "optimizer.lr=0.001", resume=True).train()
+    return folder, *began
+
+
+def test_what_a_run_began_with_stays_known_when_it_is_resumed(resumed_twice):
+    folder, about, config = resumed_twice
+    now = read_run(folder)
+    assert about.pop("resumed") == []
+    assert {key: now[key] for key in about} == about
+    assert about["step"] == 0
+    assert (folder / "config.yaml").read_bytes() == config
+
+
+def test_each_resumption_is_recorded_with_the_settings_that_changed(resumed_twice):
+    folder, *_ = resumed_twice
+    same, changed = read_run(folder)["resumed"]
+    assert (same["step"], same["changed"]) == (2, {})
+    assert changed["step"] == 2
+    assert changed["changed"] == {"train.steps": [2, 4], "optimizer.lr": [0.0005, 0.001]}
+    assert set(changed) >= {"started", "command", "versions", "git_revision"}
+
+
+def test_other_settings_of_a_resumption_are_written_beside_those_of_the_beginning(resumed_twice):
+    folder, *_ = resumed_twice
+    assert [path.name for path in folder.glob("config.*")].count("config.yaml") == 1
+    (path,) = folder.glob("config.resumed_at_*.yaml")
+    assert path.name == "config.resumed_at_2.yaml"
+    assert load_config(path).optimizer.lr == 0.001
+
+
+def test_the_settings_in_force_are_those_of_the_beginning_with_all_changes(resumed_twice):
+    folder, *_ = resumed_twice
+    about = read_run(folder)
+    expected = flat(about["config"]) | {"train.steps": 4, "optimizer.lr": 0.001}
+    assert settings_of(about) == expected
+
+
+def test_a_run_that_begins_from_a_borrowed_state_says_at_which_step(tmp_path):
+    trainer(tmp_path, *STEPS).train()
+    (tmp_path / "run.json").unlink()
+    trainer(tmp_path, *STEPS, resume=True).train()
+    about = read_run(tmp_path)
+    assert (about["step"], about["resumed"]) == (2, [])
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"config": 3}'])
+def test_a_run_json_that_is_none_is_written_anew(tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    assert read_run(tmp_path) is None
+
+
+def summary_of(folder, caplog, *words: str) -> dict[str, str]:
+    with caplog.at_level("INFO", logger="lossmix_det.training.summary"):
+        trainer(folder, *words).train()
+    lines = [record.getMessage() for record in caplog.records if record.name == "lossmix_det.training.summary"]
+    return dict(line.split(maxsplit=1) for line in lines)
+
+
+def test_a_run_opens_with_its_data_model_and_steps(tmp_path, caplog):
+    words = ["train.steps=2", "data.target=[shapes_clipart_train]", "ema.decay=0.9", "adaptation.burn_in_steps=1"]
+    lines = summary_of(tmp_path, caplog, *words, "data.views=[weak,strong]")
+    config = load_config(None, TINY)
+    boxes = sum(len(record.boxes) for record in load("shapes_photo_train", config).records)
+    assert lines["train"] == f"shapes_photo_train: 12 images, {boxes} boxes"
+    assert lines["target"].startswith("shapes_clipart_train: 12 images, ")
+    assert lines["classes"] == "6: circle, square, triangle, star, cross, crescent"
+    assert lines["model"].startswith("torchvision slim, ")
+    assert lines["weights"] == "random"
+    assert lines["batch"] == "4 source images in weak and strong view, 4 target images per step"
+    assert lines["steps"] == "2: 1 of burn-in, 1 of adaptation"
+    assert lines["device"] == "cpu, precision 32, seed 0"
+
+
+def test_parameters_that_learn_are_told_from_those_that_are_frozen():
+    from lossmix_det.training.summary import summary
+
+    model = torch.nn.Sequential(torch.nn.Linear(999, 1000), torch.nn.Linear(99, 100))
+    model[1].requires_grad_(False)
+    config = load_config(None, ["train.accumulate=2", "data.workers=9999"])
+    config.model = ModelConfig(engine="detectron2", weights="x.pth")
+    lines = dict(summary(config, {}, model, "cuda:0"))
+    assert lines["model"] == "detectron2 R50-C4, its default, 1.00 M parameters learn, 0.01 M are frozen"
+    assert lines["weights"] == "x.pth"
+    assert lines["batch"] == "4 source images in weak view per step, in 2 micro-batches"
+    assert lines["steps"] == "700"
+    assert "lower data.workers if loading is slow" in lines["loading"]

@@ -47,7 +47,7 @@ def detector(request):
         for _ in range(30 if it.norm == "BN" else 0):  # its statistics are of these images
             it.losses(it.encode(images()), Supervision.full(TRUTHS))
     with torch.no_grad():
-        it.heads()["rpn_box"].weight.mul_(5)
+        it.last_layers()[1].weight.mul_(5)
     return it
 
 
@@ -112,7 +112,7 @@ def test_detections_are_stocks(detector):
 
 
 def test_the_same_images_with_keys_get_the_same_samples_in_any_batch(detector):
-    if not detector.shares_scores:
+    if not detector.roi.shares_scores:
         pytest.skip("BatchNorm makes an image depend on its batch")
     batch = ImageBatch(images().pixels, images().sizes, (5, 6))
     whole = detector.losses(detector.encode(batch), Supervision.full(TRUTHS))
@@ -233,7 +233,7 @@ def test_the_trainer_burns_in_and_adapts_with_it(tmp_path, kind, precision, accu
     assert it.state.skipped_steps == 0
     assert (tmp_path / "results.json").is_file()
     for weights in ("export/teacher.pth", "checkpoints/step_0000004.pt"):
-        again = build_detector(replace(it.config.model, weights=str(tmp_path / weights)), len(it.classes))
+        again = build_detector(replace(it.config.model, weights=str(tmp_path / weights)), len(it.state.classes))
         assert_same_tensors(dict(it.state.teacher.module.exported()), dict(again.exported()))
 
 
@@ -251,7 +251,7 @@ def test_the_step_equals_adaptive_teachers_made_of_detectron2_calls(tmp_path):
     student_batch = it.compose(step)
     student_batch.images = replace(student_batch.images, keys=None)  # stock sampling, from the global generator
     torch.manual_seed(5)
-    found = it.student_step(student_batch)
+    found = it.state.student_step(student_batch)
 
     teacher = copy.deepcopy(model).eval()
     with torch.no_grad():

@@ -145,4 +145,4 @@ def test_every_network_in_the_repository_is_one_that_the_engine_takes(path):
         engine="detectron2", detectron2_config=str(path), detectron2_options=["MODEL.ROI_BOX_HEAD.FC_DIM", "16"]
     )
     detector = build_detector(config, 20)
-    assert detector.heads()["roi_class"].out_features == 21
+    assert detector.last_layers()[2].out_features == 21

@@ -15,15 +15,18 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN, resnet_
 from torchvision.models.detection.faster_rcnn import FasterRCNN, FastRCNNPredictor, TwoMLPHead
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
-from lossmix_det.config import ARCHITECTURES, ModelConfig, load_config
+from lossmix_det.config import ModelConfig, load_config
 from lossmix_det.engines import build_detector
+from lossmix_det.engines.backbones import BACKBONES
 from lossmix_det.engines.export import export_model
-from lossmix_det.engines.torchvision.networks import build_model, read_weights
+from lossmix_det.engines.torchvision.faster_rcnn import build_faster_rcnn as build_model
+from lossmix_det.engines.torchvision.networks import ZOO
+from lossmix_det.engines.weights import read_weights
 from lossmix_det.errors import UserError
 from lossmix_det.structures import ImageBatch, Instances, Supervision
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [*BACKBONES, *(name for name, kind in ZOO.items() if kind is FasterRCNN)])
 def test_every_architecture_learns_and_detects(architecture):
     detector = build_detector(ModelConfig(architecture=architecture, roi_samples=16), 3).train()
     batch = ImageBatch(torch.rand(2, 3, 64, 64), ((64, 64), (50, 40)))
