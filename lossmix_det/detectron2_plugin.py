@@ -75,6 +75,7 @@ class MixedInstances(D2Instances):
         self._truth_weights, self._background_weight = truth_weights, background_weight  # a field is per box
 
     def to(self, *args: Any, **kwargs: Any) -> MixedInstances:
+        """The same truths on another device."""
         return self._like(super().to(*args, **kwargs))
 
     def __getitem__(self, item: int | slice | Tensor) -> MixedInstances:
@@ -224,6 +225,11 @@ class _Weighted:
 
     @cached_property
     def weighted(self) -> tuple[Stage, Counters]:
+        """The stage that scores, and what counts its samples; made once, when Detectron2 has built this module.
+
+        Raises:
+            UserError: it is set to losses or samples that are not known here.
+        """
         return self.stage_of(self, "samples"), Counters(self.counters)
 
     def _losses(self, encoding: TwoStageEncoding, supervisions: list[Supervision]) -> dict[str, Tensor]:
@@ -251,6 +257,7 @@ class LossMixRPN(_Weighted, RPN):
     def forward(
         self, images: ImageList, features: dict[str, Tensor], gt_instances: list[D2Instances] | None = None
     ) -> tuple[list[D2Instances], dict[str, Tensor]]:
+        """As Detectron2's own; in training the losses are weighted."""
         if not self.training or gt_instances is None:
             return super().forward(images, features, gt_instances)
         supervisions = supervisions_of(gt_instances)
@@ -271,6 +278,7 @@ class _WeightedHeads(_Weighted):
         proposals: list[D2Instances],
         targets: list[D2Instances] | None = None,
     ) -> tuple[list[D2Instances], dict[str, Tensor]]:
+        """As Detectron2's own; in training the losses are weighted."""
         if not self.training or targets is None:
             return super().forward(images, features, proposals, targets)
         supervisions = supervisions_of(targets)
@@ -312,6 +320,7 @@ class LossMixRCNN(GeneralizedRCNN):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """As `GeneralizedRCNN.from_config`, with the settings under ``LOSSMIX``."""
         return {**super().from_config(cfg), "mixing": mixing_of(cfg)}
 
     def forward(self, batched_inputs: list[dict]) -> Any:

@@ -24,10 +24,12 @@ class ReverseGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(_: object, values: Tensor) -> Tensor:
+        """The values themselves."""
         return values.view_as(values)
 
     @staticmethod
     def backward(_: object, gradient: Tensor) -> Tensor:
+        """The gradient that came back, negated."""
         return -gradient
 
 

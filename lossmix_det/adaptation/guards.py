@@ -72,6 +72,7 @@ class Guard:
 
     @property
     def level(self) -> float:
+        """Mean over the window of what the teacher found per image."""
         return sum(self.recent) / len(self.recent)
 
     @property
@@ -83,8 +84,10 @@ class Guard:
         return self.reference / ratio <= self.level <= max(self.reference, ORDINARY) * ratio
 
     def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs to continue exactly."""
         return {name: getattr(self, name) for name in ("recent", "reference", "starved", "best", "collapsed")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` gave."""
         for name, value in state.items():
             setattr(self, name, value)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.optim import SGD, AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import (
+    ConstantLR,
+    CosineAnnealingLR,
+    LinearLR,
+    LRScheduler,
+    MultiStepLR,
+    SequentialLR,
+)
 
 from lossmix_det.config import OptimizerConfig
 from lossmix_det.errors import UserError
@@ -33,11 +40,20 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> Optimizer:
     for parameter in learning:
         decayed = parameter.ndim > 1 or id(parameter) in biases
         groups[0 if decayed else 1]["params"].append(parameter)
-    if config.name == "adamw":
-        # Fused is several times faster on a CPU; on a GPU it would unscale fp16 gradients itself, and clipping needs
-        # them unscaled before.
-        return AdamW(groups, lr=config.lr, fused=all(parameter.device.type == "cpu" for parameter in learning))
+    return OPTIMIZERS[config.name](groups, config)
+
+
+def _adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> Optimizer:
+    """Fused is several times faster on a CPU; on a GPU it would unscale fp16 gradients itself, before clipping could."""
+    devices = {parameter.device.type for group in groups for parameter in group["params"]}
+    return AdamW(groups, lr=config.lr, fused=devices <= {"cpu"})
+
+
+def _sgd(groups: list[dict[str, Any]], config: OptimizerConfig) -> Optimizer:
     return SGD(groups, lr=config.lr, momentum=config.momentum)
+
+
+OPTIMIZERS = {"adamw": _adamw, "sgd": _sgd}
 
 
 def match_layout(optimizer: Optimizer) -> None:
@@ -55,23 +71,43 @@ def build_schedule(optimizer: Optimizer, config: OptimizerConfig, steps: int, bu
     rate, so that burn-in ends as an ordinary training does.
     """
     restart = burn_in_steps if config.restart_lr is not None and burn_in_steps < steps else 0
-
-    def factor(step: int) -> float:
-        if restart and step >= restart:
-            return _factor(step - restart, steps - restart, config) * config.restart_lr / max(config.lr, 1e-12)
-        return _factor(step, restart or steps, config)
-
-    return LambdaLR(optimizer, factor)
+    parts = _parts(optimizer, config, restart or steps, config.lr, start=0)
+    if restart:
+        parts += _parts(optimizer, config, steps - restart, config.restart_lr, start=restart)
+    milestones = [start for start, _ in parts[1:]]
+    return SequentialLR(optimizer, [schedule for _, schedule in parts], milestones)
 
 
-def _factor(step: int, steps: int, config: OptimizerConfig) -> float:
-    """What the rate is multiplied by at a step of a schedule of so many."""
+def _parts(
+    optimizer: Optimizer, config: OptimizerConfig, steps: int, rate: float, start: int
+) -> list[tuple[int, LRScheduler]]:
+    """Warm-up, if there is any, and what follows it, each with the step that it begins at."""
     warmup = min(config.warmup_steps, steps - 1)
-    if step < warmup:
-        start = max(config.warmup_factor, 1e-8)
-        return start + (1 - start) * step / warmup
-    if config.schedule == "cosine":
-        return (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1))) / 2
-    if config.schedule == "multistep":
-        return config.gamma ** sum(step >= max(round(share * steps), warmup + 1) for share in config.milestones)
-    return 1.0
+    parts = []
+    if warmup:
+        factor = max(config.warmup_factor, 1e-8)
+        parts.append((start, LinearLR(optimizer, factor, total_iters=warmup)))
+    parts.append((start + warmup, SCHEDULES[config.schedule](optimizer, config, steps, warmup)))
+    for _, schedule in parts:
+        schedule.base_lrs = [rate] * len(optimizer.param_groups)
+    return parts
+
+
+# What follows a warm-up of so many steps, in a schedule of so many.
+Schedule = Callable[[Optimizer, OptimizerConfig, int, int], LRScheduler]
+
+
+def _cosine(optimizer: Optimizer, config: OptimizerConfig, steps: int, warmup: int) -> LRScheduler:
+    return CosineAnnealingLR(optimizer, max(steps - warmup, 1))
+
+
+def _multistep(optimizer: Optimizer, config: OptimizerConfig, steps: int, warmup: int) -> LRScheduler:
+    milestones = [max(round(share * steps), warmup + 1) - warmup for share in config.milestones]
+    return MultiStepLR(optimizer, milestones, config.gamma)
+
+
+def _constant(optimizer: Optimizer, config: OptimizerConfig, steps: int, warmup: int) -> LRScheduler:
+    return ConstantLR(optimizer, factor=1.0, total_iters=1)
+
+
+SCHEDULES: dict[str, Schedule] = {"cosine": _cosine, "multistep": _multistep, "constant": _constant}

@@ -122,13 +122,13 @@ class Trainer:
     def _evaluate_and_save(self) -> None:
         """What is due after this step; if evaluation fails, what was learned is saved first."""
         train, is_last = self.config.train, self.state.step == self.config.train.steps
-        if self._due(train.eval_every) or is_last:
+        if is_due(self.state.step, train.eval_every) or is_last:
             try:
                 self.evaluate()
             except Exception:  # because of a damaged test image, say
                 self.recovery.save()
                 raise
-        if self._due(train.save_every) or is_last or self.improved:
+        if is_due(self.state.step, train.save_every) or is_last or self.improved:
             self.save()
 
     def stop(self) -> None:
@@ -254,12 +254,14 @@ class Trainer:
         state = self.state
         self.log.count(images * self.fabric.world_size, seconds, waited)
         self.log.step(state.step)
-        if self._due(self.config.train.log_every) or state.step == self.config.train.steps:
+        if is_due(state.step, self.config.train.log_every) or state.step == self.config.train.steps:
             pseudo = state.labeller.row() if state.adapting else {}
             self.log.row(state.step, {"lr": state.schedule.get_last_lr()[0], **losses, **pseudo})
 
-    def _due(self, every: int) -> bool:
-        return every > 0 and self.state.step % every == 0
+
+def is_due(step: int, every: int) -> bool:
+    """Whether something that happens every so many steps happens after this one; 0 means never."""
+    return every > 0 and step % every == 0
 
 
 def seed_everything(seed: int) -> None:

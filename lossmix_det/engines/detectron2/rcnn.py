@@ -48,6 +48,7 @@ class Detectron2RCNN(TwoStageDetector):
         self.roi_width = heads.box_predictor.cls_score.in_features
 
     def encode(self, images: ImageBatch) -> TwoStageEncoding:
+        """Backbone and first stage, once."""
         inputs = self._normalised(images)
         features = self.model.backbone(inputs.tensor)
         proposed = propose(self.model.proposal_generator, features, inputs.image_sizes)
@@ -58,6 +59,7 @@ class Detectron2RCNN(TwoStageDetector):
         return TwoStageEncoding(features, *outputs, proposals, inputs, images, scored, grid)
 
     def detections(self, encoding: TwoStageEncoding) -> list[Instances]:
+        """Detectron2's inference on the proposals of an encoding."""
         scores = self.roi.score(encoding, encoding.proposals)
         with torch.autocast(scores.logits.device.type, enabled=False):
             predictions = scores.logits.float(), scores.deltas.float().flatten(1)
@@ -75,6 +77,7 @@ class Detectron2RCNN(TwoStageDetector):
         return {name: shapes[name].channels for name in self.model.roi_heads.in_features}
 
     def last_layers(self) -> list[nn.Module]:
+        """The layer that each loss alone teaches, in the order of ``loss_names``."""
         rpn, predictor = self.model.proposal_generator.rpn_head, self.model.roi_heads.box_predictor
         return [rpn.objectness_logits, rpn.anchor_deltas, predictor.cls_score, predictor.bbox_pred]
 

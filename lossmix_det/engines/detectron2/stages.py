@@ -52,12 +52,15 @@ class Detectron2RPN(FirstStage):
         self.sampler = _sampler(rpn)
 
     def match(self, boxes: Tensor, truth: Tensor) -> Tensor:
+        """As `Stage.match`, by Detectron2's matcher."""
         return _match(self.part.anchor_matcher, boxes, truth)
 
     def offsets(self, truth: Tensor, boxes: Tensor) -> Tensor:
+        """As `Stage.offsets`, by Detectron2's box coder."""
         return self.part.box2box_transform.get_deltas(boxes, truth)
 
     def box_loss(self, predicted: Tensor, wanted: Tensor) -> Tensor:
+        """As `Stage.box_loss`: smooth L1 with Detectron2's threshold."""
         return _smooth_l1(predicted, wanted, self.part.smooth_l1_beta)
 
 
@@ -88,6 +91,7 @@ class Detectron2RoI(SecondStage):
         self.shares_scores = not any(isinstance(module, _BatchNorm) for module in head.modules())
 
     def score(self, encoding: TwoStageEncoding, boxes: list[Tensor]) -> Scores:
+        """As `SecondStage.score`, by Detectron2's pooler, head and predictor."""
         heads = self.part
         levels = [encoding.features[name] for name in heads.in_features]
         wrapped = [Boxes(of_image) for of_image in boxes]
@@ -99,12 +103,15 @@ class Detectron2RoI(SecondStage):
         return Scores(features, logits, deltas.reshape(len(deltas), deltas.shape[1] // 4, 4))
 
     def match(self, boxes: Tensor, truth: Tensor) -> Tensor:
+        """As `Stage.match`, by Detectron2's matcher."""
         return _match(self.part.proposal_matcher, boxes, truth)
 
     def offsets(self, truth: Tensor, boxes: Tensor) -> Tensor:
+        """As `Stage.offsets`, by Detectron2's box coder."""
         return self.part.box_predictor.box2box_transform.get_deltas(boxes, truth)
 
     def box_loss(self, predicted: Tensor, wanted: Tensor) -> Tensor:
+        """As `Stage.box_loss`: smooth L1 with Detectron2's threshold."""
         return _smooth_l1(predicted, wanted, self.part.box_predictor.smooth_l1_beta)
 
 

@@ -34,6 +34,7 @@ class VGG16(Backbone):
             parameter.requires_grad = False
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """(B, 3, H, W) images to the output of each stage, by name."""
         found = {}
         for index, layer in enumerate(self.features):
             images = layer(images)
@@ -42,6 +43,7 @@ class VGG16(Backbone):
         return found
 
     def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and stride of each stage, by name."""
         return {
             name: ShapeSpec(channels=self._out_feature_channels[name], stride=self._out_feature_strides[name])
             for name in self._out_features
@@ -50,4 +52,5 @@ class VGG16(Backbone):
 
 @BACKBONE_REGISTRY.register()
 def build_vgg16_bn_backbone(cfg: CfgNode, _: ShapeSpec) -> VGG16:
+    """For ``MODEL.BACKBONE.NAME``; the first ``MODEL.BACKBONE.FREEZE_AT`` stages do not learn."""
     return VGG16(cfg.MODEL.BACKBONE.FREEZE_AT)

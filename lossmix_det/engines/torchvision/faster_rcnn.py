@@ -84,14 +84,17 @@ class _TorchvisionStage(Stage):
         return self.part.fg_bg_sampler
 
     def match(self, boxes: Tensor, truth: Tensor) -> Tensor:
+        """As `Stage.match`, by torchvision's matcher."""
         if not len(truth):
             return torch.full((len(boxes),), BACKGROUND, dtype=torch.int64, device=boxes.device)
         return self.part.proposal_matcher(self.part.box_similarity(truth, boxes))
 
     def offsets(self, truth: Tensor, boxes: Tensor) -> Tensor:
+        """As `Stage.offsets`, by torchvision's box coder."""
         return self.part.box_coder.encode([truth], [boxes])[0]
 
     def box_loss(self, predicted: Tensor, wanted: Tensor) -> Tensor:
+        """As `Stage.box_loss`: smooth L1 with torchvision's threshold."""
         return F.smooth_l1_loss(predicted, wanted, beta=BETA, reduction="none").sum(dim=1)
 
     def _take(self, part: RegionProposalNetwork | RoIHeads) -> None:
@@ -116,6 +119,7 @@ class TorchvisionRoI(_TorchvisionStage, SecondStage):
         self._take(heads)
 
     def score(self, encoding: TwoStageEncoding, boxes: list[Tensor]) -> Scores:
+        """As `SecondStage.score`, by torchvision's pooling, head and predictor."""
         pooled = self.part.box_roi_pool(encoding.features, boxes, encoding.inputs.image_sizes)
         features = self.part.box_head(pooled)
         logits, deltas = self.part.box_predictor(features)
@@ -137,6 +141,7 @@ class TorchvisionFasterRCNN(TwoStageDetector, TorchvisionDetector):
         self.shares_scores = not any(isinstance(part, nn.BatchNorm2d) for part in heads.box_head.modules())
 
     def encode(self, images: ImageBatch) -> TwoStageEncoding:
+        """Backbone and first stage, once."""
         inputs = normalised(self.model, images)
         features = self._features(inputs)
         rpn, levels = self.model.rpn, list(features.values())
@@ -157,6 +162,7 @@ class TorchvisionFasterRCNN(TwoStageDetector, TorchvisionDetector):
         return TwoStageEncoding(features, anchors, objectness, deltas, proposals, inputs, images, scored, grid)
 
     def detections(self, encoding: TwoStageEncoding) -> list[Instances]:
+        """torchvision's inference on the proposals of an encoding."""
         scores = self.roi.score(encoding, encoding.proposals)
         logits, deltas = scores.logits.float(), scores.deltas.float().flatten(1)
         with torch.autocast(logits.device.type, enabled=False):  # boxes in float32, as for proposals
@@ -170,6 +176,7 @@ class TorchvisionFasterRCNN(TwoStageDetector, TorchvisionDetector):
         return dict.fromkeys(self.model.roi_heads.box_roi_pool.featmap_names, self.model.backbone.out_channels)
 
     def last_layers(self) -> list[nn.Module]:
+        """The layer that each loss alone teaches, in the order of ``loss_names``."""
         rpn, predictor = self.model.rpn.head, self.model.roi_heads.box_predictor
         return [rpn.cls_logits, rpn.bbox_pred, predictor.cls_score, predictor.bbox_pred]
 

@@ -24,6 +24,11 @@ class TwoStageDetector(Detector):
     def losses(
         self, encoding: TwoStageEncoding, supervision: Supervision, soft_teacher: SoftTeacher | None = None
     ) -> dict[str, Tensor]:
+        """The two losses of each stage, as `Detector.losses`.
+
+        Raises:
+            ValueError: the supervision is of another number of images.
+        """
         if len(supervision) != len(encoding.images):
             raise ValueError(f"supervision is of {len(supervision)} images, the encoding of {len(encoding.images)}")
         stages = (self.rpn, self.roi)
