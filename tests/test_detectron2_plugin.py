@@ -346,7 +346,7 @@ def test_what_cannot_be_weighted_is_refused():
         build_model(mixing(configured(), LAM_RANGE=[0.8, 0.2]))
     cfg = configured()
     cfg.LOSSMIX.ALFA = 1.0
-    with pytest.raises(UserError, match="LOSSMIX.ALFA is unknown; it takes RULE, ALPHA"):
+    with pytest.raises(UserError, match="LOSSMIX.ALFA is unknown; it takes MIXER, RULE, WEIGHTING, ALPHA"):
         plugin.mixing_of(cfg)
     assert plugin.mixing_of(get_cfg()) == MixingConfig()
 

@@ -25,32 +25,71 @@ LEVELS = {
 APART = [{"mixing", "data", "engines"}, {"adaptation", "evaluation", "detectron2_plugin"}]
 
 
-def part_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+MODULES = {name_of(path): path for path in FILES}
+
+
+def room_of(module: str) -> str:
+    return [*module.split("."), "__init__"][1]
 
 
 def imports(path: Path) -> list[tuple[int, str]]:
-    """(line, part of the package) of every import of ours, also of those inside functions."""
+    """(line, module) of every import of ours, also of those inside functions and for types alone."""
     found = []
     for node in ast.walk(ast.parse(path.read_text())):
         names = []
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module] if node.module != "lossmix_det" else [f"lossmix_det.{n.name}" for n in node.names]
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}:{node.lineno} is relative"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if name in MODULES else str(node.module) for name in names]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        found += [(node.lineno, name.split(".")[1]) for name in names if name.startswith("lossmix_det.")]
+        found += [(node.lineno, name) for name in names if name.split(".")[0] == PACKAGE.name]
     return found
 
 
-FILES = sorted(PACKAGE.rglob("*.py"))
+GRAPH = {module: {name for _, name in imports(path)} for module, path in MODULES.items()}
 
 
 @pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(PACKAGE)) for path in FILES])
 def test_imports_only_go_down(path):
-    own = part_of(path)
-    for line, other in imports(path):
-        assert LEVELS[other] <= LEVELS[own], f"{path}:{line} imports {other}, which lies above {own}"
-        assert own == other or not any({own, other} <= rooms for rooms in APART), f"{path}:{line}: {own} knows {other}"
+    room = room_of(name_of(path))
+    for line, module in imports(path):
+        other = room_of(module)
+        assert LEVELS[other] <= LEVELS[room], f"{path}:{line} imports {other}, which lies above {room}"
+        assert room == other or not any({room, other} <= rooms for rooms in APART), (
+            f"{path}:{line}: {room} knows {other}"
+        )
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Modules that lead back to themselves, by following imports from each."""
+    found = []
+    for start in graph:
+        ahead, seen = list(graph[start]), set()
+        while ahead:
+            module = ahead.pop()
+            if module not in seen:
+                seen.add(module)
+                ahead += graph.get(module, ())
+        if start in seen:
+            found.append([start, *sorted(module for module in seen if module != start)])
+    return found
+
+
+def test_there_is_no_circle_not_even_inside_a_room():
+    assert [circle[0] for circle in circles(GRAPH)] == []
+
+
+def test_a_circle_would_be_seen():
+    assert [circle[0] for circle in circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}})] == ["b", "c"]
 
 
 DETECTRON2 = ("engines/detectron2", "data/formats/detectron2.py", "detectron2_plugin.py")
@@ -68,5 +107,17 @@ def imported(node: ast.AST) -> list[str]:
     return [node.module.split(".")[0]] if isinstance(node, ast.ImportFrom) and node.module else []
 
 
-def test_every_part_has_its_floor():
-    assert {part_of(path) for path in FILES} == set(LEVELS)
+def test_every_room_has_its_level():
+    assert {room_of(module) for module in MODULES} == set(LEVELS)
+
+
+def test_a_reader_can_keep_the_rooms_in_mind():
+    assert len(LEVELS) - 1 <= 16
+
+
+def test_no_class_has_more_than_fifteen_methods():
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                methods = [child.name for child in node.body if isinstance(child, ast.FunctionDef)]
+                assert len(methods) <= 15, f"{path}: {node.name} has {len(methods)}"

@@ -44,7 +44,7 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> Optimizer:
 
 
 def _adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> Optimizer:
-    """Fused is several times faster on a CPU; on a GPU it would unscale fp16 gradients itself, before clipping could."""
+    """Fused is several times faster on a CPU; on a GPU it would unscale fp16 gradients itself, after clipping."""
     devices = {parameter.device.type for group in groups for parameter in group["params"]}
     return AdamW(groups, lr=config.lr, fused=devices <= {"cpu"})
 

@@ -371,7 +371,7 @@ class FakeScaler:
 @pytest.mark.parametrize(("scale", "fault"), [(65536.0, False), (1.0, True)])
 def test_an_fp16_overflow_is_no_fault_until_the_scale_is_used_up(tmp_path, monkeypatch, scale, fault):
     it = trainer(tmp_path)
-    monkeypatch.setattr(type(it), "scaler", FakeScaler(scale))
+    it.state.scaler = FakeScaler(scale)
     monkeypatch.setattr(it.fabric, "clip_gradients", lambda *_, **__: torch.tensor(math.nan))
     monkeypatch.setattr(it.state.optimizer, "step", lambda: None)
     assert math.isinf(it._descend()) == fault
