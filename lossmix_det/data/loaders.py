@@ -6,9 +6,12 @@ step, and the processes of a distributed run each take their slice of the same j
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from multiprocessing import parent_process
 
 import cv2
 import numpy as np
@@ -244,8 +247,21 @@ def _loading(workers: int) -> dict:
 
 
 def _quiet_worker(_: int) -> None:
-    """One thread, and deaf to signals: when to stop is the main process's affair."""
+    """Prepare a worker: one thread, and no signal stops it but its parent's SIGTERM."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # also sent to the whole group; the worker ends with its parent
+    if hasattr(signal, "sigwaitinfo"):  # elsewhere any SIGTERM ends it, as torch's workers end
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_told, args=(parent_process().pid,), daemon=True).start()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
+
+
+def _end_when_told(parent: int) -> None:
+    """End this process at a SIGTERM of its parent, which then waits for it: as the loader closes, or as Python exits.
+
+    A scheduler sends SIGTERM to the whole process group. Workers survive that, so that the parent can finish its step
+    and save.
+    """
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
