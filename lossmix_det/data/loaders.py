@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from lossmix_det.config import DataConfig
 from lossmix_det.data.augment import Augment, resize
 from lossmix_det.data.images import read
-from lossmix_det.data.records import ImageRecord, ImageSet
+from lossmix_det.data.records import ImageRecord, ImageSet, Unreadable
 from lossmix_det.errors import UserError
 from lossmix_det.structures import ImageBatch, Instances, Views
 
@@ -57,7 +57,7 @@ class Sample:
     truth: Instances
     key: int
     index: int
-    problems: tuple[str, ...] = ()
+    problems: tuple[Unreadable, ...] = ()
 
 
 class TrainingImages(Dataset):
@@ -86,19 +86,19 @@ class TrainingImages(Dataset):
 
     def __getitem__(self, draw: Draw) -> Sample:
         """The image drawn, or the next one that can be read; black if none can."""
-        problems: list[str] = []
+        problems: list[Unreadable] = []
         for step in range(len(self.records)):
             record = self.records[(draw.index + step) % len(self.records)]
             try:
                 image = read(record.path, self.config.high_bit_depth)
             except OSError as error:
-                problems.append(f"{record.path}: image cannot be read ({error})")
+                problems.append(Unreadable(record.path, str(error)))
                 continue
             return self._sample(record, image, draw, tuple(problems))
         blank = np.zeros((*self.records[draw.index].size, 3), dtype=np.uint8)  # the trainer gives up on `problems`
         return self._sample(self.records[draw.index], blank, draw, tuple(problems))
 
-    def _sample(self, record: ImageRecord, image: np.ndarray, draw: Draw, problems: tuple[str, ...]) -> Sample:
+    def _sample(self, record: ImageRecord, image: np.ndarray, draw: Draw, problems: tuple[Unreadable, ...]) -> Sample:
         taught = teaches(record, self.config.keep_difficult)
         views = self.augment(image, record.boxes[taught], draw.key)
         classes = torch.from_numpy(record.classes[taught][views.kept])
@@ -124,11 +124,11 @@ class EvaluationImages(Dataset):
 
     def __getitem__(self, index: int) -> Sample:
         record = self.records[index]
-        problems: tuple[str, ...] = ()
+        problems: tuple[Unreadable, ...] = ()
         try:
             image = read(record.path, self.config.high_bit_depth)
         except OSError as error:
-            problems = (f"{record.path}: image cannot be read ({error})",)
+            problems = (Unreadable(record.path, str(error)),)
             image = np.zeros((*record.size, 3), dtype=np.uint8)
         image, _ = resize(image, record.boxes, self.short_side, self.config.augment.max_size)
         return Sample(_channels_first(image), None, Instances.empty(), 0, index, problems)
@@ -241,7 +241,7 @@ def evaluation_loader(image_set: ImageSet, config: DataConfig, *, rank: int = 0,
     )
 
 
-def collate_views(samples: list[Sample]) -> tuple[Views, list[str]]:
+def collate_views(samples: list[Sample]) -> tuple[Views, list[Unreadable]]:
     """The views of several images as batches, and the files that could not be read."""
     keys = tuple(sample.key for sample in samples)
     weak, strong = (
@@ -252,7 +252,7 @@ def collate_views(samples: list[Sample]) -> tuple[Views, list[str]]:
     return Views(weak, strong, tuple(sample.truth for sample in samples)), problems
 
 
-def collate_images(samples: list[Sample]) -> tuple[ImageBatch, list[int], dict[int, str]]:
+def collate_images(samples: list[Sample]) -> tuple[ImageBatch, list[int], dict[int, Unreadable]]:
     """The images as one batch, their indices, and by index what is wrong with those that cannot be read (black)."""
     problems = {sample.index: sample.problems[0] for sample in samples if sample.problems}
     return to_batch([sample.weak for sample in samples]), [sample.index for sample in samples], problems

@@ -20,6 +20,8 @@ from lossmix_det.errors import UserError, nearest
 
 ROUNDING = 2.0  # pixels; a box that reaches out of the image by no more was rounded by the annotation tool
 
+CANNOT_BE_READ = ": image cannot be read ("
+
 
 @dataclass(frozen=True)
 class RawObject:
@@ -140,6 +142,28 @@ class SkippedProblems(Problems):
 
 
 ON_ERROR: dict[str, type[Problems]] = {"raise": Problems, "skip": SkippedProblems}
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """An image that could not be read when it was needed, although its header could when the data set was loaded.
+
+    Attributes:
+        path: of the file, as in its record.
+        reason: what the decoder says.
+    """
+
+    path: Path
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}{CANNOT_BE_READ}{self.reason})"
+
+    @classmethod
+    def from_text(cls, text: str) -> Unreadable:
+        """The inverse of ``str``: checkpoints hold plain text."""
+        path, _, reason = text.partition(CANNOT_BE_READ)
+        return cls(Path(path), reason.removesuffix(")"))
 
 
 def contained(root: Path, relative: str, where: str) -> Path:

@@ -15,7 +15,7 @@ from rich.progress import Progress
 
 from lossmix_det.config import Config
 from lossmix_det.data.loaders import evaluation_loader
-from lossmix_det.data.records import ImageSet
+from lossmix_det.data.records import ImageSet, Unreadable
 from lossmix_det.engines import Detector
 from lossmix_det.errors import UserError
 from lossmix_det.evaluation import detect_all, evaluate
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 def score_models(
     models: dict[str, Detector], test_sets: list[ImageSet], config: Config, fabric: Fabric, console: Console
-) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]], set[str]]:
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]], set[Unreadable]]:
     """Detect and score.
 
     Returns:
@@ -39,7 +39,7 @@ def score_models(
     """
     results: dict[str, dict[str, Any]] = {name: {} for name in models}
     detections: dict[str, list[dict[str, Any]]] = {}
-    problems: set[str] = set()
+    problems: set[Unreadable] = set()
     _share_buffers(models, fabric)
     shown = fabric.is_global_zero and console.is_terminal
     with Progress(console=console, disable=not shown, transient=True) as progress:
@@ -53,7 +53,7 @@ def score_models(
                 found, unreadable = _gather(found, fabric), dict(_gather(list(unreadable.items()), fabric))
                 if unreadable and config.data.on_error == "raise":
                     raise UserError(
-                        f"{min(unreadable.values())}; correct it, or set data.on_error=skip to leave it out"
+                        f"{min(map(str, unreadable.values()))}; correct it, or set data.on_error=skip to leave it out"
                     )
                 problems.update(unreadable.values())
                 detections[image_set.name] = found
@@ -88,9 +88,9 @@ def metric_of(metric: str, results: dict[str, dict[str, Any]]) -> float:
     return sets[name or next(reversed(sets))][short] if sets else math.nan
 
 
-def report_problems(sets: list[ImageSet], unreadable: set[str], folder: Path) -> None:
+def report_problems(sets: list[ImageSet], unreadable: set[Unreadable], folder: Path) -> None:
     """Count and list in ``data_problems.txt`` what was left out, and what is worth knowing."""
-    skipped = [line for image_set in sets for line in image_set.problems.skipped] + sorted(unreadable)
+    skipped = [line for image_set in sets for line in image_set.problems.skipped] + sorted(map(str, unreadable))
     notes = [line for image_set in sets for line in image_set.problems.notes]
     skipped, notes = list(dict.fromkeys(skipped)), list(dict.fromkeys(notes))
     path = folder / "data_problems.txt"

@@ -58,8 +58,8 @@ def _draw(run: Trainer) -> None:
     from lossmix_det.evaluation.drawing import draw_before_after  # slow to import, and only needed here
 
     path = run.folder / "before_after.png"
-    bad = {problem.partition(": image cannot")[0] for problem in run.streams.unreadable}
-    sound = replace(image_set, records=[record for record in image_set.records if str(record.path) not in bad])
+    bad = {problem.path for problem in run.streams.unreadable}
+    sound = replace(image_set, records=[record for record in image_set.records if record.path not in bad])
     found = json.loads(before.read_text()), run.detections[image_set.name]
     draw_before_after(sound, *found, path, high_bit_depth=run.config.data.high_bit_depth)
     run.console.print(f"detections before and after adaptation: {path}", soft_wrap=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lossmix_det.config import as_dict
+from lossmix_det.data.records import Unreadable
 from lossmix_det.errors import UserError, first_line
 from lossmix_det.files import classes_of, read_model
 from lossmix_det.training.checkpoints import random_state, restore_random_state
@@ -40,7 +41,7 @@ def collect(run: Trainer) -> dict[str, Any]:
         "best": run.best,
         "burned_in": run.burned_in,
         "bad_steps": [run.bad_steps, run.skipped_steps],
-        "unreadable": sorted(run.streams.unreadable),
+        "unreadable": sorted(map(str, run.streams.unreadable)),
         "fingerprints": run.streams.fingerprints(),
         "config": as_dict(run.config),
     }
@@ -80,7 +81,7 @@ def restore(run: Trainer, content: dict[str, Any]) -> None:
     restore_random_state(content["random"])
     run.step, run.best, run.burned_in = content["step"], content["best"], content["burned_in"]
     run.bad_steps, run.skipped_steps = content["bad_steps"]
-    run.streams.unreadable = set(content["unreadable"])
+    run.streams.unreadable = set(map(Unreadable.from_text, content["unreadable"]))
 
 
 def _restore_optimizer(run: Trainer, state: dict[int, Any], step: int) -> None:

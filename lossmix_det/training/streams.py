@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from lossmix_det.config import Config
 from lossmix_det.data.catalog import load_sets, load_target
 from lossmix_det.data.loaders import target_loader, training_loader
-from lossmix_det.data.records import ImageSet
+from lossmix_det.data.records import ImageSet, Unreadable
 from lossmix_det.errors import UserError
 from lossmix_det.structures import StepBatch
 
@@ -37,7 +37,7 @@ class Streams:
             self.classes = self.train_sets[0].classes
             self.target_sets = [load_target(name, config, self.classes) for name in config.data.target]
         self.target_labelled = all(each.labelled for each in self.target_sets)
-        self.unreadable: set[str] = set()
+        self.unreadable: set[Unreadable] = set()
 
     @property
     def sets(self) -> list[ImageSet]:
@@ -72,7 +72,7 @@ class Streams:
                 views[1] = replace(views[1], truths=None)
             yield StepBatch(*views), time.perf_counter() - started
 
-    def _note(self, problems: list[str]) -> None:
+    def _note(self, problems: list[Unreadable]) -> None:
         for problem in problems:
             if self.config.data.on_error == "raise":
                 raise UserError(f"{problem}; correct it, or set data.on_error=skip to leave it out")
@@ -80,8 +80,8 @@ class Streams:
                 log.warning("skipped: %s", problem)
                 self.unreadable.add(problem)
         if problems:
-            bad = {problem.partition(": image cannot")[0] for problem in self.unreadable}
+            bad = {problem.path for problem in self.unreadable}
             for sets in (self.train_sets, self.target_sets):
-                files = {str(record.path) for image_set in sets for record in image_set.records}
+                files = {record.path for image_set in sets for record in image_set.records}
                 if files and files <= bad:
                     raise UserError("no training image can be read; see the messages above")
