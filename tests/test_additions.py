@@ -100,7 +100,7 @@ class Cells(Encoding):
 
 
 class CellDetector(Detector):
-    """Says of every cell of 16 pixels whether a box has its centre there; a detector that shares no code with others."""
+    """Says of every cell of 16 pixels whether a box has its centre there. It shares no code with other detectors."""
 
     loss_names = ("cell",)
 

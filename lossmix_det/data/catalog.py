@@ -15,7 +15,7 @@ from lossmix_det.data import shapes
 from lossmix_det.data.builtin import builtin_datasets, builtin_root, datasets_root
 from lossmix_det.data.formats import FORMATS
 from lossmix_det.data.formats.detectron2 import detectron2_classes, detectron2_names
-from lossmix_det.data.records import ON_ERROR, ImageSet, build, found_classes
+from lossmix_det.data.records import ON_ERROR, ImageSet, build, class_names
 from lossmix_det.errors import UserError, first_line, nearest
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def load(name: str, config: Config, classes: list[str] | None = None) -> ImageSe
     if not images:
         raise UserError(f"data set {name!r} lists no image; check its split, {entry.split or 'all annotations'!r}")
     known = entry.classes or list(numbers) or None
-    classes = classes or config.data.classes or known or found_classes(images)
+    classes = classes or config.data.classes or known or class_names(images)
     _check_names(name, classes, known if file_format.labelled else None)
     result = build(name, images, classes, known, problems, ignore=entry.ignore_classes, labelled=file_format.labelled)
     if any(image.objects for image in images) and not any(len(record.classes) for record in result.records):
@@ -104,13 +104,13 @@ def load(name: str, config: Config, classes: list[str] | None = None) -> ImageSe
 
 
 def _check_names(name: str, classes: list[str], known: list[str] | None) -> None:
-    """Refuse a class list that shares no name with the data set: a misspelling would train on nothing."""
+    """Refuse a list of classes that shares no name with the data set: it is misspelt, and would train on nothing."""
     if not classes:
         raise UserError(f"data set {name!r} names no class; list them in data.classes")
     if known and not set(classes) & set(known):
         raise UserError(
             f"data set {name!r} has none of the classes {', '.join(classes)}{nearest(classes[0], known)}; "
-            f"its own are {', '.join(known)}"
+            f"its classes are {', '.join(known)}"
         )
 
 
@@ -131,7 +131,7 @@ def load_target(name: str, config: Config, classes: list[str]) -> ImageSet:
 
 
 def _with_labels(unlabelled: ImageSet, config: Config) -> ImageSet:
-    """The same images with their labels, or unchanged, with a warning, if some cannot be used."""
+    """The same images with their labels; without them, and with a warning, if some cannot be used."""
     name = unlabelled.name
     try:
         labelled = load(name, config, unlabelled.classes)
@@ -140,7 +140,7 @@ def _with_labels(unlabelled: ImageSet, config: Config) -> ImageSet:
         if absent:
             raise UserError(f"{len(absent)} of {len(unlabelled)} images have none, {absent[0]} for one")
     except UserError as error:
-        log.warning("target %s: its labels are of no use (%s), so pseudo-labels are not measured", name, error)
+        log.warning("target %s: its labels cannot be used (%s), so pseudo-labels are not measured", name, error)
         return unlabelled
     return replace(labelled, records=[records[record.path] for record in unlabelled.records])
 
@@ -170,7 +170,11 @@ def load_sets(config: Config) -> tuple[list[ImageSet], list[ImageSet]]:
 
 
 def load_test_sets(config: Config) -> list[ImageSet]:
-    """The test sets alone; the training data is only read where nothing else tells the classes."""
+    """The test sets alone; the first training set is read too if nothing else tells the classes.
+
+    Raises:
+        UserError: something is missing or wrong.
+    """
     classes = config.data.classes
     if not classes and config.data.train:
         classes = known_classes(config.data.train[0], config) or load(config.data.train[0], config).classes
@@ -178,7 +182,7 @@ def load_test_sets(config: Config) -> list[ImageSet]:
 
 
 def known_classes(name: str, config: Config) -> list[str] | None:
-    """The classes of a data set as declared, without reading it."""
+    """The classes of a data set as far as they are known without reading it; None if they are not."""
     if name in config.datasets:
         return config.datasets[name].classes
     if name in shapes.NAMES:

@@ -1,14 +1,17 @@
-"""From image sets to batches: endless, resumable, sharded for training; in order, once, for evaluation.
+"""Batches of images: without end for training, once and in order for evaluation.
 
-The batch of a step is a function of the seed and the step alone. Resuming is therefore starting to count at another
-step, and the processes of a distributed run each take their slice of the same joint batch.
+The batch of a step depends on the seed and the step alone. So a run resumes by starting at another step, and each
+process of a distributed run takes its slice of the joint batch.
 """
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from multiprocessing import parent_process
 
 import cv2
 import numpy as np
@@ -18,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from lossmix_det.config import DataConfig
 from lossmix_det.data.augment import Augment, resize
 from lossmix_det.data.images import read
-from lossmix_det.data.records import ImageRecord, ImageSet
+from lossmix_det.data.records import ImageRecord, ImageSet, Unreadable
 from lossmix_det.errors import UserError
 from lossmix_det.structures import ImageBatch, Instances, Views
 
@@ -27,7 +30,12 @@ STRIDE = 32  # canvases are multiples of the coarsest backbone stride
 
 @dataclass(frozen=True)
 class Draw:
-    """One image asked of the data set: its index and the seed of everything random about it."""
+    """A request for one image.
+
+    Attributes:
+        index: of the image in its data set.
+        key: the seed of everything that is random about it; different for every draw of a run.
+    """
 
     index: int
     key: int
@@ -35,18 +43,33 @@ class Draw:
 
 @dataclass(frozen=True)
 class Sample:
-    """One loaded image: its views as (3, H, W) uint8; ``problems`` names the files that could not be read instead."""
+    """One loaded image.
+
+    Attributes:
+        weak, strong: its views, (3, H, W) uint8 RGB; None if not asked for.
+        truth: the boxes to train on, in pixels of the views.
+        key, index: as in `Draw`.
+        problems: the files that could not be read, which this image takes the place of.
+    """
 
     weak: torch.Tensor | None
     strong: torch.Tensor | None
     truth: Instances
     key: int
     index: int
-    problems: tuple[str, ...] = ()
+    problems: tuple[Unreadable, ...] = ()
 
 
 class TrainingImages(Dataset):
-    """Views of the images of one or more sets, by `Draw`."""
+    """The images of one or more data sets, to be had by `Draw`.
+
+    Args:
+        sets: their images in a row.
+        config: views, augmentation and which boxes and images to leave out.
+
+    Raises:
+        UserError: no image has a box to learn.
+    """
 
     def __init__(self, sets: list[ImageSet], config: DataConfig) -> None:
         self.records = [record for image_set in sets for record in image_set.records]
@@ -62,20 +85,20 @@ class TrainingImages(Dataset):
         return len(self.records)
 
     def __getitem__(self, draw: Draw) -> Sample:
-        """The image drawn, or the next one that can be read."""
-        problems: list[str] = []
+        """The image drawn, or the next one that can be read; black if none can."""
+        problems: list[Unreadable] = []
         for step in range(len(self.records)):
             record = self.records[(draw.index + step) % len(self.records)]
             try:
                 image = read(record.path, self.config.high_bit_depth)
             except OSError as error:
-                problems.append(f"{record.path}: image cannot be read ({error})")
+                problems.append(Unreadable(record.path, str(error)))
                 continue
             return self._sample(record, image, draw, tuple(problems))
         blank = np.zeros((*self.records[draw.index].size, 3), dtype=np.uint8)  # the trainer gives up on `problems`
         return self._sample(self.records[draw.index], blank, draw, tuple(problems))
 
-    def _sample(self, record: ImageRecord, image: np.ndarray, draw: Draw, problems: tuple[str, ...]) -> Sample:
+    def _sample(self, record: ImageRecord, image: np.ndarray, draw: Draw, problems: tuple[Unreadable, ...]) -> Sample:
         taught = teaches(record, self.config.keep_difficult)
         views = self.augment(image, record.boxes[taught], draw.key)
         classes = torch.from_numpy(record.classes[taught][views.kept])
@@ -85,7 +108,12 @@ class TrainingImages(Dataset):
 
 
 class EvaluationImages(Dataset):
-    """Images in order, resized as for testing, without anything random."""
+    """The images of one data set by their index, resized for testing; nothing is random.
+
+    Args:
+        image_set: whose images.
+        config: the size, and how images of 16 bits are read.
+    """
 
     def __init__(self, image_set: ImageSet, config: DataConfig) -> None:
         self.records, self.config = image_set.records, config
@@ -96,26 +124,30 @@ class EvaluationImages(Dataset):
 
     def __getitem__(self, index: int) -> Sample:
         record = self.records[index]
-        problems: tuple[str, ...] = ()
+        problems: tuple[Unreadable, ...] = ()
         try:
             image = read(record.path, self.config.high_bit_depth)
         except OSError as error:
-            problems = (f"{record.path}: image cannot be read ({error})",)
+            problems = (Unreadable(record.path, str(error)),)
             image = np.zeros((*record.size, 3), dtype=np.uint8)
         image, _ = resize(image, record.boxes, self.short_side, self.config.augment.max_size)
         return Sample(_channels_first(image), None, Instances.empty(), 0, index, problems)
 
 
 class StreamSampler(Sampler):
-    """Endless batches of `Draw`s, shuffled anew each time through the data.
+    """Batches of `Draw`s without end; every pass over the data has an order of its own.
 
     Args:
         sizes: (height, width) of every image, for grouping.
         batch_size: images per batch over all processes.
-        seed: of the order and of every image's randomness; another ``stream`` of the same seed differs.
-        start: number of batches that were taken before.
-        rank, world: which slice of the joint batch this process takes.
+        seed: of the order, and of everything random about the images.
+        stream: streams of the same seed differ.
+        start: number of batches to leave out at the beginning.
+        rank, world: number of this process and of all; each takes its slice of the joint batch.
         group_by_shape: keep wide images apart from the others.
+
+    Raises:
+        ValueError: the processes cannot have equal slices.
     """
 
     def __init__(
@@ -147,7 +179,7 @@ class StreamSampler(Sampler):
                 continue
             batches += 1
             if batches > self.start:
-                yield [Draw(image, self._key(place)) for place, image in group[self.slice]]
+                yield [Draw(image, self._key(drawn_at)) for drawn_at, image in group[self.slice]]
             group.clear()
 
     def _order(self) -> Iterator[int]:
@@ -162,12 +194,15 @@ class StreamSampler(Sampler):
 
 
 def training_loader(sets: list[ImageSet], config: DataConfig, **where: int) -> DataLoader:
-    """Batches of (`Views`, problems) without end.
+    """Batches for training: (`Views`, files that could not be read), without end.
 
     Args:
         sets: to draw from.
         config: of the data.
         where: ``seed``, ``stream``, ``start``, ``rank`` and ``world``, as for `StreamSampler`.
+
+    Raises:
+        UserError: no image has a box to learn.
     """
     images = TrainingImages(sets, config)
     sizes = [record.size for record in images.records]
@@ -176,10 +211,10 @@ def training_loader(sets: list[ImageSet], config: DataConfig, **where: int) -> D
 
 
 def target_loader(sets: list[ImageSet], config: DataConfig, **where: int) -> DataLoader:
-    """The second stream: both views of every target image, whatever its labels say.
+    """Batches of the target, as from `training_loader`: both views of every image, with boxes or without.
 
     Args:
-        sets: of the target domain; their truths come along only if all of them have any.
+        sets: of the target domain.
         config: of the data.
         where: ``seed``, ``start``, ``rank`` and ``world``, as for `training_loader`.
     """
@@ -189,7 +224,13 @@ def target_loader(sets: list[ImageSet], config: DataConfig, **where: int) -> Dat
 
 
 def evaluation_loader(image_set: ImageSet, config: DataConfig, *, rank: int = 0, world: int = 1) -> DataLoader:
-    """Every image once, in batches of `collate_images`; processes take every ``world``-th image."""
+    """Every image once, in batches of `collate_images`.
+
+    Args:
+        image_set: to evaluate on.
+        config: of the data.
+        rank, world: number of this process and of all; it takes every ``world``-th image, beginning at ``rank``.
+    """
     indices = range(rank, len(image_set), world)
     return DataLoader(
         EvaluationImages(image_set, config),
@@ -200,7 +241,8 @@ def evaluation_loader(image_set: ImageSet, config: DataConfig, *, rank: int = 0,
     )
 
 
-def collate_views(samples: list[Sample]) -> tuple[Views, list[str]]:
+def collate_views(samples: list[Sample]) -> tuple[Views, list[Unreadable]]:
+    """The views of several images as batches, and the files that could not be read."""
     keys = tuple(sample.key for sample in samples)
     weak, strong = (
         None if views[0] is None else to_batch(views, keys)
@@ -210,23 +252,28 @@ def collate_views(samples: list[Sample]) -> tuple[Views, list[str]]:
     return Views(weak, strong, tuple(sample.truth for sample in samples)), problems
 
 
-def collate_images(samples: list[Sample]) -> tuple[ImageBatch, list[int], dict[int, str]]:
-    """The images, their indices, and what is wrong with those that could not be read (black in the batch)."""
+def collate_images(samples: list[Sample]) -> tuple[ImageBatch, list[int], dict[int, Unreadable]]:
+    """The images as one batch, their indices, and by index what is wrong with those that cannot be read (black)."""
     problems = {sample.index: sample.problems[0] for sample in samples if sample.problems}
     return to_batch([sample.weak for sample in samples]), [sample.index for sample in samples], problems
 
 
 def to_batch(images: list[torch.Tensor], keys: tuple[int, ...] | None = None) -> ImageBatch:
-    """Lay (3, h, w) images on the smallest common canvas whose sides are multiples of 32."""
+    """Lay images on the smallest common canvas whose sides are multiples of 32.
+
+    Args:
+        images: (3, h, w) each, of any sizes.
+        keys: of their draws.
+    """
     height, width = (-(-max(image.shape[side] for image in images) // STRIDE) * STRIDE for side in (1, 2))
     pixels = images[0].new_zeros((len(images), 3, height, width))
-    for image, place in zip(images, pixels, strict=True):
-        place[:, : image.shape[1], : image.shape[2]] = image
+    for image, canvas in zip(images, pixels, strict=True):
+        canvas[:, : image.shape[1], : image.shape[2]] = image
     return ImageBatch(pixels, tuple((image.shape[1], image.shape[2]) for image in images), keys)
 
 
 def teaches(record: ImageRecord, keep_difficult: bool) -> np.ndarray:
-    """Which boxes are trained on: no crowds, and difficult ones only if wanted."""
+    """Which boxes of an image are trained on, (N,) bool: no crowds, and difficult ones only if wanted."""
     return ~record.crowd if keep_difficult else ~(record.crowd | record.difficult)
 
 
@@ -235,7 +282,7 @@ def _channels_first(image: np.ndarray) -> torch.Tensor:
 
 
 def _loading(workers: int) -> dict:
-    """Loader settings; the generator keeps the loader away from torch's global random numbers."""
+    """Settings of every loader; with a generator of its own, it does not draw from torch's global one."""
     cv2.setNumThreads(0)  # OpenCV's threads fight with the workers and the training threads
     settings = {"num_workers": workers, "generator": torch.Generator(), "pin_memory": torch.cuda.is_available()}
     if workers:
@@ -244,8 +291,21 @@ def _loading(workers: int) -> dict:
 
 
 def _quiet_worker(_: int) -> None:
-    """One thread, and deaf to signals: when to stop is the main process's affair."""
+    """Prepare a worker: one thread, and no signal stops it but its parent's SIGTERM."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # also sent to the whole group; the worker ends with its parent
+    if hasattr(signal, "sigwaitinfo"):  # elsewhere any SIGTERM ends it, as torch's workers end
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_told, args=(parent_process().pid,), daemon=True).start()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
+
+
+def _end_when_told(parent: int) -> None:
+    """End this process at a SIGTERM of its parent, which then waits for it: as the loader closes, or as Python exits.
+
+    A scheduler sends SIGTERM to the whole process group. Workers survive that, so that the parent can finish its step
+    and save.
+    """
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

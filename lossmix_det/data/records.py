@@ -1,12 +1,12 @@
-"""What a data set says about its images, whatever its format, and how its faults are reported.
+"""What a data set says about its images, in any format, and how its faults are reported.
 
-Readers produce `RawImage`s in the words of the file; `build` turns them into a checked `ImageSet`.
+A format gives `RawImage`s, with names and numbers as they stand in the files. `build` checks them and makes an
+`ImageSet`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
 import os
 from collections import Counter
@@ -18,15 +18,23 @@ import numpy as np
 from lossmix_det.data.images import probe
 from lossmix_det.errors import UserError, nearest
 
-log = logging.getLogger(__name__)
+ROUNDING = 2.0  # pixels; a box that reaches out of the image by no more was rounded by the annotation tool
 
-# An overshoot of up to this many pixels is rounding of the annotation tool, not worth a word.
-ROUNDING = 2.0
+CANNOT_BE_READ = ": image cannot be read ("
 
 
 @dataclass(frozen=True)
 class RawObject:
-    """One annotated object, in the words of its file: float ``xyxy`` pixels with the origin at 0."""
+    """One annotated object as it stands in its file.
+
+    Attributes:
+        where: file and line or index, for messages.
+        name: of its class.
+        box: ``xyxy`` float pixels; the first pixel begins at 0.
+        difficult: VOC: never scored, and trained on only if wanted.
+        crowd: COCO: a group of objects; neither trained on nor scored.
+        area: in square pixels; None takes the area of the box.
+    """
 
     where: str
     name: str
@@ -38,7 +46,15 @@ class RawObject:
 
 @dataclass(frozen=True)
 class RawImage:
-    """One image and its objects; ``size`` is (width, height) as the annotation declares it, if it does."""
+    """One image and its objects as they stand in the files.
+
+    Attributes:
+        where: file and line or index, for messages.
+        path: of the image file, which need not exist.
+        objects: empty if nothing is annotated, or the image is not labelled.
+        size: (width, height) in pixels as declared; None if it is not.
+        image_id: its number in a COCO file; None counts from 1.
+    """
 
     where: str
     path: Path
@@ -49,7 +65,17 @@ class RawImage:
 
 @dataclass
 class ImageRecord:
-    """One checked image: (height, width) after EXIF rotation, boxes (N, 4) inside it, and per-box flags."""
+    """One checked image.
+
+    Attributes:
+        path: of the image file.
+        image_id: unique in its data set.
+        size: (height, width) in pixels, after EXIF rotation.
+        boxes: (N, 4) float32 ``xyxy`` pixels inside the image.
+        classes: (N,) int64 in 0…K-1.
+        difficult, crowd: (N,) bool, as in `RawObject`.
+        areas: (N,) float64 in square pixels.
+    """
 
     path: Path
     image_id: int
@@ -63,7 +89,17 @@ class ImageRecord:
 
 @dataclass
 class ImageSet:
-    """A loaded data set. ``category_ids[k]`` is class k's number in the COCO file (or k + 1)."""
+    """A loaded data set.
+
+    Attributes:
+        name: as in the configuration.
+        classes: the K names that the detector learns, in order.
+        records: its images.
+        labelled: whether the boxes are known; else every record is without boxes.
+        category_ids: (K) the number of each class in the COCO file, else from 1.
+        fingerprint: 16 hexadecimal digits that change with files, sizes, boxes or classes.
+        problems: what was left out or noted.
+    """
 
     name: str
     classes: list[str]
@@ -108,6 +144,28 @@ class SkippedProblems(Problems):
 ON_ERROR: dict[str, type[Problems]] = {"raise": Problems, "skip": SkippedProblems}
 
 
+@dataclass(frozen=True)
+class Unreadable:
+    """An image that could not be read when it was needed, although its header could when the data set was loaded.
+
+    Attributes:
+        path: of the file, as in its record.
+        reason: what the decoder says.
+    """
+
+    path: Path
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}{CANNOT_BE_READ}{self.reason})"
+
+    @classmethod
+    def from_text(cls, text: str) -> Unreadable:
+        """The inverse of ``str``: checkpoints hold plain text."""
+        path, _, reason = text.partition(CANNOT_BE_READ)
+        return cls(Path(path), reason.removesuffix(")"))
+
+
 def contained(root: Path, relative: str, where: str) -> Path:
     """Join a path that a file names to its root.
 
@@ -121,8 +179,8 @@ def contained(root: Path, relative: str, where: str) -> Path:
     return root / normal
 
 
-def found_classes(images: list[RawImage]) -> list[str]:
-    """The class names that the objects carry, sorted."""
+def class_names(images: list[RawImage]) -> list[str]:
+    """The names of the classes that objects have, sorted."""
     return sorted({item.name for image in images for item in image.objects})
 
 
@@ -142,19 +200,23 @@ def build(
         name: of the data set, for messages.
         images: as read from its files.
         classes: the names that the detector learns, in order.
-        known: the names that the data set may use, those outside ``classes`` being left out and counted.
+        known: the names that the data set may use; boxes of those that are not in ``classes`` are left out and
+            counted. None: the same as ``classes``.
         problems: raises or collects what is wrong.
-        ignore: further names to leave out.
-        labelled: false for a bare folder of images.
+        ignore: further names, whose boxes are left out without being counted.
+        labelled: false if only the images are known.
+
+    Raises:
+        UserError: something is wrong and is not to be skipped, or no image is left.
     """
-    known_names = set(known or classes)
+    known_names, ignored = set(known or classes), set(ignore or ())
     left_out: Counter[str] = Counter()
     records = []
     for image in images:
         size = _checked_size(image, problems)
         if size is None:
             continue
-        kept = [_checked_object(item, size, known_names, set(ignore or ()), problems) for item in image.objects]
+        kept = [_checked_object(item, size, known_names, ignored, problems) for item in image.objects]
         objects = [item for item in kept if item is not None]
         left_out.update(item.name for item in objects if item.name not in classes)
         objects = [item for item in objects if item.name in classes]
@@ -187,6 +249,7 @@ def _checked_size(image: RawImage, problems: Problems) -> tuple[int, int] | None
 def _checked_object(
     item: RawObject, size: tuple[int, int], known: set[str], ignore: set[str], problems: Problems
 ) -> RawObject | None:
+    """The object with its box clipped to the image, or None if it is left out."""
     if item.name in ignore:
         return None
     if item.name not in known:
@@ -200,7 +263,7 @@ def _checked_object(
 def _checked_box(
     item: RawObject, size: tuple[int, int], problems: Problems
 ) -> tuple[float, float, float, float] | None:
-    """The box clipped to the image, or None where nothing is left of it."""
+    """The box clipped to the image, or None if it has no area or lies outside."""
     height, width = size
     x1, y1, x2, y2 = item.box
     text = f"({x1:g}, {y1:g}, {x2:g}, {y2:g})"
@@ -238,7 +301,7 @@ def _record(
 
 
 def _fingerprint(records: list[ImageRecord], classes: list[str]) -> str:
-    """SHA-256 over names, byte counts, sizes and annotations: the same data gives the same 16 digits anywhere."""
+    """SHA-256 over names, byte counts, sizes and annotations: 16 digits that are the same wherever the data lies."""
     digest = hashlib.sha256("\n".join(classes).encode())
     for record in records:
         digest.update(f"{record.path.name} {record.path.stat().st_size} {record.size}".encode())

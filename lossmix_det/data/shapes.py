@@ -130,20 +130,24 @@ def draw_scene(
         else:
             usual = rng.random() < DOMAINS[domain].habit(gap)
             _paint(rng, canvas, mask, CLASSES.index(label) if usual else rng.integers(len(CLASSES)))
-        ys, xs = np.nonzero(mask)
-        corners = (xs.min(), ys.min(), xs.max(), ys.max())
-        objects.append((label, tuple(int(value) // FINE for value in corners)))
+        objects.append((label, _box(mask)))
     image = cv2.resize(np.clip(canvas, 0, 255), (width, height), interpolation=cv2.INTER_AREA)
     if not drawn:
         image = _expose(rng, image)
     return np.clip(image, 0, 255).astype(np.uint8), objects
 
 
+def _box(mask: np.ndarray) -> tuple[int, ...]:
+    """The box around a mask, in pixels of the finished picture."""
+    ys, xs = np.nonzero(mask)
+    return tuple(int(value) // FINE for value in (xs.min(), ys.min(), xs.max(), ys.max()))
+
+
 # ------------------------------------------------------------------------------------------------ outlines
 
 
 def _place(rng: np.random.Generator, shape: tuple[int, int], taken: np.ndarray) -> tuple[str, np.ndarray] | None:
-    """A class and the mask of its outline where nothing stands yet; None if no room was found."""
+    """A class and the mask of its outline where nothing has been drawn; None if there was no room in eight tries."""
     label = CLASSES[rng.integers(len(CLASSES))]
     for _ in range(8):
         radius = rng.uniform(0.12, 0.28) * min(shape)

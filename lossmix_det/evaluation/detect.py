@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from lossmix_det.data.records import ImageSet
+from lossmix_det.data.records import ImageSet, Unreadable
 from lossmix_det.engines.contract import Detector
 from lossmix_det.evaluation.coco import COCO_METRICS, coco_metrics
 from lossmix_det.evaluation.voc import VOC_METRICS, ClassDetections, ClassTruth, voc_ap
@@ -24,7 +24,7 @@ def detect_all(
     loader: DataLoader,
     device: torch.device | str,
     advance: Callable[[int], None] = lambda count: None,
-) -> tuple[list[dict[str, Any]], dict[int, str]]:
+) -> tuple[list[dict[str, Any]], dict[int, Unreadable]]:
     """Detect on every image that the loader yields.
 
     Args:
@@ -39,7 +39,7 @@ def detect_all(
         results.
     """
     results: list[dict[str, Any]] = []
-    unreadable: dict[int, str] = {}
+    unreadable: dict[int, Unreadable] = {}
     for images, indices, problems in loader:
         unreadable |= problems
         detections = detector.detect(images.to(device).to_float())

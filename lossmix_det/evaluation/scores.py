@@ -17,7 +17,7 @@ from rich.progress import Progress
 
 from lossmix_det.config import Config, DataConfig
 from lossmix_det.data.loaders import evaluation_loader
-from lossmix_det.data.records import ImageSet
+from lossmix_det.data.records import ImageSet, Unreadable
 from lossmix_det.engines import Detector
 from lossmix_det.errors import UserError
 from lossmix_det.evaluation.detect import METRICS, detect_all, evaluate
@@ -36,12 +36,12 @@ class Scored(NamedTuple):
     Args:
         results: scores by model and test set; test sets without truths have none.
         detections: of the last model, as COCO results by test set.
-        unreadable: a sentence for each file that could not be read.
+        unreadable: files that could not be read.
     """
 
     results: Results
     detections: Detections
-    unreadable: set[str]
+    unreadable: set[Unreadable]
 
 
 def score_models(
@@ -77,25 +77,25 @@ def score_models(
 
 def _detect(
     model: Detector, image_set: ImageSet, config: DataConfig, fabric: Fabric, advance: Callable[[int], None]
-) -> tuple[list[dict[str, Any]], dict[int, str]]:
+) -> tuple[list[dict[str, Any]], dict[int, Unreadable]]:
     """Detections of all processes, and by index the images that could not be read."""
     loader = evaluation_loader(image_set, config, rank=fabric.global_rank, world=fabric.world_size)
     detections, unreadable = detect_all(model, image_set, loader, fabric.device, advance)
     detections, unreadable = _gather(detections, fabric), dict(_gather(list(unreadable.items()), fabric))
     if unreadable:
-        ON_ERROR[config.on_error](min(unreadable.values()))
+        ON_ERROR[config.on_error](min(unreadable.values(), key=str))
     return detections, unreadable
 
 
-def _refuse(problem: str) -> None:
+def _refuse(problem: Unreadable) -> None:
     raise UserError(f"{problem}; correct it, or set data.on_error=skip to leave it out")
 
 
-def _leave_out(problem: str) -> None:
+def _leave_out(problem: Unreadable) -> None:
     """The image is reported when everything has been scored."""
 
 
-ON_ERROR: dict[str, Callable[[str], None]] = {"raise": _refuse, "skip": _leave_out}
+ON_ERROR: dict[str, Callable[[Unreadable], None]] = {"raise": _refuse, "skip": _leave_out}
 
 
 def check_metric(metric: str, test_sets: list[ImageSet]) -> None:
@@ -131,7 +131,7 @@ def metric_of(metric: str, results: Results) -> float:
     return sets[name or next(reversed(sets))][short] if sets else math.nan
 
 
-def report_problems(sets: list[ImageSet], unreadable: set[str], folder: Path) -> None:
+def report_problems(sets: list[ImageSet], unreadable: set[Unreadable], folder: Path) -> None:
     """Log how many faults the data have, and list them in ``data_problems.txt``; without faults there is no such file.
 
     Args:
@@ -139,7 +139,7 @@ def report_problems(sets: list[ImageSet], unreadable: set[str], folder: Path) ->
         unreadable: images that could not be loaded later.
         folder: of the run.
     """
-    skipped = [line for image_set in sets for line in image_set.problems.skipped] + sorted(unreadable)
+    skipped = [line for image_set in sets for line in image_set.problems.skipped] + sorted(map(str, unreadable))
     notes = [line for image_set in sets for line in image_set.problems.notes]
     skipped, notes = list(dict.fromkeys(skipped)), list(dict.fromkeys(notes))
     path = folder / "data_problems.txt"

@@ -94,8 +94,8 @@ def _draw(state: RunState, streams: Streams, detections: Detections, console: Co
     from lossmix_det.evaluation.drawing import draw_before_after  # slow to import, and only needed here
 
     path = folder / "before_after.png"
-    bad = {problem.partition(": image cannot")[0] for problem in state.unreadable}
-    sound = replace(image_set, records=[record for record in image_set.records if str(record.path) not in bad])
+    bad = {problem.path for problem in state.unreadable}
+    sound = replace(image_set, records=[record for record in image_set.records if record.path not in bad])
     both = json.loads(before.read_text()), detections[image_set.name]
     draw_before_after(sound, *both, path, high_bit_depth=state.config.data.high_bit_depth)
     console.print(f"detections before and after adaptation: {path}", soft_wrap=True)

@@ -17,6 +17,7 @@ from lossmix_det.adaptation.alignment import Alignment
 from lossmix_det.adaptation.labeller import Labeller
 from lossmix_det.adaptation.teacher import averaged
 from lossmix_det.config import Config, as_dict
+from lossmix_det.data.records import Unreadable
 from lossmix_det.engines import Detector, build_detector, to_device
 from lossmix_det.errors import UserError
 from lossmix_det.training.checkpoints import random_state, restore_random_state
@@ -69,7 +70,7 @@ class RunState:
     burned_in: dict[str, Any] = field(default_factory=dict)
     bad_steps: int = 0
     skipped_steps: int = 0
-    unreadable: set[str] = field(default_factory=set)
+    unreadable: set[Unreadable] = field(default_factory=set)
 
     @staticmethod
     def build(
@@ -160,7 +161,7 @@ class RunState:
             "best": self.best,
             "burned_in": self.burned_in,
             "bad_steps": [self.bad_steps, self.skipped_steps],
-            "unreadable": sorted(self.unreadable),
+            "unreadable": sorted(map(str, self.unreadable)),
             "fingerprints": self.fingerprints,
             "config": as_dict(self.config),
         }
@@ -189,7 +190,7 @@ class RunState:
         restore_random_state(content["random"])
         self.step, self.best, self.burned_in = content["step"], content["best"], content["burned_in"]
         self.bad_steps, self.skipped_steps = content["bad_steps"]
-        self.unreadable = set(content["unreadable"])
+        self.unreadable = set(map(Unreadable.from_text, content["unreadable"]))
 
     def _check_parts(self, content: dict[str, Any]) -> None:
         folder, burn_in = self.config.output_dir, self.config.adaptation.burn_in_steps

@@ -12,8 +12,9 @@ from lightning_fabric import Fabric
 from lossmix_det.config import Config
 from lossmix_det.data.catalog import load_sets, load_target
 from lossmix_det.data.loaders import target_loader, training_loader
-from lossmix_det.data.records import ImageSet
+from lossmix_det.data.records import ImageSet, Unreadable
 from lossmix_det.errors import UserError
+from lossmix_det.evaluation.scores import ON_ERROR
 from lossmix_det.structures import StepBatch
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ class Streams:
         return {image_set.name: image_set.fingerprint for image_set in self.sets}
 
     def batches(
-        self, start: int, stopping: Callable[[], bool], unreadable: set[str]
+        self, start: int, stopping: Callable[[], bool], unreadable: set[Unreadable]
     ) -> Iterator[tuple[StepBatch, float]]:
         """Batches from a step to the last, each with the seconds waited for it.
 
@@ -81,16 +82,15 @@ class Streams:
                 views[1] = replace(views[1], truths=None)
             yield StepBatch(*views), time.perf_counter() - started
 
-    def _note(self, problems: list[str], unreadable: set[str]) -> None:
+    def _note(self, problems: list[Unreadable], unreadable: set[Unreadable]) -> None:
         for problem in problems:
-            if self.config.data.on_error == "raise":
-                raise UserError(f"{problem}; correct it, or set data.on_error=skip to leave it out")
+            ON_ERROR[self.config.data.on_error](problem)
             if problem not in unreadable:
                 log.warning("skipped: %s", problem)
                 unreadable.add(problem)
         if problems:
-            bad = {problem.partition(": image cannot")[0] for problem in unreadable}
+            bad = {problem.path for problem in unreadable}
             for sets in (self.train_sets, self.target_sets):
-                files = {str(record.path) for image_set in sets for record in image_set.records}
+                files = {record.path for image_set in sets for record in image_set.records}
                 if files and files <= bad:
                     raise UserError("no training image can be read; see the messages above")

@@ -120,7 +120,8 @@ def test_a_truncated_image_is_replaced_by_the_next_and_reported(voc_folder):
         views.weak.pixels[0, :, :40, 20:40].sort().values, views.weak.pixels[1, :, :40, 20:40].sort().values
     )
     assert len(problems) == 1
-    assert "one.png: image cannot be read" in problems[0]
+    assert problems[0].path == path
+    assert "one.png: image cannot be read" in str(problems[0])
 
 
 def test_evaluation_goes_through_the_images_once_in_order(voc_folder):
@@ -142,7 +143,8 @@ def test_evaluation_reports_an_unreadable_image_by_its_index(voc_folder):
     _, indices, problems = next(iter(evaluation_loader(image_set, config.data)))
     assert indices == [0, 1]
     assert list(problems) == [1]
-    assert "two.png: image cannot be read" in problems[1]
+    assert problems[1].path == image_set.records[1].path
+    assert "two.png: image cannot be read" in str(problems[1])
 
 
 def test_data_without_anything_to_learn_is_refused(voc_folder):

@@ -46,7 +46,7 @@ def test_labels_of_no_use_are_said_and_not_looked_at(voc_folder, caplog, fault):
     assert not found.labelled
     assert names(found) == ["one.png", "two.png"]
     assert sum(len(record.boxes) for record in found.records) == 0
-    assert "target drawings: its labels are of no use" in caplog.text
+    assert "target drawings: its labels cannot be used" in caplog.text
 
 
 def test_a_coco_file_without_annotations_lists_its_images(tmp_path):

@@ -74,7 +74,7 @@ def _entries(name: str) -> list[dict[str, Any]]:
 
 
 def _images(name: str, entries: list[dict[str, Any]]) -> list[RawImage]:
-    """With their own numbers, unless these are no numbers or, in joined data sets, not different ones."""
+    """The images, numbered as in their entries; anew if some have no number, or two have the same."""
     images = [_image(name, index, entry) for index, entry in enumerate(entries)]
     if len({image.image_id for image in images} - {None}) < len(images):
         return [replace(image, image_id=None) for image in images]
@@ -114,9 +114,9 @@ def register(name: str, classes: list[str], load: Callable[[], ImageSet]) -> Non
     """Register a data set of ours with Detectron2.
 
     Args:
-        name: to register it under; one that is registered already is replaced.
-        classes: of the detector, which become ``thing_classes``.
-        load: reads it, when it is first asked for.
+        name: to register it under; a data set of this name is replaced.
+        classes: of the detector; they become ``thing_classes``.
+        load: reads the data set when Detectron2 asks for it.
     """
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
