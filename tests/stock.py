@@ -11,10 +11,13 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 
 from lossmix_det.config import ModelConfig
 from lossmix_det.engines import build_detector
+from lossmix_det.engines.torchvision.networks import ZOO
 from lossmix_det.structures import ImageBatch, Instances
 
 CANVAS, CLASSES = 128, 4
 TORCHVISION = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg")
+RETINANET = ("classification", "bbox_regression")
+FCOS = (*RETINANET, "bbox_ctrness")
 DETECTRON2 = ("loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg")
 ALL = "['res2','res3','res4','res5']"
 SMALL = {
@@ -116,6 +119,46 @@ class Torchvision:
         detector.model.roi_heads.score_thresh = 0.0
 
 
+class OneStage:
+    """The same for torchvision's RetinaNet and FCOS, which sample nothing."""
+
+    def __init__(self, detector: str, architecture: str, names: tuple[str, ...]) -> None:
+        norm = "frozen" if architecture in ZOO else "auto"  # so that images do not depend on one another
+        self.settings = {"detector": detector, "architecture": architecture, "norm": norm}
+        self.names = names
+
+    def prepare(self, detector) -> None:
+        """From random weights all anchors score alike and all boxes are one; spread them."""
+        heads = detector.model.head
+        with torch.no_grad():
+            for part in (heads.classification_head, heads.regression_head):
+                for layer in part.modules():
+                    if isinstance(layer, torch.nn.Conv2d):
+                        layer.weight.mul_(4)
+            heads.regression_head.bbox_reg.bias.fill_(0.2)
+
+    def pad(self, detector) -> None:
+        detector.model.transform.size_divisible = CANVAS
+
+    def losses(self, detector, batch: ImageBatch, truths) -> dict[str, torch.Tensor]:
+        targets = [{"boxes": item.boxes, "labels": item.classes + 1} for item in truths]
+        return detector.model(pictures(batch), targets)
+
+    def detections(self, detector, batch: ImageBatch) -> list[Instances]:
+        """Without those of label 0, which torchvision counts as a class of these networks and nothing teaches."""
+        resize = detector.model.transform.resize
+        detector.model.transform.resize = lambda image, target: (image, target)
+        results = detector.model(pictures(batch))
+        detector.model.transform.resize = resize
+        return [
+            Instances(result["boxes"], result["labels"] - 1, result["scores"])[result["labels"] > 0]
+            for result in results
+        ]
+
+    def show_all(self, detector) -> None:
+        detector.model.score_thresh = 0.0
+
+
 class Detectron2:
     """The same for Detectron2."""
 
@@ -192,13 +235,21 @@ ENGINES = {
     "detectron2_fpn": Detectron2("fpn"),
     "detectron2_c4": Detectron2("c4_two_fc"),
 }
+ONE_STAGE = {
+    "retinanet_slim": OneStage("retinanet", "slim", RETINANET),
+    "retinanet_resnet18_fpn": OneStage("retinanet", "resnet18_fpn", RETINANET),
+    "retinanet_resnet50_fpn_v2": OneStage("retinanet", "retinanet_resnet50_fpn_v2", RETINANET),
+    "fcos_slim": OneStage("fcos", "slim", FCOS),
+    "fcos_resnet18_fpn": OneStage("fcos", "resnet18_fpn", FCOS),
+    "fcos_resnet50_fpn": OneStage("fcos", "fcos_resnet50_fpn", FCOS),
+}
 
 
 def make(name: str = "slim", *, deterministic: bool = True, **settings):
     """A detector in training mode, with ``stock`` to hold it against; of equal weights for equal arguments."""
     if name.startswith("detectron2"):
         pytest.importorskip("detectron2", reason="Detectron2 is not installed")
-    stock = ENGINES.get(name) or Torchvision(name)
+    stock = {**ENGINES, **ONE_STAGE}.get(name) or Torchvision(name)
     torch.manual_seed(0)
     detector = build_detector(ModelConfig(**{**stock.settings, **settings}), CLASSES).train()
     detector.stock = stock

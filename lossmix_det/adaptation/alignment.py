@@ -67,7 +67,7 @@ class Alignment(nn.Module):
         self.config, self.weigh = config, WEIGHTS[config.mixed]
         self.parts = {name: part for name, part in PARTS.items() if name in config.parts}
         for name, part in self.parts.items():
-            require(detector, part.needs, f"alignment.parts=[{name}]")
+            require(detector, part.needs, f"alignment.parts=[{name}]", part.instead)
         self.level = self._level(detector)
         self.discriminators = nn.ModuleDict(
             {name: part.discriminator(detector, self.level) for name, part in self.parts.items()}
@@ -116,19 +116,29 @@ class Alignment(nn.Module):
 
 
 class Part(NamedTuple):
-    """One kind of alignment: what it needs of a detector, its discriminator of (detector, level), and its loss."""
+    """One kind of alignment: what it needs of a detector, its discriminator of (detector, level), and its loss.
+
+    ``instead`` is the setting that does without what it needs.
+    """
 
     needs: type
+    instead: str
     discriminator: Callable[[Detector, str], nn.Module]
     loss: Callable[..., Tensor]
 
 
 PARTS = {
     "image": Part(
-        HasFeatures, lambda detector, level: ImageDiscriminator(detector.levels()[level]), Alignment.image_loss
+        HasFeatures,
+        "alignment.parts=[]",
+        lambda detector, level: ImageDiscriminator(detector.levels()[level]),
+        Alignment.image_loss,
     ),
     "instance": Part(
-        ScoresBoxes, lambda detector, level: InstanceDiscriminator(detector.roi_width), Alignment.instance_loss
+        ScoresBoxes,
+        "alignment.parts=[image]",
+        lambda detector, level: InstanceDiscriminator(detector.roi_width),
+        Alignment.instance_loss,
     ),
 }
 

@@ -98,7 +98,7 @@ class Labeller:
         self.kind = KINDS[self.labels.kind](self.labels)
         setting = f"pseudo_labels.kind={self.labels.kind}"
         if self.kind.needs is not None:
-            require(student, self.kind.needs, setting)
+            require(student, self.kind.needs, setting, "pseudo_labels.kind=hard")
         if RULES[config.mixing.rule].joins_boxes and not self.kind.has_boxes:
             raise UserError(
                 f"{setting} has no boxes that mixing.rule={config.mixing.rule} could join; use lossmix or own"

@@ -14,13 +14,21 @@ from lossmix_det.config.fields import Rule, Settings, among, choice, file, items
 VIEWS = ("weak", "strong")
 ALIGNED = ("image", "instance")
 
-# By engine: the settings that it does not read, and what to set instead.
-NOT_READ = {
-    "torchvision": {"detectron2_config": "set model.engine=detectron2, or leave it empty"},
-    "detectron2": {
-        "norm": "set MODEL.RESNETS.NORM in model.detectron2_options instead",
-        "trainable_layers": "set MODEL.BACKBONE.FREEZE_AT in model.detectron2_options instead",
+# By the setting that decides, and its value: the settings that are not read then, and what to do instead.
+SAMPLES_NOTHING = {
+    "rpn_samples": "leave it empty, because this detector learns from every anchor",
+    "roi_samples": "leave it empty, because this detector learns from every anchor",
+}
+NOT_READ: dict[str, dict[str, dict[str, str]]] = {
+    "engine": {
+        "torchvision": {"detectron2_config": "set model.engine=detectron2, or leave it empty"},
+        "detectron2": {
+            "detector": "set model.engine=torchvision, or leave it at faster_rcnn",
+            "norm": "set MODEL.RESNETS.NORM in model.detectron2_options instead",
+            "trainable_layers": "set MODEL.BACKBONE.FREEZE_AT in model.detectron2_options instead",
+        },
     },
+    "detector": {"retinanet": SAMPLES_NOTHING, "fcos": SAMPLES_NOTHING},
 }
 
 GONE_RULES = {
@@ -131,14 +139,15 @@ class ModelConfig(Settings):
     detections_per_image: int = number(100, 1)
 
     def rules(self) -> list[Rule]:
-        """A setting that the engine does not read stays at its default, so that none is ignored in silence."""
+        """A setting that is not read stays at its default, so that none is ignored in silence."""
         defaults = {spec.name: spec.default for spec in fields(self)}
         return [
             (
                 getattr(self, name) == defaults[name],
-                f"{name}={getattr(self, name)} has no effect with model.engine={self.engine}; {advice}",
+                f"{name}={getattr(self, name)} has no effect with model.{setting}={getattr(self, setting)}; {advice}",
             )
-            for name, advice in NOT_READ[self.engine].items()
+            for setting, table in NOT_READ.items()
+            for name, advice in table.get(getattr(self, setting), {}).items()
         ]
 
 

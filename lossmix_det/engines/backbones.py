@@ -22,12 +22,14 @@ class Backbone:
         pyramid: images (B, 3, H, W) to levels (B, C, h, w) by name, finest first. It has ``out_channels`` (C), and
             ``body``, whose children are the stages that can be frozen.
         sizes: side in pixels of the objects that each level is for, finest first.
+        strides: pixels from one cell of a level to the next, finest first.
         hidden: width of the fully connected layers behind it.
         small: it is made for images of about 100 pixels: heads with less to choose from.
     """
 
     pyramid: nn.Module
     sizes: tuple[int, ...]
+    strides: tuple[int, ...]
     hidden: int = 1024
     small: bool = False
 
@@ -40,7 +42,8 @@ def resnet_fpn(name: str, norm: Norm, one_stage: bool) -> Backbone:
     """A ResNet of torchvision with the pyramid of Lin et al. (CVPR 2017)."""
     more = {"returned_layers": [2, 3, 4], "extra_blocks": LastLevelP6P7(256, 256)} if one_stage else {}
     pyramid = resnet_fpn_backbone(backbone_name=name, weights=None, norm_layer=norm, trainable_layers=5, **more)
-    return Backbone(pyramid, (32, 64, 128, 256, 512))
+    strides = (8, 16, 32, 64, 128) if one_stage else (4, 8, 16, 32, 64)
+    return Backbone(pyramid, (32, 64, 128, 256, 512), strides)
 
 
 def slim(norm: Norm, one_stage: bool) -> Backbone:
@@ -48,7 +51,8 @@ def slim(norm: Norm, one_stage: bool) -> Backbone:
     body = resnet.resnet18(weights=None, norm_layer=norm)
     # The last stage (stride 32) would see an image of 100 pixels as 3×3 cells, and holds three quarters of the weights.
     layers = {f"layer{index}": str(index - 1) for index in range(1, 4)}
-    return Backbone(BackboneWithFPN(body, layers, [64, 128, 256], 64), (14, 24, 40, 64), hidden=256, small=True)
+    pyramid = BackboneWithFPN(body, layers, [64, 128, 256], 64)
+    return Backbone(pyramid, (14, 24, 40, 64), (4, 8, 16, 32), hidden=256, small=True)
 
 
 BACKBONES: dict[str, Builder] = {

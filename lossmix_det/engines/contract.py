@@ -147,25 +147,26 @@ class ScoresBoxes(Protocol):
         """(R, D) features of the best ``count`` proposals of each image, image after image, and (B,) how many."""
 
 
-def require(detector: Detector, capability: type, setting: str) -> None:
+def require(detector: Detector, capability: type, setting: str, instead: str) -> None:
     """Refuse a setting that asks a detector for what it cannot do.
 
     Args:
         detector: that is to do it.
         capability: of those above.
         setting: as a user writes it, for example ``pseudo_labels.kind=soft``.
+        instead: the setting that does without, for example ``pseudo_labels.kind=hard``.
 
     Raises:
         UserError: the detector lacks the capability.
     """
     if not isinstance(detector, capability):
         need = LACKING[capability]
-        raise UserError(f"{setting} needs {need}, which {type(detector.model).__name__} does not have")
+        raise UserError(f"{setting} needs {need}; {type(detector.model).__name__} is none, so use {instead}")
 
 
 LACKING = {
     HasFeatures: "a detector whose feature levels can be read",
-    ScoresBoxes: "a two-stage detector such as model.detector=faster_rcnn, which scores proposals",
+    ScoresBoxes: "a detector that scores proposals, such as model.detector=faster_rcnn",
 }
 
 

@@ -19,8 +19,9 @@ from torch.nn import functional as F
 from lossmix_det.engines.contract import SoftTeacher
 from lossmix_det.engines.normalizers import Normalizer
 from lossmix_det.engines.two_stage.encoding import Scores, TwoStageEncoding
-from lossmix_det.engines.two_stage.samples import Samples, SoftSamples, soft_samples, weigh_samples, weighted_sum
+from lossmix_det.engines.two_stage.samples import SoftSamples, soft_samples
 from lossmix_det.engines.two_stage.sampling import KeyedSampler
+from lossmix_det.engines.weighing import Samples, weigh_samples, weighted_sum
 from lossmix_det.structures import Instances, Supervision
 
 BACKGROUND, IGNORED = -1, -2  # in place of the index of a matched box
@@ -96,7 +97,9 @@ class Stage(ABC):
         return self.offsets(torch.cat(taught), torch.cat(foreground))
 
     def _weigh(self, supervision: Supervision, matches: list[Tensor], foreground: Tensor) -> Samples:
-        return weigh_samples(supervision, matches, foreground, self.normalize, self.quota)
+        counts = torch.tensor([len(match) for match in matches])
+        normalizers = self.normalize(counts, supervision.mean_over or len(supervision), self.quota)
+        return weigh_samples(supervision, matches, foreground, normalizers)
 
     def _weighted_box_loss(self, predicted: Tensor, wanted: Tensor, samples: Samples) -> Tensor:
         """Of the foreground samples, divided by the number of all samples, as both stock stages do."""

@@ -1,0 +1,111 @@
+"""The losses of one-stage detectors, weighted per image.
+
+Network, matching, box coding and inference are the engine's own. What is ours is the last step of each loss: stock sums
+over the anchors of the batch; here each anchor's loss is first multiplied by the weight of its image (and, where the
+truth carries weights, of the box that it was matched to), and the same normaliser is kept: the number of foreground
+anchors. S anchors of all images that a supervision teaches, image after image; F of them are foreground.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision.ops import sigmoid_focal_loss
+
+from lossmix_det.engines.contract import Detector, SoftTeacher
+from lossmix_det.engines.normalizers import Normalizer
+from lossmix_det.engines.one_stage.encoding import OneStageEncoding
+from lossmix_det.engines.weighing import Samples, weigh_samples, weighted_sum
+from lossmix_det.structures import Supervision
+
+IGNORED = -2  # in place of the index of a matched box; -1 is background
+
+
+@dataclass(frozen=True)
+class Foreground:
+    """The anchors that were matched to a box.
+
+    Args:
+        outputs: what the heads say of each, (F, …) by the engine's names.
+        anchors: (F, 4).
+        boxes: (F, 4) that they were matched to.
+    """
+
+    outputs: dict[str, Tensor]
+    anchors: Tensor
+    boxes: Tensor
+
+
+class OneStageDetector(Detector):
+    """What RetinaNet and FCOS share: a focal loss of every anchor, and losses of the foreground alone."""
+
+    normalize: Normalizer  # of `NORMALIZERS`
+
+    @abstractmethod
+    def match(self, encoding: OneStageEncoding, anchors: list[Tensor], truths: list[Tensor]) -> list[Tensor]:
+        """For each of some images the (A,) index of the box that each anchor is matched to, -1 or `IGNORED`.
+
+        Args:
+            encoding: for what is the same of all images.
+            anchors: (A, 4) of each of these images.
+            truths: (N, 4) boxes of each.
+        """
+
+    @abstractmethod
+    def foreground_losses(self, foreground: Foreground) -> list[Tensor]:
+        """(F,) losses of the foreground, in the order of ``loss_names`` from the second on."""
+
+    def losses(
+        self, encoding: OneStageEncoding, supervision: Supervision, soft_teacher: SoftTeacher | None = None
+    ) -> dict[str, Tensor]:
+        if len(supervision) != len(encoding.images):
+            raise ValueError(f"supervision is of {len(supervision)} images, the encoding of {len(encoding.images)}")
+        if not supervision.active:
+            return {name: torch.zeros((), device=encoding.logits.device) for name in self.loss_names}
+        with torch.autocast(encoding.logits.device.type, enabled=False):
+            values = self._losses(encoding, supervision)
+        return dict(zip(self.loss_names, values, strict=True))
+
+    def features(self, encoding: OneStageEncoding) -> dict[str, Tensor]:
+        """The pyramid's levels, (B, C, h, w) each, by name."""
+        return encoding.features
+
+    def _losses(self, encoding: OneStageEncoding, supervision: Supervision) -> list[Tensor]:
+        active = supervision.active
+        truths = [supervision.truths[image] for image in active]
+        matches = self.match(encoding, [encoding.anchors[image] for image in active], [item.boxes for item in truths])
+        samples = self._weigh(supervision, matches)
+        chosen, taught = samples.foreground, torch.cat(matches) != IGNORED
+        classes = _matched([truth.classes for truth in truths], matches)
+        class_loss = _focal_loss(encoding.rows(encoding.logits, active), chosen, classes + 1)
+        foreground = Foreground(
+            {name: encoding.rows(values, active)[chosen] for name, values in encoding.localization.items()},
+            torch.cat([encoding.anchors[image] for image in active])[chosen],
+            _matched([truth.boxes for truth in truths], matches),
+        )
+        weights, normalizers = samples.box_weights[chosen], samples.normalizers[chosen]
+        return [
+            weighted_sum(class_loss, samples.class_weights * taught, samples.normalizers),
+            *(weighted_sum(loss, weights, normalizers) for loss in self.foreground_losses(foreground)),
+        ]
+
+    def _weigh(self, supervision: Supervision, matches: list[Tensor]) -> Samples:
+        """Of every anchor, divided by the number of those in the foreground."""
+        counts = torch.stack([(match >= 0).sum() for match in matches]).cpu()
+        normalizers = self.normalize(counts, supervision.mean_over or len(supervision), None)
+        return weigh_samples(supervision, matches, torch.cat(matches) >= 0, normalizers)
+
+
+def _focal_loss(logits: Tensor, foreground: Tensor, labels: Tensor) -> Tensor:
+    """(S,) loss of (S, K + 1) logits, every output for itself, given the (F,) labels of the foreground."""
+    wanted = torch.zeros_like(logits)
+    wanted[foreground, labels] = 1.0
+    return sigmoid_focal_loss(logits, wanted).sum(1)
+
+
+def _matched(values: list[Tensor], matches: list[Tensor]) -> Tensor:
+    """(F, …) value of the box that each foreground anchor was matched to, from (N, …) of each image's boxes."""
+    return torch.cat([value[match[match >= 0]] for value, match in zip(values, matches, strict=True)])
