@@ -1,6 +1,6 @@
 """One burn-in for all methods of a comparison that would take the same one.
 
-A run goes on from another's state exactly as if it had come there itself, so that no score depends on it.
+A run that continues from another's state ends exactly as if it had burned in itself, so that no score depends on it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from lossmix_det.training.checkpoints import Checkpoints
 
 log = logging.getLogger(__name__)
 
-ROWS = ("metrics.csv", "scores.csv", "speed.csv")  # a run that goes on drops those of later steps
+ROWS = ("metrics.csv", "scores.csv", "speed.csv")  # a run that resumes drops the rows of later steps
 
 
 def lenders_of(settings: dict[Path, Config]) -> dict[Path, Path]:
-    """The runs that may begin where another run ends its burn-in, and that other run: the first of its kind.
+    """By run, the other run at whose end of burn-in it may begin: the first with the same burn-in.
 
     Args:
         settings: of each run, by its folder.
@@ -36,7 +36,7 @@ def lenders_of(settings: dict[Path, Config]) -> dict[Path, Path]:
 
 
 def _burn_in_of(config: Config) -> str:
-    """All settings that burn-in depends on. Pseudo-labels come after it, and so does mixing where none is mixed."""
+    """All settings that burn-in depends on: not pseudo-labels, and mixing only where burn-in mixes."""
     mixing = config.mixing
     share = mixing.probability if mixing.burn_in_probability is None else mixing.burn_in_probability
     later = ("output_dir", "pseudo_labels.") + (() if share else ("mixing.",))
@@ -45,24 +45,24 @@ def _burn_in_of(config: Config) -> str:
 
 
 def borrow(lender: Path, borrower: Path) -> None:
-    """Give a run that has not begun yet the state in which another one ended burn-in, if it has got there.
+    """Let a run that has not begun start from the state in which another one ended burn-in, if it has done so.
 
     Args:
         lender, borrower: folders of the runs.
     """
-    source, own = Checkpoints(lender / "checkpoints", 1), Checkpoints(borrower / "checkpoints", 1)
-    if own.paths() or not source.burned_in.is_file():
+    lent, borrowed = Checkpoints(lender / "checkpoints", 1), Checkpoints(borrower / "checkpoints", 1)
+    if borrowed.paths() or not lent.burned_in.is_file():
         return
-    own.folder.mkdir(parents=True, exist_ok=True)
-    content = read_checkpoint(source.burned_in)
+    borrowed.folder.mkdir(parents=True, exist_ok=True)
+    content = read_checkpoint(lent.burned_in)
     best = content["best"]
-    if best and read_checkpoint(source.best)["step"] == best["step"]:
-        shutil.copy2(source.best, own.best)
+    if best and read_checkpoint(lent.best)["step"] == best["step"]:
+        shutil.copy2(lent.best, borrowed.best)
     else:  # the lender has found a better one since
         content["best"] = None
     for name in ROWS:
         shutil.copy2(lender / name, borrower / name)
     if (lender / "burn_in").is_dir():  # there are test sets
         shutil.copytree(lender / "burn_in", borrower / "burn_in", dirs_exist_ok=True)
-    own.save(content)  # last: from here on it has begun
+    borrowed.save(content)  # last: from here on it has begun
     log.info("%s begins where %s ended the same burn-in, at step %d", borrower, lender, content["step"])

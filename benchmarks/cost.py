@@ -1,19 +1,17 @@
-"""What a LossMix step, loading and the average cost, in pairs of measurements on the same images."""
+"""What a LossMix step, loading and the running average cost, in pairs of measurements on the same images."""
 
 from __future__ import annotations
 
 import argparse
 import logging
-import os
 import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from benchmarks.timing import command_line, ratio, seconds_of
 from lossmix_det.adaptation.teacher import averaged
 from lossmix_det.config import Config, MixingConfig, load_config
 from lossmix_det.data.catalog import load
@@ -52,22 +50,25 @@ CASES = (
 )
 
 
+MIXINGS = {"plain": MixingConfig(probability=0.0), "lossmix": MixingConfig(rule="lossmix", probability=1.0)}
+
+
 class Workbench:
     """A detector with its optimizer and real batches, to take single steps on."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.sets = [load(config.data.train[0], config)]
         torch.manual_seed(0)
         detector = build_detector(config.model, len(self.sets[0].classes))
-        self.detector: Detector = to_device(detector, torch.device(self.device), config.train.channels_last).train()
+        self.detector: Detector = to_device(detector, self.device, config.train.channels_last).train()
         self.student = StudentStep(self.detector, {})
         self.optimizer = build_optimizer(self.student, config.optimizer)
         self.stream = iter(training_loader(self.sets, config.data, seed=0))
-        self.plain_seconds = float("nan")
 
     def batch(self) -> StepBatch:
+        """The next batch, on the device."""
         views, _ = next(self.stream)
         return StepBatch(views.to(self.device))
 
@@ -79,33 +80,22 @@ class Workbench:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def seconds(self, action: Callable[[], object]) -> float:
-        """Wall-clock time of an action, the GPU's work included."""
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-        started = time.perf_counter()
-        action()
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - started
-
 
 def measure_cost(options: argparse.Namespace, default_output: Path) -> None:
-    """Measure every case and write the page."""
-    rows = []
-    for case in CASES:
-        log.info("measuring %s", case.name)
-        bench = Workbench(load_config(None, [*case.overrides, *options.overrides]))
-        pairs = max(5, round(options.pairs * case.share_of_pairs))
-        rows.append(f"| {case.name} | {_step_cells(bench, pairs)} | {_average_cell(bench, pairs)} |")
+    """Measure every case and write the page.
+
+    Args:
+        options: of `benchmarks.suites`.
+        default_output: of the page.
+    """
+    rows = [_row(case, options) for case in CASES]
     loading = _loading(load_config(None, options.overrides), options.pairs)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
-    threads = [f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}"] if "OMP_NUM_THREADS" in os.environ else []
     lines = [
         "# What it costs",
         "",
         "```",
-        " ".join([*threads, "python tools/benchmark.py --suite cost", f"--pairs {options.pairs}", *options.overrides]),
+        command_line("cost", options.pairs, options.overrides),
         "```",
         "",
         f"torch {torch.__version__}, {device}. A LossMix step mixes every image (two truths each); plain and LossMix "
@@ -122,45 +112,52 @@ def measure_cost(options: argparse.Namespace, default_output: Path) -> None:
     log.info("wrote %s", output)
 
 
-def _step_cells(bench: Workbench, pairs: int) -> str:
-    plain, mixed = MixingConfig(probability=0.0), MixingConfig(rule="lossmix", probability=1.0)
-    for mixing in (plain, mixed) * 2:
-        bench.step(bench.batch(), mixing)
-    times: dict[str, list[float]] = {"none": [], "lossmix": []}
+def _row(case: Case, options: argparse.Namespace) -> str:
+    log.info("measuring %s", case.name)
+    bench = Workbench(load_config(None, [*case.overrides, *options.overrides]))
+    pairs = max(5, round(options.pairs * case.share_of_pairs))
+    plain, mixed = _step_seconds(bench, pairs)
+    medians = [statistics.median(times) for times in (plain, mixed)]
+    cells = [case.name, *(f"{median * 1000:.0f} ms" for median in medians), ratio(mixed, plain)]
+    return "| " + " | ".join([*cells, _average_cell(bench, pairs, medians[0])]) + " |"
+
+
+def _step_seconds(bench: Workbench, pairs: int) -> tuple[list[float], list[float]]:
+    """Seconds of plain steps and of LossMix steps, each pair on the same batch."""
+    times: dict[str, list[float]] = {name: [] for name in MIXINGS}
+    for name in (*MIXINGS, *MIXINGS):
+        bench.step(bench.batch(), MIXINGS[name])
     for index in range(pairs):
         batch = bench.batch()
-        for mixing in (plain, mixed) if index % 2 else (mixed, plain):
-            times[mixing.rule].append(bench.seconds(lambda m=mixing, b=batch: bench.step(b, m)))
-    ratios = [two / one for one, two in zip(times["none"], times["lossmix"], strict=True)]
-    low, high = np.percentile(ratios, (10, 90))
-    medians = [statistics.median(times[rule]) * 1000 for rule in ("none", "lossmix")]
-    bench.plain_seconds = medians[0] / 1000
-    return f"{medians[0]:.0f} ms | {medians[1]:.0f} ms | {statistics.median(ratios):.2f} ({low:.2f}–{high:.2f})"
+        for name in MIXINGS if index % 2 else reversed(MIXINGS):
+            mixing = MIXINGS[name]
+            times[name].append(seconds_of(lambda m=mixing, b=batch: bench.step(b, m), bench.device))
+    return times["plain"], times["lossmix"]
 
 
-def _average_cell(bench: Workbench, pairs: int) -> str:
+def _average_cell(bench: Workbench, pairs: int, plain_seconds: float) -> str:
     average = averaged(bench.detector, load_config(None, ["ema.decay=0.999"]).ema)
-    seconds = [bench.seconds(lambda: average.update_parameters(bench.detector)) for _ in range(pairs + 2)][2:]
-    return f"{statistics.median(seconds) / bench.plain_seconds:.1%} ({statistics.median(seconds) * 1000:.1f} ms)"
+    times = [seconds_of(lambda: average.update_parameters(bench.detector), bench.device) for _ in range(pairs + 2)]
+    median = statistics.median(times[2:])
+    return f"{median / plain_seconds:.1%} ({median * 1000:.1f} ms)"
 
 
 def _loading(config: Config, pairs: int) -> list[str]:
-    """Images per second that the loader gives and the slim model takes, one after the other, in turns."""
-    bench = Workbench(config)
-    rates: dict[str, list[float]] = {"loader": [], "model": []}
+    """Images per second that the loader gives and that the slim model takes, measured in turns."""
+    bench, size, mixing = Workbench(config), config.data.batch_size, MIXINGS["lossmix"]
     stream = iter(training_loader(bench.sets, config.data, seed=1))
-    size = config.data.batch_size
-    mixing = MixingConfig(rule="lossmix", probability=1.0)
+    rates: dict[str, list[float]] = {"loader": [], "model": []}
     for _ in range(12):  # past what the loading processes had ready
         bench.step(bench.batch(), mixing)
         next(stream)
     for _ in range(max(pairs // 4, 3)):
         batches = [bench.batch() for _ in range(4)]
-        rates["model"].append(4 * size / bench.seconds(lambda b=batches: [bench.step(x, mixing) for x in b]))
-        ready = 2 * 4 * config.data.workers  # drained first, so that what is timed was loaded meanwhile
-        for _ in range(ready):
+        learning = seconds_of(lambda b=batches: [bench.step(batch, mixing) for batch in b], bench.device)
+        rates["model"].append(4 * size / learning)
+        for _ in range(2 * 4 * config.data.workers):  # drained first, so that what is timed was loaded meanwhile
             next(stream)
-        rates["loader"].append(60 * size / bench.seconds(lambda: [next(stream) for _ in range(60)]))
+        loading = seconds_of(lambda: [next(stream) for _ in range(60)], bench.device)
+        rates["loader"].append(60 * size / loading)
     medians = {name: statistics.median(values) for name, values in rates.items()}
     return [
         f"Loading with {config.data.workers} process(es) and views {config.data.views} gives {medians['loader']:.0f} "

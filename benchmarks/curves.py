@@ -1,4 +1,4 @@
-"""How scores and pseudo-labels went on over the steps, method by method."""
+"""Curves of scores and pseudo-labels over the steps, method by method."""
 
 from __future__ import annotations
 
@@ -7,19 +7,16 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from benchmarks.runs import Run
 from lossmix_det.evaluation.drawing import save
 
-if TYPE_CHECKING:
-    from benchmarks.compare import Run
-
 WINDOW = 10  # rows of metrics.csv that are averaged
-FAR = 15.0  # points of AP50
+FAR = 15.0  # points of AP50: curves that end farther off are named and not shown
 BINS = np.linspace(0, 1, 21)
 
 # By (method, step): one value of each run.
@@ -76,7 +73,7 @@ def _line(axis: Axes, method: str, points: Points, colour: tuple[float, ...]) ->
 
 
 def _zoom(axis: Axes) -> None:
-    """Show where methods part: the second half, without what ends far off (the oracle), which is named."""
+    """Show where methods differ: the second half, without curves that end far off (the oracle), which are named."""
     lines = axis.get_lines()
     ends = {line.get_label(): float(line.get_ydata()[-1]) for line in lines}
     middle = float(np.median(list(ends.values()))) if ends else 0.0
@@ -110,10 +107,10 @@ def _metric(runs: list[Run], name: str) -> Points:
     for run in runs:
         rows = [row for row in _rows(run.folder / "metrics.csv") if row.get(name)]
         for start in range(0, len(rows) - WINDOW + 1, WINDOW):
-            part = rows[start : start + WINDOW]
-            value = np.nanmean([float(row[name]) for row in part])
+            window = rows[start : start + WINDOW]
+            value = np.nanmean([float(row[name]) for row in window])
             if np.isfinite(value):
-                points[run.method, int(part[-1]["step"])].append(float(value))
+                points[run.method, int(window[-1]["step"])].append(float(value))
     return points
 
 
@@ -131,8 +128,8 @@ def _confidence(axis: Axes, runs: list[Run], colours: dict[str, tuple[float, ...
 
 
 def _detection_scores(run: Run) -> list[float]:
-    found = run.scores()
-    path = run.folder / f"detections_{list(found)[-1]}.json" if found else None
+    scores = run.scores()
+    path = run.folder / f"detections_{list(scores)[-1]}.json" if scores else None
     rows = json.loads(path.read_text()) if path and path.is_file() else []
     return [row["score"] for row in rows if row["score"] >= BINS[2]]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from benchmarks.compare import DEFAULT_RUNS, Suite, compare
@@ -43,6 +44,30 @@ SHARED = replace(
 )
 
 
+# By name: what runs a suite, given the options, and the page that it writes by default.
+SUITES: dict[str, tuple[Callable[[argparse.Namespace, Path], None], Path]] = {
+    "mixing": (partial(compare, MIXING), Path("docs/results/shapes_mixing.md")),
+    "shapes": (partial(compare, SHAPES), Path("docs/results/shapes_adapt.md")),
+    "shared": (partial(compare, SHARED), Path("docs/results/blood_adapt.md")),
+    "cost": (measure_cost, Path("docs/results/cost.md")),
+    "speed": (measure_speed, Path("docs/results/speed.md")),
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options of `tools/benchmark.py`."""
+    parser = argparse.ArgumentParser(description="Compare methods over seeds, or measure what a step costs.")
+    parser.add_argument("--suite", choices=SUITES, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="train every method with each seed")
+    parser.add_argument("--methods", nargs="+", default=None, help="only these methods")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time, each on its own GPU")
+    parser.add_argument("--runs", type=Path, default=DEFAULT_RUNS, help="folder that the runs are kept in")
+    parser.add_argument("--output", type=Path, default=None, help="Markdown file to write; default: in docs/results")
+    parser.add_argument("--pairs", type=int, default=40, help="rounds of measurements; for cost and speed")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings for every run")
+    return parser
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a suite; returns the exit status."""
     options = parse(build_parser(), arguments)
@@ -52,25 +77,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     if not Path("tools/train_net.py").is_file():
         raise UserError("the suites are of files in the checkout; call python tools/benchmark.py from its root")
-    suites: dict[str, Callable[[argparse.Namespace], None]] = {
-        "mixing": lambda options: compare(MIXING, options, Path("docs/results/shapes_mixing.md")),
-        "shapes": lambda options: compare(SHAPES, options, Path("docs/results/shapes_adapt.md")),
-        "shared": lambda options: compare(SHARED, options, Path("docs/results/blood_adapt.md")),
-        "cost": lambda options: measure_cost(options, Path("docs/results/cost.md")),
-        "speed": lambda options: measure_speed(options, Path("docs/results/speed.md")),
-    }
-    suites[options.suite](options)
+    action, default_output = SUITES[options.suite]
+    action(options, default_output)
     return 0
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Compare methods over seeds, or measure what a step costs.")
-    parser.add_argument("--suite", choices=("mixing", "shapes", "shared", "cost", "speed"), required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds of every method")
-    parser.add_argument("--methods", nargs="+", default=None, help="only these methods")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time, each on a GPU of its own")
-    parser.add_argument("--runs", type=Path, default=DEFAULT_RUNS, help="folder that the runs are kept in")
-    parser.add_argument("--output", type=Path, default=None, help="Markdown file to write; default below docs/results")
-    parser.add_argument("--pairs", type=int, default=40, help="cost, speed: rounds of measurements")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings for every run")
-    return parser

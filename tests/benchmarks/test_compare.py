@@ -1,7 +1,6 @@
 """The suites of tools/benchmark.py on miniature runs."""
 
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -9,8 +8,9 @@ import pytest
 from matplotlib import pyplot as plt
 from runs import ROOT, TINY, assert_same_tensors, last_checkpoint
 
-from benchmarks import burn_in, compare, cost, curves, suites
-from benchmarks.compare import Run, Suite, page
+from benchmarks import burn_in, compare, cost, curves, runs, suites
+from benchmarks.page import page
+from benchmarks.runs import Run, Suite
 from lossmix_det.config import load_config
 from lossmix_det.errors import UserError
 
@@ -46,7 +46,7 @@ def test_the_table_gives_mean_deviation_and_paired_gain(tmp_path):
         results(tmp_path, "source_only", seed, base, 40)
         results(tmp_path, "lossmix", seed, mixed, 41)
     chosen = options(tmp_path, "--seeds", "1", "2", "--methods", "source_only", "lossmix", "union")
-    text = page(suites.MIXING, planned(suites.MIXING, chosen), chosen)
+    text = page(suites.MIXING, planned(suites.MIXING, chosen), compare.command_of(chosen))
     assert "| lossmix | 72.0 ± 2.8 | 36.0 ± 1.4 | 41.0 ± 0.0 | 1.0 ± 0.0 | 2 of 2 |" in text
     assert "| lossmix | +4.0 ± 2.0 | +1.0 ± 0.0 |" in text
     assert "| union | – | – | – | – | 0 of 2 |" in text
@@ -56,7 +56,7 @@ def test_the_table_gives_mean_deviation_and_paired_gain(tmp_path):
 
 
 def planned(suite, chosen) -> list[Run]:
-    return [compare._planned(suite, chosen, method, seed) for seed in chosen.seeds for method in chosen.methods]
+    return runs.planned(suite, chosen.runs, chosen.methods, chosen.seeds)
 
 
 def adapted(folder, method: str, seed: int) -> None:
@@ -107,10 +107,10 @@ def test_curves_are_means_over_seeds_of_the_model_that_is_reported(tmp_path):
     for seed in (1, 2):
         results(tmp_path, "a", seed, 0, 1)
         adapted(tmp_path, "a", seed)
-    runs = planned(suites.MIXING, chosen)
-    assert dict(curves._scores(runs)) == {("a", 5): [10.0, 10.0], ("a", 10): [30.0, 30.0]}
-    assert dict(curves._metric(runs, "pseudo/recall")) == {("a", 10): [0.25, 0.25], ("a", 20): [0.25, 0.25]}
-    assert curves._detection_scores(runs[0]) == [0.9]
+    both = planned(suites.MIXING, chosen)
+    assert dict(curves._scores(both)) == {("a", 5): [10.0, 10.0], ("a", 10): [30.0, 30.0]}
+    assert dict(curves._metric(both, "pseudo/recall")) == {("a", 10): [0.25, 0.25], ("a", 20): [0.25, 0.25]}
+    assert curves._detection_scores(both[0]) == [0.9]
 
 
 def test_several_jobs_share_the_machine(monkeypatch):
@@ -134,7 +134,7 @@ def test_a_failed_run_is_shown_and_not_dropped(tmp_path, monkeypatch):
     assert run.complaint().startswith("error: unknown data set 'nowhere'")
     results(tmp_path / "runs", "union", 5, 1, 1)
     chosen.seeds = [5, 4]
-    text = page(suites.MIXING, planned(suites.MIXING, chosen), chosen)
+    text = page(suites.MIXING, planned(suites.MIXING, chosen), compare.command_of(chosen))
     assert "* union, seed 4: error: unknown data set 'nowhere'" in text
     assert "unknown data set 'nowhere'" in (tmp_path / "runs" / "shapes" / "union_seed4" / "log.txt").read_text()
 
@@ -235,15 +235,13 @@ def test_a_burn_in_is_shared_only_if_it_is_the_same(words, alike):
 
 
 def test_an_unknown_method_is_refused(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", "--suite", "mixing", "--methods", "losmix"])
-    assert suites.main() == 2
+    assert suites.main(["--suite", "mixing", "--methods", "losmix"]) == 2
     assert "unknown method 'losmix' (did you mean 'lossmix'?)" in capsys.readouterr().err
 
 
 def test_elsewhere_than_in_the_checkout_it_says_where_to_go(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", "--suite", "mixing"])
-    assert suites.main() == 2
+    assert suites.main(["--suite", "mixing"]) == 2
     assert "call python tools/benchmark.py from its root" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
@@ -252,8 +250,7 @@ def test_the_cost_page_names_its_command_and_every_case(tmp_path, monkeypatch):
     monkeypatch.setattr(cost, "CASES", (cost.Case("tiny", ("data.batch_size=2",), 0.5),))
     output = tmp_path / "cost.md"
     words = ["--suite", "cost", "--pairs", "5", "--output", str(output), *TINY]
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", *words])
-    assert suites.main() == 0
+    assert suites.main([*words]) == 0
     text = output.read_text()
     assert "python tools/benchmark.py --suite cost --pairs 5" in text
     assert "| tiny | " in text

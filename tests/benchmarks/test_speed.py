@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_protocols import SMALLER
 
-from benchmarks import speed
+from benchmarks import speed, steps
 from benchmarks.suites import main
 from lossmix_det.errors import UserError
 
@@ -19,41 +19,42 @@ pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
 @pytest.fixture
 def small(monkeypatch):
-    path, _ = speed.NETWORKS["R50-FPN"]
+    path, _ = steps.NETWORKS["R50-FPN"]
     words = [*SMALLER["r50_fpn"], "MODEL.ROI_BOX_HEAD.FC_DIM", "16", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "16"]
-    monkeypatch.setattr(speed, "NETWORKS", {"small": (path, words)})
-    monkeypatch.setattr(speed, "SIZE", (64, 96))
+    for module in (speed, steps):
+        monkeypatch.setattr(module, "NETWORKS", {"small": (path, words)})
+    monkeypatch.setattr(steps, "SIZE", (64, 96))
     monkeypatch.setattr(speed, "_peak_of_process", lambda *_: 1.5)
 
 
 def test_images_that_pass_through_the_networks(small, tmp_path):
     """3B + B in our step and in the floor's; 5B + B, in four and one passes, in Adaptive Teacher's."""
-    bench = speed.Bench("small", [], str(tmp_path))
+    bench = steps.Bench("small", [], str(tmp_path))
     seen = {"student": [], "teacher": []}
     for name, detector in (("student", bench.student), ("teacher", bench.teacher)):
         detector.model.backbone.register_forward_hook(lambda _m, given, _o, n=name: seen[n].append(len(given[0])))
     expected = {"floor": ([6], [2]), "ours": ([6], [2]), "adaptive_teacher": ([4, 2, 2, 2], [2])}
     for step, (student, teacher) in expected.items():
         seen["student"].clear(), seen["teacher"].clear()
-        bench.seconds(step)
+        bench.seconds(steps.STEPS[step])
         assert (seen["student"], seen["teacher"]) == (student, teacher), step
         assert all(parameter.grad is None for parameter in bench.student.parameters())
     assert not bench.teacher.model.training
 
 
 def test_only_our_step_has_our_memory_layout(small, tmp_path):
-    bench = speed.Bench("small", ["optimizer.momentum=0.9"], str(tmp_path))
+    bench = steps.Bench("small", ["optimizer.momentum=0.9"], str(tmp_path))
     weight = bench.student.model.backbone.fpn_output2.weight
     for step, last in (("ours", True), ("floor", False), ("adaptive_teacher", False), ("ours", True)):
-        bench.seconds(step)
-        momentum = bench.trainer.optimizer.state[weight]["momentum_buffer"]
+        bench.seconds(steps.STEPS[step])
+        momentum = bench.state.optimizer.state[weight]["momentum_buffer"]
         for tensor in (weight, momentum):
             assert tensor.is_contiguous(memory_format=torch.channels_last) == last
             assert tensor.is_contiguous() != last
 
 
 def test_images_are_alike_in_size_and_losses_finite(small, tmp_path):
-    bench = speed.Bench("small", ["mixing.probability=0.0", "pseudo_labels.box_score=0.0"], str(tmp_path))
+    bench = steps.Bench("small", ["mixing.probability=0.0", "pseudo_labels.box_score=0.0"], str(tmp_path))
     batch = bench.batches[0]
     assert {view.sizes for views in (batch.source, batch.target) for view in (views.weak, views.strong)} == {
         ((64, 96), (64, 96))
@@ -61,8 +62,8 @@ def test_images_are_alike_in_size_and_losses_finite(small, tmp_path):
     for truth in (*batch.source.truths, *batch.target.truths):
         assert (truth.boxes[:, 2:] <= torch.tensor([96.0, 64.0]) + 1e-4).all()
     bench.student.train()
-    assert torch.isfinite(bench._floor(batch))
-    assert torch.isfinite(bench._adaptive_teacher(batch))
+    assert torch.isfinite(bench.floor_loss(batch))
+    assert torch.isfinite(bench.adaptive_teacher_loss(batch))
 
 
 def test_the_peak_of_a_process_is_not_that_of_the_one_that_started_it():
@@ -78,11 +79,8 @@ def test_the_peak_of_a_process_is_not_that_of_the_one_that_started_it():
     assert 0.15 < large - small < 0.25
 
 
-def test_the_page_has_a_row_per_network_and_its_command(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "sys.argv", ["benchmark.py", "--suite", "speed", "--pairs", "2", "--output", str(tmp_path / "x.md")]
-    )
-    assert main() == 0
+def test_the_page_has_a_row_per_network_and_its_command(small, tmp_path):
+    assert main(["--suite", "speed", "--pairs", "2", "--output", str(tmp_path / "x.md")]) == 0
     text = (tmp_path / "x.md").read_text()
     assert "python tools/benchmark.py --suite speed --pairs 2" in text
     (row,) = [line for line in text.splitlines() if line.startswith("| small")]

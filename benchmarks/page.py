@@ -1,0 +1,116 @@
+"""The page of a comparison: tables in Markdown."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+
+from benchmarks.runs import Run, Suite
+
+METRICS = ("AP50", "AP")
+
+
+def page(suite: Suite, runs: list[Run], command: str, picture: Path | None = None) -> str:
+    """The tables in Markdown, from whatever results there are; runs that failed or are missing are shown as such.
+
+    Args:
+        suite: that the runs are of.
+        runs: all that are planned.
+        command: that makes the page.
+        picture: of the curves, beside the page.
+    """
+    lines = [f"# {suite.title}", "", "```", command, "```", ""]
+    finished = [run for run in runs if run.finished]
+    if not finished:
+        return "\n".join([*lines, "no run has finished"]) + "\n"
+    sets = list(finished[0].scores())
+    lines += [_about(finished), "", *_summary(runs, sets)]
+    for baseline in suite.baselines:
+        lines += ["", *_gains(runs, baseline, sets)]
+    if suite.adapts:
+        lines += ["", *_by_class(runs, sets[-1])]
+    if picture:
+        lines += ["", f"![Scores and pseudo-labels over the steps]({picture.name})"]
+    lines += ["", *_failures(runs)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _by_method(runs: list[Run]) -> dict[str, list[Run]]:
+    methods = dict.fromkeys(run.method for run in runs)
+    return {method: [run for run in runs if run.method == method] for method in methods}
+
+
+def _summary(runs: list[Run], sets: list[str]) -> list[str]:
+    columns = [(name, metric) for name in sets for metric in METRICS]
+    lines = ["| method | " + " | ".join(f"{name} {metric}" for name, metric in columns) + " | runs |"]
+    lines += ["|---|" + "---:|" * (len(columns) + 1)]
+    for method, of_method in _by_method(runs).items():
+        finished = [run.scores() for run in of_method if run.finished]
+        cells = [_cell([scores[name][metric] for scores in finished]) for name, metric in columns]
+        lines.append(f"| {method} | " + " | ".join(cells) + f" | {len(finished)} of {len(of_method)} |")
+    return lines
+
+
+def _gains(runs: list[Run], baseline: str, sets: list[str]) -> list[str]:
+    """Differences to a baseline, seed by seed, with their standard error."""
+    methods = _by_method(runs)
+    base = {run.seed: run.scores() for run in methods.get(baseline, []) if run.finished}
+    if not base:
+        return []
+    lines = [f"AP50 minus that of `{baseline}` with the same seed: mean ± standard error.", ""]
+    lines += ["| method | " + " | ".join(sets) + " |", "|---|" + "---:|" * len(sets)]
+    for method, of_method in methods.items():
+        pairs = [(run.scores(), base[run.seed]) for run in of_method if run.finished and run.seed in base]
+        if method == baseline or not pairs:
+            continue
+        cells = [_cell([one[name]["AP50"] - two[name]["AP50"] for one, two in pairs], error=True) for name in sets]
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _by_class(runs: list[Run], test_set: str) -> list[str]:
+    methods = {
+        method: [run.scores() for run in of_method if run.finished] for method, of_method in _by_method(runs).items()
+    }
+    classes = list(next(scored for scored in methods.values() if scored)[0][test_set]["classes"])
+    lines = [f"AP50 by class on {test_set}: mean ± standard deviation.", ""]
+    lines += ["| method | " + " | ".join(classes) + " |", "|---|" + "---:|" * len(classes)]
+    for method, scored in methods.items():
+        values = ([scores[test_set]["classes"][name]["AP50"] for scores in scored] for name in classes)
+        lines.append(f"| {method} | " + " | ".join(_cell([v for v in row if v is not None]) for row in values) + " |")
+    return lines
+
+
+def _failures(runs: list[Run]) -> list[str]:
+    failed = [run for run in runs if not run.finished and run.log.is_file()]
+    if not failed:
+        return []
+    return ["Not finished:", "", *(f"* {run.method}, seed {run.seed}: {run.complaint()}" for run in failed)]
+
+
+def _cell(values: list[float], error: bool = False) -> str:
+    if not values:
+        return "–"
+    sign = "+" if error else ""
+    if len(values) == 1:
+        return f"{values[0]:{sign}.1f}"
+    spread = statistics.stdev(values) / (len(values) ** 0.5 if error else 1)
+    return f"{statistics.mean(values):{sign}.1f} ± {spread:.1f}"
+
+
+def _about(finished: list[Run]) -> str:
+    """Versions, steps and data of the first finished run, as it recorded them."""
+    abouts = [about for about in (run.about() for run in finished) if about]
+    run, revisions = abouts[0], dict.fromkeys(str(about["git_revision"]) for about in abouts)
+    train, data = run["config"]["train"], run["config"]["data"]
+    adapts = any(about["config"]["data"].get("target") for about in abouts)
+    target = data.get("target_batch_size") or data["batch_size"]
+    more = f" (in adaptation and {target} of the target)" if adapts else ""
+    versions = ", ".join(f"{name} {run['versions'][name]}" for name in ("torch", "torchvision", "albumentations"))
+    seeds = ", ".join(map(str, dict.fromkeys(one.seed for one in finished)))
+    return (
+        f"Seeds {seeds}; {train['steps']} steps of {data['batch_size']} source images each{more}; "
+        f"scores of the last step in percent, mean ± standard deviation over seeds. "
+        f"Python {run['python']}, {versions}, on {run['device']} ({train['precision']}). "
+        f"Revision {', '.join(revisions)}."
+    )

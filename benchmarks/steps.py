@@ -1,0 +1,235 @@
+"""The steps that are compared: ours, plain Detectron2's, and one built like Adaptive Teacher's.
+
+B images of the source and B of the target, in weak and strong views; 3B student images are those that our step learns
+from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from benchmarks.timing import seconds_of
+from lossmix_det.config import load_config
+from lossmix_det.engines import to_device
+from lossmix_det.structures import ImageBatch, Instances, StepBatch, Views
+from lossmix_det.training.launch import launch
+from lossmix_det.training.optimization import match_layout
+from lossmix_det.training.student import weight_of
+from lossmix_det.training.trainer import Trainer
+
+NETWORKS = {
+    "R50-C4, 2 FC on res4": ("configs/detectron2/r101_c4_2fc.yaml", ["MODEL.RESNETS.DEPTH", "50"]),
+    "R50-FPN": ("configs/detectron2/r50_fpn.yaml", []),
+}
+SETTINGS = (
+    *("shapes.train_images=12", "shapes.test_images=2", "shapes.size=96", "data.augment.min_sizes=[96]"),
+    *("data.target=[shapes_clipart_train]", "data.test=[]", "data.views=[weak,strong]", "data.batch_size=2"),
+    *("data.workers=0", "model.engine=detectron2", "ema.decay=0.9996", "adaptation.burn_in_steps=0"),
+    *("mixing.rule=lossmix", "alignment.parts=[image]", "pseudo_labels.max_per_image=5", "pseudo_labels.score=0.1"),
+    *("optimizer.name=sgd", "optimizer.lr=0.0", "train.steps=100000"),
+)
+SIZE = (600, 1200)  # a frame of Cityscapes, as Adaptive Teacher resizes it
+CLASS_LOSSES = ("loss_rpn_cls", "loss_cls")
+CHANNELS = {"RGB": [0, 1, 2], "BGR": [2, 1, 0]}  # where Detectron2's input formats take ours from
+
+
+class Bench:
+    """One student and teacher that all steps are taken with.
+
+    Args:
+        network: of `NETWORKS`.
+        overrides: of the settings above.
+        folder: for what a run writes.
+    """
+
+    def __init__(self, network: str, overrides: list[str], folder: str) -> None:
+        path, options = NETWORKS[network]
+        words = ",".join(f"'{word}'" for word in options)
+        model = [f"model.detectron2_config={path}", f"model.detectron2_options=[{words}]"]
+        config = load_config(None, [*SETTINGS, *model, f"output_dir={folder}", *overrides])
+        self.fabric = launch(config)
+        self.trainer = Trainer(config, self.fabric)
+        self.state = self.trainer.state
+        self.state.begin_adaptation(self.fabric)
+        self.student, self.teacher = self.state.detector, self.state.teacher.module
+        batches = self.trainer.streams.batches(0, lambda: False, set())
+        self.batches = [self._prepared(batch) for batch, _ in islice(batches, 3)]
+        for detector in (self.student, self.teacher):
+            _spread_proposals(detector, self.batches[0].target.weak)
+        self.done = 0
+
+    def seconds(self, step: Step) -> float:
+        """Take a step on the next batch, its weights and momenta in the layout that it finds in use."""
+        self._prepare(step)
+        return seconds_of(lambda: step.take(self, self._batch), self.fabric.device)
+
+    def gpu_peak(self, step: Step) -> float:
+        """GiB of GPU memory at the peak of a step."""
+        self._prepare(step)
+        torch.cuda.reset_peak_memory_stats()
+        step.take(self, self.batches[0])
+        return torch.cuda.max_memory_allocated() / 2**30
+
+    @property
+    def _batch(self) -> StepBatch:
+        return self.batches[self.done % len(self.batches)]
+
+    def _prepare(self, step: Step) -> None:
+        layout = self.trainer.config.train.channels_last if step.our_layout else False
+        for detector in (self.student, self.teacher):
+            to_device(detector, self.fabric.device, layout)
+        match_layout(self.state.optimizer)
+        self.student.train()
+
+    def ours(self, batch: StepBatch) -> None:
+        """Our step, the running average included."""
+        self.state.step = self.done  # every round draws another mix
+        self.trainer.learn(batch)
+        self.state.teacher.update_parameters(self.state.detector)
+
+    def floor(self, batch: StepBatch) -> None:
+        """Plain Detectron2 on as many images as ours."""
+        self._descend(self.floor_loss, batch)
+
+    def adaptive_teacher(self, batch: StepBatch) -> None:
+        """The passes of Adaptive Teacher."""
+        self._descend(self.adaptive_teacher_loss, batch)
+
+    def _descend(self, loss: Callable[[StepBatch], torch.Tensor], batch: StepBatch) -> None:
+        with self.fabric.autocast():
+            total = loss(batch)
+        self.fabric.backward(total)
+        self.state.optimizer.step()
+        self.state.optimizer.zero_grad(set_to_none=True)
+
+    def floor_loss(self, batch: StepBatch) -> torch.Tensor:
+        """Stock losses of the same 3B images; the teacher's detections are not used."""
+        source, target = batch.source, batch.target
+        images = ImageBatch.cat([view.to_float() for view in (source.strong, source.weak, target.strong)])
+        with torch.no_grad():
+            self.teacher.model.eval().inference(_inputs(self.teacher, target.weak.to_float()))
+        return self._stock(images, [*source.truths, *source.truths, *target.truths])
+
+    def adaptive_teacher_loss(self, batch: StepBatch) -> torch.Tensor:
+        """The order and the number of passes of Li et al. (CVPR 2022), as their code runs them after burn-in.
+
+        First the average; then the teacher on weak target views with the proposals of training; then the student on
+        source views, on strong target views with pseudo-labels, and on weak views of either domain for the
+        discriminator.
+        """
+        source, target, decay = batch.source, batch.target, self.trainer.config.ema.decay
+        student, average = self.student.model.state_dict(), self.teacher.model.state_dict()
+        self.teacher.model.load_state_dict({k: v * decay + student[k] * (1 - decay) for k, v in average.items()})
+        pseudo_labels = self._label(target.weak.to_float())
+        both = ImageBatch.cat([source.strong.to_float(), source.weak.to_float()])
+        total = self._stock(both, [*source.truths, *source.truths])
+        total = total + self._stock(target.strong.to_float(), pseudo_labels, boxes=False)
+        for view, domain in ((source.weak, 0.0), (target.weak, 1.0)):
+            total = total + weight_of("alignment", {}) * self._domain_loss(view.to_float(), domain)
+        return total
+
+    def _domain_loss(self, images: ImageBatch, domain: float) -> torch.Tensor:
+        model, alignment = self.student.model, self.state.alignment
+        inputs = model.preprocess_image(_inputs(self.student, images))
+        logits = alignment.discriminators["image"](model.backbone(inputs.tensor)[alignment.level])
+        return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, domain))
+
+    @torch.no_grad()
+    def _label(self, images: ImageBatch) -> list[Instances]:
+        """The teacher stays in training mode, so that its proposals are as many as in training."""
+        from lossmix_det.engines.detectron2.stages import propose
+
+        model = self.teacher.model.train()
+        inputs = model.preprocess_image(_inputs(self.teacher, images))
+        features = model.backbone(inputs.tensor)
+        proposals = propose(model.proposal_generator, features, inputs.image_sizes).proposals
+        model.roi_heads.eval()
+        detections, _ = model.roi_heads(inputs, features, proposals, None)
+        model.eval()
+        limits = self.trainer.config.pseudo_labels
+        kept = [found[found.scores >= limits.score][: limits.max_per_image] for found in detections]
+        return [Instances(found.pred_boxes.tensor, found.pred_classes) for found in kept]
+
+    def _stock(self, images: ImageBatch, truths: list[Instances], boxes: bool = True) -> torch.Tensor:
+        from detectron2.utils.events import EventStorage
+
+        with EventStorage():
+            losses = self.student.model(_inputs(self.student, images, truths))
+        return sum(value for name, value in losses.items() if boxes or name in CLASS_LOSSES)
+
+    def _prepared(self, batch: StepBatch) -> StepBatch:
+        """All images alike in size, so that no step pads more than another."""
+        views = (batch.source, batch.target)
+        return StepBatch(*(_enlarged(view).to(self.fabric.device) for view in views if view))
+
+
+def _enlarged(views: Views) -> Views:
+    height, width = SIZE
+    images, truths = [], []
+    for view in (views.weak, views.strong):
+        crops = [
+            view.to_float().pixels[index : index + 1, :, :rows, :columns]
+            for index, (rows, columns) in enumerate(view.sizes)
+        ]
+        pixels = torch.cat([F.interpolate(crop, SIZE, mode="bilinear") for crop in crops])
+        images.append(ImageBatch(pixels, (SIZE,) * len(view), view.keys))
+    for truth, (rows, columns) in zip(views.truths, views.weak.sizes, strict=True):
+        scale = torch.tensor([width / columns, height / rows] * 2)
+        truths.append(Instances(truth.boxes * scale, truth.classes))
+    return Views(*images, tuple(truths))
+
+
+@torch.no_grad()
+def _spread_proposals(detector: Any, images: ImageBatch) -> None:
+    """Scale the outputs of random weights, so that proposals are as many and as varied as a trained model's."""
+    model = detector.model
+    rpn = model.proposal_generator
+    features = model.backbone(model.preprocess_image(_inputs(detector, images)).tensor)
+    logits, deltas = rpn.rpn_head([features[name] for name in rpn.in_features])
+    for layer, outputs in ((rpn.rpn_head.objectness_logits, logits), (rpn.rpn_head.anchor_deltas, deltas)):
+        layer.weight.mul_(0.3 / torch.cat([level.flatten() for level in outputs]).std())
+
+
+def _inputs(detector: Any, images: ImageBatch, truths: list[Instances] | None = None) -> list[dict[str, Any]]:
+    """What Detectron2's dataset mapper would give."""
+    from detectron2.structures import Boxes
+    from detectron2.structures import Instances as D2Instances
+
+    inputs = []
+    for index, (height, width) in enumerate(images.sizes):
+        pixels = images.pixels[index, :, :height, :width] * 255
+        inputs.append({"image": pixels[CHANNELS[detector.model.input_format]]})
+        if truths is not None:
+            truth = Boxes(truths[index].boxes), truths[index].classes
+            inputs[-1]["instances"] = D2Instances((height, width), gt_boxes=truth[0], gt_classes=truth[1])
+    return inputs
+
+
+@dataclass(frozen=True)
+class Step:
+    """One of the compared steps.
+
+    Args:
+        text: what it is, for the page.
+        take: it, on a bench and a batch, the optimizer's part included.
+        our_layout: weights are in the memory layout of ``train.channels_last``; else in Detectron2's own.
+    """
+
+    text: str
+    take: Callable[[Bench, StepBatch], None]
+    our_layout: bool = False
+
+
+STEPS = {
+    "floor": Step("plain Detectron2 step on 3B student images, and detection by a teacher on B", Bench.floor),
+    "ours": Step("our step: LossMix, alignment, average, 3B student images, B for the teacher", Bench.ours, True),
+    "adaptive_teacher": Step(
+        "Adaptive Teacher's structure: four student forwards, 5B images, B for the teacher", Bench.adaptive_teacher
+    ),
+}
