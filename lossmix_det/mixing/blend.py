@@ -160,5 +160,6 @@ def _mixed_sizes(pool: ImageBatch, mix: Mix) -> tuple[tuple[int, int], ...]:
             (pool.sizes[index], by) for index, share, by in zip(sources, shares, moved, strict=True) if share > 0
         ]
         ends = [[size[side] + math.ceil(by[side]) for side in (0, 1)] for size, by in visible]
-        sizes.append(tuple(min(max(end[side] for end in ends), canvas[side]) for side in (0, 1)))
+        # Where nothing visible is left on the canvas, one black pixel is.
+        sizes.append(tuple(min(max(1, *(end[side] for end in ends)), canvas[side]) for side in (0, 1)))
     return tuple(sizes)
