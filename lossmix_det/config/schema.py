@@ -96,7 +96,7 @@ class DataConfig(Settings):
     target: list[str] = items()  # unlabelled images to adapt to; labels that exist are only used to measure
     test: list[str] = items("shapes_photo_test", "shapes_clipart_test")
     classes: list[str] | None = None  # null: those of the first training set
-    imports: list[str] = items()  # Python modules that register data sets or parts of models with Detectron2
+    imports: list[str] = items()  # Python modules that add to our tables, or register with Detectron2
     views: list[str] = items("weak")  # views of each image in the batch: weak, strong or both
     batch_size: int = number(4, 1)  # images per step over all processes, before views are multiplied
     target_batch_size: int | None = number(None, 1)  # target images per step; null: batch_size

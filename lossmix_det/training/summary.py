@@ -54,7 +54,7 @@ def _data(image_set: ImageSet) -> str:
 
 def _model(config: ModelConfig) -> str:
     networks = {"detectron2": config.detectron2_config or "R50-C4, its default"}
-    return f"{config.engine} {networks.get(config.engine, config.architecture)}"
+    return f"{config.engine} {networks.get(config.engine, f'{config.detector} {config.architecture}')}"
 
 
 def _parameters(detector: nn.Module) -> str:

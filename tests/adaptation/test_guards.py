@@ -142,6 +142,20 @@ def test_a_run_that_is_resumed_with_restoring_on_has_somewhere_to_go_back_to(tmp
     assert it.state.labeller.restores == 2
 
 
+def test_a_run_that_had_collapsed_before_it_was_to_restore_goes_back_to_the_end_of_burn_in(tmp_path):
+    collapsing(tmp_path, "warn", 0.1, "train.steps=8").train()
+    it = trainer(tmp_path, *COLLAPSING, "train.on_collapse=restore", resume=True)
+    assert it.state.labeller.guard.collapsed
+    it.recovery.prepare()
+    assert not (tmp_path / "checkpoints" / "healthy.pt").exists()
+    it.recovery.restore()
+    assert it.state.step == 2
+    assert last_checkpoint(tmp_path)["step"] == 2
+    (tmp_path / "checkpoints" / "burned_in.pt").unlink()
+    with pytest.raises(UserError, match="the teacher has collapsed, and no checkpoint is from before; train again"):
+        it.recovery.restore()
+
+
 def test_restoring_gives_up_in_the_end(tmp_path):
     with pytest.raises(UserError, match="collapsed again after 2 restorations; lower adaptation.unsupervised_weight"):
         collapsing(tmp_path, "restore", 0.0, "adaptation.restores=2").train()

@@ -21,10 +21,34 @@ def names(checkpoints: Checkpoints) -> list[str]:
 def test_only_the_last_are_kept_and_the_best_beside_them(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep_last=2)
     for step in (1, 2, 3, 10):
-        checkpoints.save(content(step), is_best=step == 2)
+        checkpoints.save(content(step), *([checkpoints.best] if step == 2 else []))
     assert names(checkpoints) == ["step_0000003.pt", "step_0000010.pt"]
     assert read_checkpoint(checkpoints.best)["step"] == 2
     assert checkpoints.load_latest()["step"] == 10
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_one_state_under_several_names_is_written_once(tmp_path, monkeypatch):
+    checkpoints, written = Checkpoints(tmp_path, 1), []
+    save = torch.save
+    monkeypatch.setattr(torch, "save", lambda value, file: written.append(file) or save(value, file))
+    path = checkpoints.save(content(1), checkpoints.best, checkpoints.healthy, checkpoints.burned_in)
+    assert len(written) == 1
+    assert {read_checkpoint(each)["step"] for each in (path, checkpoints.best, checkpoints.healthy)} == {1}
+    checkpoints.save(content(2), checkpoints.healthy)
+    assert read_checkpoint(checkpoints.best)["step"] == read_checkpoint(checkpoints.burned_in)["step"] == 1
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_file_system_without_links_gets_copies(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError("links are not supported")
+
+    monkeypatch.setattr("os.link", refuse)
+    checkpoints = Checkpoints(tmp_path, 1)
+    path = checkpoints.save(content(1), checkpoints.best)
+    path.write_bytes(b"")
+    assert read_checkpoint(checkpoints.best)["step"] == 1
     assert not list(tmp_path.glob(".*"))
 
 

@@ -183,7 +183,7 @@ def test_a_run_opens_with_its_data_model_and_steps(tmp_path, caplog):
     assert lines["train"] == f"shapes_photo_train: 12 images, {boxes} boxes"
     assert lines["target"].startswith("shapes_clipart_train: 12 images, ")
     assert lines["classes"] == "6: circle, square, triangle, star, cross, crescent"
-    assert lines["model"].startswith("torchvision slim, ")
+    assert lines["model"].startswith("torchvision faster_rcnn slim, ")
     assert lines["weights"] == "random"
     assert lines["batch"] == "4 source images in weak and strong view, 4 target images per step"
     assert lines["steps"] == "2: 1 of burn-in, 1 of adaptation"

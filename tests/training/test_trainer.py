@@ -395,3 +395,23 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
     other.kill()
     other.wait()
     assert trainer(tmp_path, "train.steps=1").train()
+
+
+@pytest.mark.parametrize(
+    ("tests", "words", "warned"),
+    [
+        ("[shapes_photo_test,shapes_clipart_test]", ["train.eval_every=1"], True),
+        ("[shapes_photo_test,shapes_clipart_test]", [], False),  # only the last step is scored: nothing is chosen
+        ("[shapes_clipart_test,shapes_photo_test]", ["train.eval_every=1"], False),
+        (
+            "[shapes_photo_test,shapes_clipart_test]",
+            ["train.eval_every=1", "train.best_metric=shapes_photo_test/AP"],
+            False,
+        ),
+    ],
+)
+def test_a_best_checkpoint_chosen_by_labels_of_the_target_is_warned_of(tmp_path, caplog, tests, words, warned):
+    adapting = ["data.target=[shapes_clipart_train]", "adaptation.burn_in_steps=1", "train.steps=2", "ema.decay=0.9"]
+    trainer(tmp_path, *adapting, f"data.test={tests}", *words)
+    message = "best.pt is chosen by labels of the target (AP50 in shapes_clipart_test)"
+    assert (message in caplog.text) == warned
