@@ -133,7 +133,8 @@ class ModelConfig(Settings):
     trainable_layers: int | None = number(None, 0, 6)  # last backbone stages that learn; null: 3 with weights, else all
     rpn_samples: int | None = number(None, 1)  # anchors sampled per image; null: the model's own
     roi_samples: int | None = number(None, 1)  # proposals sampled per image; null: the model's own
-    normalizer: str = choice("samples", "images")  # mean over the samples of the batch (stock), or of each image
+    # Losses are a mean over the samples of the batch (stock), or of each image; RetinaNet: of each image (stock).
+    normalizer: str = choice("samples", "images")
     score_threshold: float = number(0.05, 0, 1)
     nms_threshold: float = number(0.5, 0, 1)
     detections_per_image: int = number(100, 1)

@@ -323,8 +323,12 @@ def test_mixed_precision_keeps_anchors_boxes_and_losses_in_float32(small):
     for mine, exact in zip(encoding.anchors, small.encode(images()).anchors, strict=True):
         assert torch.equal(mine, exact)
     assert {values.dtype for values in found.values()} == {item.boxes.dtype for item in boxes} == {torch.float32}
+    localization = {name: values.float() for name, values in encoding.localization.items()}
+    in_float32 = replace(encoding, logits=encoding.logits.float(), localization=localization)
+    exact = small.losses(in_float32, Supervision.full(TRUTHS_A))
     for name in small.loss_names:
         assert_close(found[name], full[name], rtol=0.05, atol=0.01)
+        assert torch.equal(found[name], exact[name])
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
