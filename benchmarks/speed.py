@@ -100,15 +100,25 @@ def measure_speed(options: argparse.Namespace, default_output: Path) -> None:
         import detectron2
     except ModuleNotFoundError:
         raise UserError("--suite speed measures beside Detectron2, which is not installed; see the README") from None
+    lines = _head(options, detectron2.__version__)
+    for network in NETWORKS:
+        lines.append(_row(network, measure(network, options.overrides, options.pairs)))
+    output = options.output or default_output
+    write_atomically(output, "\n".join(lines) + "\n")
+    log.info("wrote %s", output)
+
+
+def _head(options: argparse.Namespace, detectron2_version: str) -> list[str]:
+    """The page up to the rows of its table."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU thread(s)"
-    lines = [
+    return [
         "# What a whole adaptation step costs",
         "",
         "```",
         command_line("speed", options.pairs, options.overrides),
         "```",
         "",
-        f"torch {torch.__version__}, Detectron2 {detectron2.__version__}, {device}; B = 2 source and 2 target images "
+        f"torch {torch.__version__}, Detectron2 {detectron2_version}, {device}; B = 2 source and 2 target images "
         f"of {SIZE[0]}×{SIZE[1]} pixels, weak and strong views, weights at random. The steps take turns on the same "
         "images and model; medians, and the 10th and 90th percentile of the ratio of each round. Ours keeps its "
         "convolutions channels last where `train.channels_last` does (left alone: on CPUs), the others in Detectron2's "
@@ -120,11 +130,6 @@ def measure_speed(options: argparse.Namespace, default_output: Path) -> None:
         "| network | floor | ours | ours / floor | adaptive_teacher | adaptive_teacher / ours | memory of each |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for network in NETWORKS:
-        lines.append(_row(network, measure(network, options.overrides, options.pairs)))
-    output = options.output or default_output
-    write_atomically(output, "\n".join(lines) + "\n")
-    log.info("wrote %s", output)
 
 
 def _row(network: str, measured: Measured) -> str:

@@ -85,13 +85,21 @@ def run_tool(action: Callable[[], int]) -> int:
         return 2
 
 
+def _is_no_announcement(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING or not record.name.startswith(TALKATIVE)
+
+
+def _is_no_noise(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(NOISE)
+
+
 def _set_up_log() -> None:
     """Log to stderr with the time, and without the announcements and noise of libraries."""
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, force=True
     )
     for handler in logging.getLogger().handlers:
-        handler.addFilter(lambda record: record.levelno >= logging.WARNING or not record.name.startswith(TALKATIVE))
-    logging.getLogger("torch.fx._symbolic_trace").addFilter(lambda record: not record.getMessage().startswith(NOISE))
+        handler.addFilter(_is_no_announcement)
+    logging.getLogger("torch.fx._symbolic_trace").addFilter(_is_no_noise)
     for beginning in NOISE:
         warnings.filterwarnings("ignore", message=re.escape(beginning))

@@ -28,11 +28,11 @@ Rows = dict[str, "list[Picture]"]
 def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
     """The options of the command."""
     parser = new_parser("Draw mixed images with the boxes that are taught on them, and their weights.", prog)
-    parser.add_argument("--output", type=Path, default=Path("mixing.png"), help="PNG file to write")
-    parser.add_argument("--images", type=int, default=4, help="images per row")
-    parser.add_argument(
-        "--rules", nargs="+", choices=choices(MixingConfig, "rule"), default=RULES, help="one row for each of these"
-    )
+    parser.add_argument("--output", type=Path, metavar="FILE", default=Path("mixing.png"), help="PNG file to write")
+    parser.add_argument("--images", type=int, metavar="N", default=4, help="images per row")
+    known = choices(MixingConfig, "rule")
+    text = f"one row for each of these: {', '.join(known)}"
+    parser.add_argument("--rules", nargs="+", choices=known, default=RULES, metavar="RULE", help=text)
     parser.add_argument(
         "--teacher", metavar="FILE", help="checkpoint or export: draw burn-in and adaptation to data.target with it"
     )

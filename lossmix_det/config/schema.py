@@ -47,7 +47,7 @@ class DatasetConfig(Settings):
     annotations: str = ""  # COCO: the JSON file; VOC: the folder, "Annotations" if empty
     images: str = ""  # folder of the images; VOC: "JPEGImages" if empty
     classes: list[str] | None = None  # null: data.classes, else the names found
-    ignore_classes: list[str] = items()  # boxes of these classes are left out without complaint
+    ignore_classes: list[str] = items()  # boxes of these classes are left out silently
     pixel_origin: int = number(1, 0, 1)  # VOC: 1 if the first pixel is (1, 1), as in PASCAL VOC
 
 
@@ -58,7 +58,7 @@ class ShapesConfig(Settings):
     train_images: int = number(600, 1)
     test_images: int = number(200, 1)
     size: int = number(96, 64)  # pixels of the shorter side
-    gap: float = number(1.0, 0, 1)  # 0: clip-art is rendered like the photos; 1: nothing but the outline is shared
+    gap: float = number(1.0, 0, 1)  # 0: clip-art looks like the photos; 1: they share nothing but the outlines
     seed: int = number(0, 0)
 
 
@@ -76,7 +76,7 @@ class AugmentConfig(Settings):
     hue: float = number(0.1, 0, 0.5)
     grayscale: float = number(0.2, 0, 1)
     blur: float = number(0.5, 0, 1)
-    erasing: list[float] = items(0.7, 0.5, 0.3)  # one erasing per probability; empty switches it off
+    erasing: list[float] = items(0.7, 0.5, 0.3)  # one erasing per probability; empty: none
 
     def rules(self) -> list[Rule]:
         """Sizes that a detector can take; probabilities."""
@@ -206,7 +206,7 @@ class OptimizerConfig(Settings):
     # Null: one schedule over all steps. Else it runs through up to adaptation.burn_in_steps, and anew from there with
     # this rate, whether or not there is a target.
     restart_lr: float | None = number(None, 0, 1e3)
-    clip_norm: float = number(1.0, 0)  # largest norm of the gradient; 0 switches clipping off
+    clip_norm: float = number(1.0, 0)  # largest norm of the gradient; 0: no clipping
 
     def rules(self) -> list[Rule]:
         """Milestones are shares of the steps."""
@@ -217,7 +217,7 @@ class OptimizerConfig(Settings):
 class EmaConfig(Settings):
     """The running average of the student's weights; in adaptation it is the teacher."""
 
-    decay: float = number(0.0, 0, 1)  # share kept of the average per step; 0 keeps no average
+    decay: float = number(0.0, 0, 1)  # share of the average that is kept per step; 0: no average
     warmup: bool = True  # start at (1 + step) / (10 + step), so that a short run is not its initial weights
     # Adaptation: the teacher is a copy of the student as burn-in ends; or the average kept since the first step; or
     # that average, from which the student starts again too.
@@ -238,7 +238,7 @@ class PseudoLabelConfig(Settings):
     box_score: float | None = number(None, 0, 1)  # least score to teach box regression; null: none does
     min_size: float = number(2.0, 0)  # pixels; smaller boxes are dropped
     max_per_image: int = number(50, 1)
-    empty: str = choice("skip", "background")  # target images without pseudo-label teach nothing, or are all background
+    empty: str = choice("skip", "background")  # target images without a pseudo-label: left out, or background
     temperature: float = number(1.0, 1e-3, 1e3)  # soft
 
     def rules(self) -> list[Rule]:
@@ -254,10 +254,10 @@ class AdaptationConfig(Settings):
     burn_in_from: str = ""  # a checkpoint or export to start from instead of burning in
     supervised_weight: float = number(1.0, 1e-6, 1e3)  # of every truth of the source
     unsupervised_weight: float = number(1.0, 0, 1e3)  # of every pseudo-label
-    ramp_steps: int = number(0, 0)  # the unsupervised weight grows from 0 over so many steps after burn-in
-    guard_steps: int = number(50, 1)  # warn after so many steps without a pseudo-label; window that collapse is seen in
-    collapse_ratio: float = number(8.0, 1)  # so many times less or more found (sum of scores) than after hand-over
-    restores: int = number(3, 0)  # on_collapse=restore: give up after so many
+    ramp_steps: int = number(0, 0)  # the unsupervised weight grows from 0 over this many steps after burn-in
+    guard_steps: int = number(50, 1)  # warn after so many steps without pseudo-labels; collapse is judged over as many
+    collapse_ratio: float = number(8.0, 1)  # collapse: the total score changed by this factor since burn-in ended
+    restores: int = number(3, 0)  # on_collapse=restore: give up after this many
 
     def rules(self) -> list[Rule]:
         """Burn in, or start from what has burned in."""
@@ -274,7 +274,7 @@ class AlignmentConfig(Settings):
     """Discriminators of the domain behind gradient reversal; their weights stand in train.loss_weights."""
 
     parts: list[str] = items()  # image, instance; empty: off
-    level: str = ""  # feature level of the image part; empty: the coarsest that the backbone gives itself
+    level: str = ""  # feature level of the image part; empty: the coarsest level of the backbone
     instances: int = number(32, 1)  # instance part: best proposals of each image
     mixed: str = choice("soft", "skip")  # mixed images: the share of the target as label, or left out
 
@@ -288,15 +288,15 @@ class TrainConfig(Settings):
     """The training loop: steps, precision, device, losses, and how often to log, evaluate and save."""
 
     steps: int = number(700, 1)
-    accumulate: int = number(1, 1)  # parts that a batch is cut into, one after the other, to save memory
+    accumulate: int = number(1, 1)  # micro-batches that a batch is cut into, to save memory
     precision: str = choice("32", "bf16", "fp16")
     seed: int = number(0, 0, 2**32 - 1)
     device: str = choice("auto", "cpu", "cuda")
     channels_last: bool | None = None  # memory layout of convolutions; null: on CPUs, unless the network has GroupNorm
-    # By <kind>/<loss> or <kind> (source, target, mixed, alignment); not named: alignment 0.1, else 1; 0 leaves it out.
+    # By <kind>/<loss> or <kind> (source, target, mixed, alignment); not named: alignment 0.1, others 1; 0: left out.
     loss_weights: dict[str, float] = field(default_factory=dict)
     max_bad_steps: int = number(10, 1)  # stop after this many steps in a row whose loss is not finite
-    # restore: go back to the last healthy checkpoint, with half the unsupervised weight
+    # restore: go back to the last healthy checkpoint, and halve the unsupervised weight
     on_collapse: str = choice("warn", "stop", "restore")
     log_every: int = number(10, 1)
     eval_every: int = number(0, 0)  # 0: only at the end

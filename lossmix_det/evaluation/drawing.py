@@ -83,15 +83,14 @@ def draw_before_after(
     rows = [("truth", None)] if image_set.labelled else []
     rows += [("before", before), ("after", after)]
     figure, axes = plt.subplots(len(rows), len(chosen), figsize=(2.4 * len(chosen), 2.1 * len(rows)), squeeze=False)
-    for column, index in enumerate(chosen):
-        record = image_set.records[index]
+    for row, (title, _) in enumerate(rows):
+        axes[row][0].set_ylabel(title, fontsize=12)
+    for column, record in enumerate(image_set.records[index] for index in chosen):
         image = read(record.path, high_bit_depth)
-        for row, (title, results) in enumerate(rows):
+        for row, (_, results) in enumerate(rows):
             axis = axes[row][column]
             axis.imshow(image)
             hide_ticks(axis)
-            if not column:
-                axis.set_ylabel(title, fontsize=12)
             instances = _truth(record) if results is None else _detections(results, record, image_set)
             draw_instances(axis, instances, image_set.classes, COLOURS[row - len(rows)])
     figure.suptitle(f"{image_set.name}: detections scoring at least {SHOWN}, before and after adaptation", fontsize=11)

@@ -61,8 +61,8 @@ def score_models(
     """
     scored = Scored({name: {} for name in models}, {}, set())
     _share_buffers(models, fabric)
-    shown = console if fabric.is_global_zero and console.is_terminal else Console(quiet=True)
-    with Progress(console=shown, disable=shown.quiet, transient=True) as progress:
+    shown = fabric.is_global_zero and console.is_terminal
+    with Progress(console=console, disable=not shown, transient=True) as progress:
         for name, model in models.items():
             for image_set in test_sets:
                 task = progress.add_task(f"{name} on {image_set.name}", total=len(image_set))

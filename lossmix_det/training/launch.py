@@ -46,11 +46,17 @@ class Precision:
     on_cpu: bool = True
 
 
+ONE_PROCESS = Processes()
+SCHEMES = ("tcp",)  # of the address of machine 0
 PRECISIONS = {"32": Precision("32-true"), "bf16": Precision("bf16-mixed"), "fp16": Precision("16-mixed", on_cpu=False)}
 
 
-def launch(config: Config, processes: Processes = Processes()) -> Fabric:  # noqa: B008 - frozen
+def launch(config: Config, processes: Processes = ONE_PROCESS) -> Fabric:
     """Start Fabric's processes; each of them runs the command from its start.
+
+    Args:
+        config: of the run.
+        processes: how many, and where.
 
     Raises:
         UserError: the machine does not have what is asked for.
@@ -139,6 +145,3 @@ def _address(dist_url: str) -> tuple[str, int]:
     if not host or not port or url.scheme not in SCHEMES:
         raise UserError(f"--dist-url {dist_url!r} is not of the form tcp://host:port")
     return host, port
-
-
-SCHEMES = ("tcp",)

@@ -80,8 +80,7 @@ class RunLog:
         self.history = MetricsFile(folder / "scores.csv", start)
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start or None)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        shown = console if console.is_terminal else Console(quiet=True)
-        self.progress = NotedProgress(*columns, console=shown, disable=not console.is_terminal)
+        self.progress = NotedProgress(*columns, console=console, disable=not console.is_terminal)
         self.task = self.progress.add_task("train", total=total, completed=start)
         self.progress.start()
 

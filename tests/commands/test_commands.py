@@ -1,5 +1,6 @@
 """The program `lossmix`, and the scripts in tools/."""
 
+import re
 import subprocess
 import sys
 
@@ -74,6 +75,32 @@ def test_help_of_a_command_says_how_it_was_called(name, capsys):
 def test_an_unknown_command_is_told_the_known_ones(capsys):
     assert commands.main(["trian"]) == 2
     assert "command='trian' is not one of train, evaluate, " in capsys.readouterr().err
+
+
+SAYS = """
+import logging, warnings
+from lossmix_det.commands.options import run_tool
+
+def say():
+    for beginning in ("torch.meshgrid: in an upcoming release, x", "This DataLoader will create 9", "something new"):
+        warnings.warn(beginning, UserWarning)
+    for name in ("torch.fx._symbolic_trace", "lightning_fabric.utilities", "lossmix_det.training"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    logging.getLogger("torch.fx._symbolic_trace").warning("is_fx_tracing will return true for both")
+    logging.getLogger("lightning_fabric.utilities").info("Using bfloat16")
+    logging.getLogger("lightning_fabric.utilities").warning("a fault")
+    logging.getLogger("lossmix_det.training").info("step 1")
+    return 0
+
+run_tool(say)
+"""
+
+
+def test_log_lines_have_the_time_and_noise_of_libraries_is_left_out():
+    done = subprocess.run([sys.executable, "-c", SAYS], capture_output=True, text=True, check=True, env=env())
+    assert re.findall(r"Warning: (.*)", done.stderr) == ["something new"]
+    assert re.findall(r"^\d\d:\d\d:\d\d (.*)$", done.stderr, re.MULTILINE) == ["a fault", "step 1"]
+    assert "is_fx_tracing" not in done.stderr
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "tools").glob("*.py")), ids=lambda path: path.name)

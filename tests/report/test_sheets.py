@@ -1,0 +1,42 @@
+"""Titles and colours of the pictures on a sheet."""
+
+import numpy as np
+import torch
+from matplotlib import pyplot as plt
+
+from lossmix_det.report.sheets import ANNOTATED, PSEUDO_LABELLED, Picture, Taught, draw_sheet
+from lossmix_det.structures import Instances
+
+PIXELS = np.zeros((8, 8, 3))
+BOXES = torch.tensor([[1.0, 1, 5, 5]])
+ANNOTATION = Instances(BOXES, torch.tensor([0]))
+PSEUDO_LABEL = Instances(BOXES, torch.tensor([0]), torch.tensor([0.9]))
+
+
+def test_a_title_gives_the_weights_of_what_is_taught():
+    taught = [Taught("source", ANNOTATION, 0.75), Taught("source", ANNOTATION, 0.25)]
+    assert Picture(PIXELS, taught).title == "weights 0.75, 0.25"
+    assert Picture(PIXELS, []).title == ""
+
+
+def test_with_two_domains_a_title_names_the_loss_and_skips_what_is_not_taught():
+    taught = [Taught("source", ANNOTATION, 0.0), Taught("target", PSEUDO_LABEL, 1.0)]
+    assert Picture(PIXELS, taught, two_domains=True).title == "target, weights 1.00"
+    assert Picture(PIXELS, taught[:1], two_domains=True).title == "nothing taught"
+
+
+def test_colours_tell_truths_apart_or_with_two_domains_where_they_come_from():
+    taught = [Taught("mixed", ANNOTATION, 0.5), Taught("mixed", PSEUDO_LABEL, 0.3), Taught("mixed", ANNOTATION, 0.2)]
+    one, two = (Picture(PIXELS, taught, two_domains) for two_domains in (False, True))
+    assert len({one.colour(index) for index in range(3)}) == 3
+    assert [two.colour(index) for index in range(3)] == [ANNOTATED, PSEUDO_LABELLED, ANNOTATED]
+
+
+def test_a_sheet_has_a_box_for_each_truth_that_is_taught_and_empty_cells_at_the_end_of_a_short_row():
+    pictures = [Picture(PIXELS, [Taught("source", ANNOTATION, 1.0), Taught("source", ANNOTATION, 0.0)])] * 2
+    figure = draw_sheet({"long": pictures, "short": pictures[:1]}, ["cat"])
+    axes = figure.axes
+    plt.close(figure)
+    assert [axis.get_ylabel() for axis in axes] == ["long", "", "short", ""]
+    assert [len(axis.patches) for axis in axes] == [1, 1, 1, 0]
+    assert [axis.axison for axis in axes] == [True, True, True, False]
