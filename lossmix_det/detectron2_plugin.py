@@ -36,6 +36,7 @@ from torch import Tensor
 
 from lossmix_det.config import Config, MixingConfig, check
 from lossmix_det.data.catalog import find, known_classes, load
+from lossmix_det.data.formats import FORMATS
 from lossmix_det.data.formats.detectron2 import register
 from lossmix_det.engines.detectron2 import vgg  # noqa: F401 - registers its backbone
 from lossmix_det.engines.detectron2.stages import NAMES, Detectron2RoI, Detectron2RPN, propose
@@ -354,7 +355,7 @@ def register_datasets(names: list[str], config: Config | None = None) -> list[st
     classes = config.data.classes or known_classes(names[0], config) or load(names[0], config).classes
     for name in names:
         entry = find(name, config)  # what is missing is said now
-        if entry.format == "detectron2":
+        if not FORMATS[entry.format].declarable:
             raise UserError(f"data set {name!r} is registered with Detectron2 already; use it by that name")
         register(name, classes, partial(load, name, config, classes))
     return classes

@@ -52,7 +52,9 @@ def overrides_set(key: str, overrides: list[str]) -> bool:
 
 def save_config(config: Config, path: Path) -> None:
     """Write every setting as YAML that `load_config` reads back to the same configuration."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    from lossmix_det.files import write_atomically  # loads torch, which --help must not wait for
+
+    write_atomically(path, OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 
 # ------------------------------------------------------------------------------------------------ reading, merging

@@ -61,6 +61,11 @@ class OneStageDetector(Detector):
     def losses(
         self, encoding: OneStageEncoding, supervision: Supervision, soft_teacher: SoftTeacher | None = None
     ) -> dict[str, Tensor]:
+        """As `Detector.losses`; soft teachers are refused before training begins.
+
+        Raises:
+            ValueError: the supervision is of another number of images.
+        """
         if len(supervision) != len(encoding.images):
             raise ValueError(f"supervision is of {len(supervision)} images, the encoding of {len(encoding.images)}")
         if not supervision.active:

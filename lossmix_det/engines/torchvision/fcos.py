@@ -54,10 +54,12 @@ class TorchvisionFCOS(TorchvisionOneStage):
         self.normalize = NORMALIZERS[config.normalizer]
 
     def match(self, encoding: OneStageEncoding, anchors: list[Tensor], truths: list[Tensor]) -> list[Tensor]:
+        """As `OneStageDetector.match`, by torchvision's centre sampling."""
         targets = [{"boxes": boxes} for boxes in truths]
         return FCOS.compute_loss(Matching(self.model), targets, {}, anchors, encoding.per_level)
 
     def foreground_losses(self, foreground: Foreground) -> list[Tensor]:
+        """Generalised IoU of the boxes (Rezatofighi et al., CVPR 2019), and cross-entropy of the centerness."""
         coder, outputs = self.model.head.box_coder, foreground.outputs
         boxes = coder.decode(outputs["bbox_regression"], foreground.anchors)
         wanted = centerness(coder.encode(foreground.anchors, foreground.boxes))

@@ -62,6 +62,7 @@ class TorchvisionOneStage(OneStageDetector, TorchvisionDetector):
         self.norm = norm_of(model.backbone)
 
     def encode(self, images: ImageBatch) -> OneStageEncoding:
+        """Backbone and heads, once."""
         inputs = normalised(self.model, images)
         features = self.model.backbone(inputs.tensors)
         levels, generator = list(features.values()), self.model.anchor_generator
@@ -72,6 +73,7 @@ class TorchvisionOneStage(OneStageDetector, TorchvisionDetector):
         return OneStageEncoding(features, anchors, outputs.pop("cls_logits"), outputs, per_level, inputs, images)
 
     def detections(self, encoding: OneStageEncoding) -> list[Instances]:
+        """torchvision's inference on what the heads say."""
         outputs = {"cls_logits": encoding.logits, **encoding.localization}
         levels = {name: list(values.float().split(encoding.per_level, dim=1)) for name, values in outputs.items()}
         anchors = [list(of_image.split(encoding.per_level)) for of_image in encoding.anchors]

@@ -85,10 +85,12 @@ class TorchvisionRetinaNet(TorchvisionOneStage):
         self.normalize = by_images
 
     def match(self, encoding: OneStageEncoding, anchors: list[Tensor], truths: list[Tensor]) -> list[Tensor]:
+        """As `OneStageDetector.match`, by torchvision's matcher."""
         targets = [{"boxes": boxes} for boxes in truths]
         return RetinaNet.compute_loss(Matching(self.model), targets, {}, anchors)
 
     def foreground_losses(self, foreground: Foreground) -> list[Tensor]:
+        """The box loss that torchvision's head is set to."""
         head = self.model.head.regression_head
         return [BOX_LOSSES[head._loss_type](head, foreground.outputs["bbox_regression"], foreground)]
 
