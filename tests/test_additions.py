@@ -86,7 +86,7 @@ class TwoLevels(nn.Module):
 
 
 def test_a_backbone_is_trained_with(tmp_path, monkeypatch):
-    build = lambda norm, one_stage: Backbone(TwoLevels(norm), (14, 24, 40, 64), hidden=16, small=True)  # noqa: E731
+    build = lambda norm, one_stage: Backbone(TwoLevels(norm), (14, 24, 40, 64), (4, 8, 16, 32), 16, small=True)  # noqa: E731
     monkeypatch.setitem(BACKBONES, "two_levels", build)
     it = trainer(tmp_path, *ADAPTING, "model.architecture=two_levels")
     before = it.state.detector.model.backbone.down.weight.clone()
@@ -142,7 +142,7 @@ def test_a_detector_is_trained_and_adapted_under_every_rule(tmp_path, monkeypatc
         assert it.train()
     with pytest.raises(UserError, match=r"alignment.parts=\[image\] needs a detector whose feature levels can be read"):
         trainer(tmp_path / "a", *ADAPTING, "model.detector=cells", "alignment.parts=[image]")
-    with pytest.raises(UserError, match="pseudo_labels.kind=soft needs a two-stage detector"):
+    with pytest.raises(UserError, match="pseudo_labels.kind=soft needs a detector that scores proposals"):
         trainer(tmp_path / "b", *ADAPTING, "model.detector=cells", "pseudo_labels.kind=soft")
 
 

@@ -25,8 +25,8 @@ def test_a_resumed_run_still_knows_what_could_not_be_read(tmp_path, voc_folder):
     words += ["data.on_error=skip", "data.batch_size=2"]
     first = trainer(tmp_path / "run", *words, "train.steps=1")
     first.train()
-    (problem,) = first.streams.unreadable
+    (problem,) = first.state.unreadable
     assert problem.path == path
     assert last_checkpoint(tmp_path / "run")["unreadable"] == [str(problem)]
     again = trainer(tmp_path / "run", *words, "train.steps=2", resume=True)
-    assert again.streams.unreadable == {problem}
+    assert again.state.unreadable == {problem}

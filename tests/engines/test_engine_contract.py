@@ -19,14 +19,28 @@ SIZES = ((96, 120), (128, 80), (100, 100))
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
-@pytest.fixture(scope="module", params=[*ENGINES])
+@pytest.fixture(scope="module", params=[*ENGINES, "retinanet_slim", "fcos_slim"])
 def detector(request):
     # 512 samples of an image this small cannot be had, so that images differ in their number of samples.
     return make(request.param)
 
 
-@pytest.fixture(scope="module", params=["slim", "detectron2_fpn"])
+@pytest.fixture(scope="module", params=["slim", "detectron2_fpn", "retinanet_slim", "fcos_slim"])
 def small(request):
+    return make(request.param)
+
+
+# What only detectors of two stages have: sampling, objectness, background samples. Those of one stage have tests of
+# the same facts in one_stage/test_one_stage_losses.py.
+
+
+@pytest.fixture(scope="module", params=[*ENGINES])
+def two_stage(request):
+    return make(request.param)
+
+
+@pytest.fixture(scope="module", params=["slim", "detectron2_fpn"])
+def small_two_stage(request):
     return make(request.param)
 
 
@@ -77,13 +91,16 @@ def test_weight_one_gives_the_stock_losses(detector):
         assert_close(ours[name], stock[name], **CLOSE)
 
 
-def test_weight_one_gives_the_stock_losses_where_images_differ_in_their_number_of_samples(small):
+def test_weight_one_gives_the_stock_losses_where_images_differ_in_their_number_of_samples(small_two_stage):
     """More samples are asked for than the proposals can give, so that each image has another number of them."""
     for size in (256, 512):
-        before = small.stock.ask_for(small, size)
-        ours, stock = losses(small, images(), Supervision.full(TRUTHS_A)), stock_losses(small, images(), TRUTHS_A)
-        small.stock.ask_for(small, before)
-        for name in small.loss_names:
+        before = small_two_stage.stock.ask_for(small_two_stage, size)
+        ours, stock = (
+            losses(small_two_stage, images(), Supervision.full(TRUTHS_A)),
+            stock_losses(small_two_stage, images(), TRUTHS_A),
+        )
+        small_two_stage.stock.ask_for(small_two_stage, before)
+        for name in small_two_stage.loss_names:
             assert_close(ours[name], stock[name], **CLOSE)
 
 
@@ -170,28 +187,28 @@ def test_a_supervision_without_any_weight_is_zero(small):
     assert all(value == 0 for value in found.values())
 
 
-def test_no_boxes_at_all_is_legal_and_teaches_background(detector):
+def test_no_boxes_at_all_is_legal_and_teaches_background(two_stage):
     batch = images()
     empty = (Instances.empty(),) * 3
-    ours, stock = losses(detector, batch, Supervision.full(empty)), stock_losses(detector, batch, empty)
+    ours, stock = losses(two_stage, batch, Supervision.full(empty)), stock_losses(two_stage, batch, empty)
     assert ours["rpn_box"] == ours["roi_box"] == 0
     for name in ("rpn_class", "roi_class"):
         assert stock[name] > 0
         assert_close(ours[name], stock[name], **CLOSE)
 
 
-def test_a_batch_of_unequal_images_equals_the_sum_over_its_images(small):
+def test_a_batch_of_unequal_images_equals_the_sum_over_its_images(small_two_stage):
     """Each with its own λ and on the same canvas, one by one against stock torchvision, averaged over the images."""
     batch = images()
     lam = [0.2, 0.9, 0.55]
-    ours = losses(small, batch, weighted(TRUTHS_A, lam), weighted(TRUTHS_B, [1 - value for value in lam]))
+    ours = losses(small_two_stage, batch, weighted(TRUTHS_A, lam), weighted(TRUTHS_B, [1 - value for value in lam]))
     expected: dict[str, torch.Tensor] = defaultdict(float)
     for index, value in enumerate(lam):
         single = ImageBatch(batch.pixels[index : index + 1], batch.sizes[index : index + 1])
         for truths, weight in ((TRUTHS_A, value), (TRUTHS_B, 1 - value)):
-            for name, loss in stock_losses(small, single, truths[index : index + 1]).items():
+            for name, loss in stock_losses(small_two_stage, single, truths[index : index + 1]).items():
                 expected[name] = expected[name] + weight * loss / len(lam)
-    for name in small.loss_names:
+    for name in small_two_stage.loss_names:
         assert_close(ours[name], expected[name], **CLOSE)
 
 
@@ -207,10 +224,10 @@ def test_the_images_normalizer_holds_the_sum_over_images_when_their_samples_diff
         assert_close(ours[name], sum(found[name] for found in alone) / 3, **CLOSE)
 
 
-def test_class_and_box_weights_are_separate(small):
+def test_class_and_box_weights_are_separate(small_two_stage):
     batch = images()
     supervision = Supervision(TRUTHS_A, torch.full((3,), 0.5), torch.zeros(3))
-    ours, stock = losses(small, batch, supervision), stock_losses(small, batch, TRUTHS_A)
+    ours, stock = losses(small_two_stage, batch, supervision), stock_losses(small_two_stage, batch, TRUTHS_A)
     assert ours["rpn_box"] == ours["roi_box"] == 0
     assert_close(ours["roi_class"], 0.5 * stock["roi_class"], **CLOSE)
     assert_close(ours["rpn_class"], 0.5 * stock["rpn_class"], **CLOSE)
@@ -228,7 +245,7 @@ def test_instance_weights_of_one_are_the_union(small):
         assert_close(ours[name], stock[name], **CLOSE)
 
 
-def test_positives_carry_the_weight_of_their_box_and_background_its_setting(small):
+def test_positives_carry_the_weight_of_their_box_and_background_its_setting(small_two_stage):
     """With the boxes of one image weighted 0, what is left is background and the other boxes."""
     batch = images(1)
     joined = Instances.union(TRUTHS_A[0], TRUTHS_B[0])
@@ -236,12 +253,12 @@ def test_positives_carry_the_weight_of_their_box_and_background_its_setting(smal
 
     def loss(weight_a: float, weight_b: float, background: float) -> dict[str, torch.Tensor]:
         a = Instances.union(TRUTHS_A[0].weighted(weight_a, weight_a), TRUTHS_B[0].weighted(weight_b, weight_b))
-        return losses(small, batch, Supervision((a,), ones, ones, background))
+        return losses(small_two_stage, batch, Supervision((a,), ones, ones, background))
 
     only_a, only_b, only_background = loss(1, 0, 0), loss(0, 1, 0), loss(0, 0, 1)
-    whole = stock_losses(small, batch, (joined,))
+    whole = stock_losses(small_two_stage, batch, (joined,))
     mixed = loss(0.3, 0.7, 0.5)
-    for name in small.loss_names:
+    for name in small_two_stage.loss_names:
         assert_close(only_a[name] + only_b[name] + only_background[name], whole[name], **CLOSE)
         assert_close(mixed[name], 0.3 * only_a[name] + 0.7 * only_b[name] + 0.5 * only_background[name], **CLOSE)
     assert only_background["rpn_box"] == only_background["roi_box"] == 0
@@ -249,11 +266,11 @@ def test_positives_carry_the_weight_of_their_box_and_background_its_setting(smal
     assert only_b["roi_box"] > 0
 
 
-def test_background_weight_holds_for_an_image_without_boxes(small):
+def test_background_weight_holds_for_an_image_without_boxes(small_two_stage):
     bare = Instances.empty().weighted(0.5, 0.5)
     ones = torch.ones(1)
-    half = losses(small, images(1), Supervision((bare,), ones, ones, 0.5))
-    full = stock_losses(small, images(1), (Instances.empty(),))
+    half = losses(small_two_stage, images(1), Supervision((bare,), ones, ones, 0.5))
+    full = stock_losses(small_two_stage, images(1), (Instances.empty(),))
     assert_close(half["roi_class"], 0.5 * full["roi_class"], **CLOSE)
 
 
@@ -309,30 +326,30 @@ def test_detections_are_those_of_the_plain_model(detector):
         assert_close(mine.classes, theirs.classes)
 
 
-def test_images_in_bytes_are_the_same_images(small):
+def test_images_in_bytes_are_the_same_images(small_two_stage):
     whole = (images().pixels * 255).to(torch.uint8)
     bytes_, floats = (ImageBatch(pixels, SIZES) for pixels in (whole, whole / 255))
-    assert torch.equal(small.encode(bytes_).objectness, small.encode(floats).objectness)
+    assert torch.equal(small_two_stage.encode(bytes_).objectness, small_two_stage.encode(floats).objectness)
 
 
-def test_boxes_stay_float32_under_mixed_precision(small):
+def test_boxes_stay_float32_under_mixed_precision(small_two_stage):
     """bfloat16 counts pixels beyond 512 in fours."""
     batch = images()
     with torch.autocast("cpu", torch.bfloat16):
-        encoding = small.encode(batch)
-        found = small.losses(encoding, Supervision.full(TRUTHS_A))
+        encoding = small_two_stage.encode(batch)
+        found = small_two_stage.losses(encoding, Supervision.full(TRUTHS_A))
     assert encoding.objectness.dtype == torch.bfloat16
     assert {boxes.dtype for boxes in (*encoding.anchors, *encoding.proposals)} == {torch.float32}
-    for mine, full in zip(encoding.anchors, small.encode(batch).anchors, strict=True):
+    for mine, full in zip(encoding.anchors, small_two_stage.encode(batch).anchors, strict=True):
         assert torch.equal(mine, full)
     assert {value.dtype for value in found.values()} == {torch.float32}
 
 
-def test_heads_are_what_each_loss_alone_teaches(small):
+def test_heads_are_what_each_loss_alone_teaches(small_two_stage):
     """The gradient of one loss reaches its own last layer and no other's."""
-    for name in small.loss_names:
-        found = losses(small, images(), Supervision.full(TRUTHS_A))
-        reached = gradients(small, found[name])
-        for other, head in zip(small.loss_names, small.last_layers(), strict=True):
-            weight = next(key for key, p in small.named_parameters() if p is head.weight)
+    for name in small_two_stage.loss_names:
+        found = losses(small_two_stage, images(), Supervision.full(TRUTHS_A))
+        reached = gradients(small_two_stage, found[name])
+        for other, head in zip(small_two_stage.loss_names, small_two_stage.last_layers(), strict=True):
+            weight = next(key for key, p in small_two_stage.named_parameters() if p is head.weight)
             assert (reached[weight].abs().max() > 0) == (other == name)

@@ -133,7 +133,7 @@ def test_a_run_is_not_cut_short_by_resuming_it(tmp_path):
 
 
 def test_resuming_where_nothing_is_starts_from_the_beginning(tmp_path):
-    assert trainer(tmp_path / "new", "train.steps=1", resume=True).step == 0
+    assert trainer(tmp_path / "new", "train.steps=1", resume=True).state.step == 0
 
 
 def test_the_best_checkpoint_is_remembered_over_resumption(tmp_path):

@@ -60,7 +60,7 @@ def test_a_format_from_outside_is_trained_on_and_adapted_to(words, tmp_path):
     run = trainer(tmp_path / "run", *words, *sets, *steps)
     assert run.train()
     assert run.streams.target_labelled
-    assert run.classes == ["dog", "cat"]
+    assert run.state.classes == ["dog", "cat"]
 
 
 def test_faults_of_a_format_from_outside_are_raised_or_skipped_like_all_others(words, tmp_path):
