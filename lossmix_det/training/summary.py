@@ -73,7 +73,7 @@ def _batch(config: Config) -> str:
 
 
 def _loading(workers: int) -> str:
-    text = f"{workers} processes per training process"
+    text = f"data.workers={workers} per training process"
     cores = os.cpu_count() or 1
     return text if workers <= cores else f"{text}, more than the {cores} cores; lower data.workers if loading is slow"
 
