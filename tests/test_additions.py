@@ -67,6 +67,12 @@ def test_an_unknown_mixer_is_told_those_there_are(tmp_path):
         trainer(tmp_path, "mixing.mixer=mixop")
 
 
+def test_a_mixer_that_needs_saliency_is_told_that_there_is_none(tmp_path, monkeypatch):
+    monkeypatch.setitem(MIXERS, "salient", type("Salient", (Halves,), {"needs_saliency": True}))
+    with pytest.raises(UserError, match="mixing.mixer=salient needs saliency, of which there is no source yet"):
+        trainer(tmp_path, "mixing.mixer=salient")
+
+
 class TwoLevels(nn.Module):
     """Strides 4 and 8."""
 

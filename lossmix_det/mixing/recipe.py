@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from lossmix_det.config import MixingConfig
-from lossmix_det.errors import pick
+from lossmix_det.errors import UserError, pick
 from lossmix_det.mixing.blend import Mix, unmixed
 from lossmix_det.mixing.mixers import MIXERS
 from lossmix_det.mixing.pairing import Pairing
@@ -29,6 +29,8 @@ class Recipe:
 
     def __init__(self, config: MixingConfig) -> None:
         self.mixer = pick(MIXERS, config.mixer, "mixing.mixer")(config)
+        if self.mixer.needs_saliency:
+            raise UserError(f"mixing.mixer={config.mixer} needs saliency, of which there is no source yet")
         self.rule: Rule = pick(RULES, config.rule, "mixing.rule")(config)
         self.weighting = pick(WEIGHTINGS, config.weighting, "mixing.weighting")
         self.probability = config.probability
