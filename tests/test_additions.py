@@ -21,6 +21,8 @@ from lossmix_det.errors import UserError
 from lossmix_det.mixing import MIXERS, RULES, WEIGHTINGS, Mix
 from lossmix_det.structures import Instances
 
+pytestmark = pytest.mark.slow
+
 ADAPTING = [
     *("data.target=[shapes_clipart_train]", "data.views=[weak,strong]", "ema.decay=0.9", "train.steps=4"),
     *("adaptation.burn_in_steps=2", "pseudo_labels.score=0.0", "mixing.probability=1.0"),

@@ -351,6 +351,7 @@ def test_what_cannot_be_weighted_is_refused():
     assert plugin.mixing_of(get_cfg()) == MixingConfig()
 
 
+@pytest.mark.slow
 def test_the_example_trains_under_detectron2s_trainer(tmp_path, small_shapes, monkeypatch):
     """And what it saves is a model of plain Detectron2."""
     lines = EXAMPLE.read_text().splitlines()

@@ -146,6 +146,7 @@ def miniatures(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS, ids=[f"{path.parent.name}-{path.stem}" for path in PATHS])
 def test_it_burns_in_adapts_and_evaluates(path, miniatures, tmp_path, monkeypatch):
     pytest.importorskip("detectron2", reason="Detectron2 is not installed")
@@ -203,6 +204,7 @@ def test_methods_of_a_protocol_differ_in_what_makes_them_alone(folder):
     assert (source["data.target"], oracle["data.train"]) == ([], target)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS, ids=[f"{path.parent.name}-{path.stem}" for path in PATHS])
 def test_the_variant_for_one_gpu_runs_the_same_code(path):
     """Shrunk for the test above, both are one configuration, so that what holds there holds for it."""

@@ -14,6 +14,8 @@ from lossmix_det.data.catalog import load
 from lossmix_det.errors import UserError
 from lossmix_det.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 
 def declared(name: str, root, **entries: object) -> list[str]:
     return [f"datasets.{name}.root={root}", *(f"datasets.{name}.{key}={value}" for key, value in entries.items())]

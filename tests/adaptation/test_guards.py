@@ -7,6 +7,8 @@ from lossmix_det.config import AdaptationConfig
 from lossmix_det.errors import UserError
 from lossmix_det.files import read_checkpoint
 
+pytestmark = pytest.mark.slow
+
 
 def watch(guard: Guard, levels: list[float], labels: int = 3) -> list[str | None]:
     return [guard.observe(level, 0.4, labels) for level in levels]

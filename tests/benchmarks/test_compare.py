@@ -14,6 +14,8 @@ from benchmarks.runs import Run, Suite
 from lossmix_det.config import load_config
 from lossmix_det.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 
 def results(folder, name, seed, photo, clipart):
     path = folder / "shapes" / f"{name}_seed{seed}"

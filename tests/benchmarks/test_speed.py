@@ -16,6 +16,8 @@ from lossmix_det.errors import UserError
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def small(monkeypatch):

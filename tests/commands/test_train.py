@@ -16,6 +16,8 @@ from lossmix_det.engines import build_detector
 from lossmix_det.errors import UserError
 from lossmix_det.training import launch
 
+pytestmark = pytest.mark.slow
+
 
 def main(*words: str) -> int:
     return cli.main(list(words))

@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 from runs import env
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds child processes in /proc")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds child processes in /proc"),
+]
 
 # Holds the iterator of a loader with two workers at its top level.
 SCRIPT = """

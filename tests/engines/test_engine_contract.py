@@ -18,8 +18,11 @@ from lossmix_det.structures import ImageBatch, Instances, Supervision
 SIZES = ((96, 120), (128, 80), (100, 100))
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
+SLOW = {"resnet18_fpn"}
+PARAMS = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in ENGINES]
 
-@pytest.fixture(scope="module", params=[*ENGINES, "retinanet_slim", "fcos_slim"])
+
+@pytest.fixture(scope="module", params=[*PARAMS, "retinanet_slim", "fcos_slim"])
 def detector(request):
     # 512 samples of an image this small cannot be had, so that images differ in their number of samples.
     return make(request.param)
@@ -34,7 +37,7 @@ def small(request):
 # the same facts in one_stage/test_one_stage_losses.py.
 
 
-@pytest.fixture(scope="module", params=[*ENGINES])
+@pytest.fixture(scope="module", params=PARAMS)
 def two_stage(request):
     return make(request.param)
 

@@ -10,6 +10,8 @@ from runs import command, env, last_checkpoint, run
 from stock import options
 from torch.testing import assert_close
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def squares(tmp_path):

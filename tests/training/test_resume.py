@@ -14,6 +14,8 @@ from runs import assert_same_tensors, command, env, last_checkpoint, run, traine
 
 from lossmix_det.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 LONG = ["train.steps=9", "train.save_every=2", "train.eval_every=4", "ema.decay=0.9", "mixing.probability=1.0"]
 ALIKE = (
     "scores.csv",

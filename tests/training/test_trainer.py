@@ -15,6 +15,8 @@ from lossmix_det.errors import UserError
 from lossmix_det.structures import StepBatch
 from lossmix_det.training.phases import SourceOnly
 
+pytestmark = pytest.mark.slow
+
 
 def gradients_of_one_step(folder, monkeypatch, *overrides):
     """The gradient that the optimizer would take, and the weights it is of."""

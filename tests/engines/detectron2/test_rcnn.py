@@ -218,6 +218,7 @@ def test_plain_detectron2_loads_an_export_and_detects_the_same(detector, tmp_pat
         assert_close(ours.scores, theirs.scores, **CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "precision", "accumulate"),
     [("hard", "bf16", 2), ("soft", "32", 1)],

@@ -109,6 +109,7 @@ def test_a_damaged_zoo_file_is_named(tmp_path):
 VGG = Path(__file__).resolve().parents[3] / "configs" / "detectron2" / "vgg16.yaml"
 
 
+@pytest.mark.slow
 def test_vgg16_is_torchvisions_and_loads_its_weights(tmp_path, caplog):
     """The same features at every stage, from a file with torchvision's own names."""
     torch.manual_seed(2)

@@ -20,7 +20,11 @@ SIZES = ((96, 120), (128, 80), (100, 100))
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
-@pytest.fixture(scope="module", params=[*ONE_STAGE])
+SLOW = {"retinanet_resnet50_fpn_v2", "fcos_resnet50_fpn"}
+PARAMS = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in ONE_STAGE]
+
+
+@pytest.fixture(scope="module", params=PARAMS)
 def detector(request):
     return make(request.param)
 

@@ -30,6 +30,8 @@ from lossmix_det.engines.torchvision.retinanet import build_retinanet
 from lossmix_det.errors import UserError
 from lossmix_det.structures import ImageBatch
 
+pytestmark = pytest.mark.slow
+
 DETECTORS = ["retinanet", "fcos"]
 LABELS_ALL = ["model.score_threshold=0.001", "pseudo_labels.score=0.001", "pseudo_labels.box_score=0.001"]
 
