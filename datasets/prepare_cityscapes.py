@@ -8,8 +8,8 @@ ROOT is the folder that holds gtFine and leftImg8bit; default: `cityscapes` wher
 
 import sys
 
+from lossmix_det.commands.options import run_tool
 from lossmix_det.commands.prepare_cityscapes import main
-from lossmix_det.commands.train import run_tool
 
 if __name__ == "__main__":
     sys.exit(run_tool(main))

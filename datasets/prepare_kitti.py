@@ -8,8 +8,8 @@ ROOT is the folder that holds training/image_2 and training/label_2; default: `k
 
 import sys
 
+from lossmix_det.commands.options import run_tool
 from lossmix_det.commands.prepare_kitti import main
-from lossmix_det.commands.train import run_tool
 
 if __name__ == "__main__":
     sys.exit(run_tool(main))

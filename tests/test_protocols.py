@@ -13,7 +13,7 @@ from conftest import voc_object, voc_xml, write_image
 from runs import ROOT, trainer
 
 from lossmix_det.commands import prepare_cityscapes, prepare_kitti
-from lossmix_det.commands.train import run_tool
+from lossmix_det.commands.options import run_tool
 from lossmix_det.config import as_dict, flat, load_config
 from lossmix_det.data import cityscapes
 from lossmix_det.data.builtin import CITYSCAPES_CLASSES, PAINTED_CLASSES, VOC_CLASSES

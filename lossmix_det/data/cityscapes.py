@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
-from rich.progress import track
 from scipy import ndimage
 
 from lossmix_det.data.builtin import CITYSCAPES_CLASSES, CITYSCAPES_IMAGES
 from lossmix_det.data.formats.coco import write_coco
+from lossmix_det.data.progress import progress
 from lossmix_det.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def read(root: Path, split: str) -> list[Frame]:
     if not paths:
         raise UserError(f"{root / 'gtFine' / split}: no */*{POLYGONS}; unpack gtFine_trainvaltest.zip there")
     frames = []
-    for path in track(paths, f"gtFine/{split}", transient=True):
+    for path in progress(paths, f"gtFine/{split}"):
         try:
             content = json.loads(path.read_text())
             size = (content["imgWidth"], content["imgHeight"])

@@ -6,9 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from rich.progress import track
-
 from lossmix_det.data.images import probe
+from lossmix_det.data.progress import progress
 from lossmix_det.errors import UserError
 
 CLASSES = ["car", "van", "truck", "pedestrian", "person_sitting", "cyclist", "tram", "misc"]
@@ -31,7 +30,7 @@ def convert(root: Path) -> dict[str, Any]:
         raise UserError(f"{folder}: no *.txt; unpack data_object_label_2.zip and data_object_image_2.zip in {root}")
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for number, path in enumerate(track(paths, "kitti", transient=True), start=1):
+    for number, path in enumerate(progress(paths, "kitti"), start=1):
         images.append(_image(root / "training" / "image_2" / f"{path.stem}.png", number))
         for entry in _annotations(path):
             annotations.append({"id": len(annotations) + 1, "image_id": number, **entry})

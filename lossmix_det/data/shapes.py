@@ -19,9 +19,9 @@ from xml.sax.saxutils import escape
 
 import cv2
 import numpy as np
-from rich.progress import track
 
 from lossmix_det.config import ShapesConfig, as_dict
+from lossmix_det.data.progress import progress
 from lossmix_det.errors import UserError
 
 CLASSES = ("circle", "square", "triangle", "star", "cross", "crescent")
@@ -90,7 +90,7 @@ def _write_split(root: Path, domain: str, split: str, config: ShapesConfig) -> N
     counts = {"train": config.train_images, "test": config.test_images}
     names = [f"{split}_{index:05d}" for index in range(counts[split])]
     stream = (list(DOMAINS).index(domain), SPLITS.index(split))
-    for index, name in enumerate(track(names, f"drawing shapes {domain} {split}", transient=True)):
+    for index, name in enumerate(progress(names, f"drawing shapes {domain} {split}")):
         rng = np.random.default_rng([config.seed, *stream, index])
         image, objects = draw_scene(rng, domain, config.size, config.gap)
         cv2.imwrite(str(root / "JPEGImages" / f"{name}.jpg"), image, [cv2.IMWRITE_JPEG_QUALITY, 92])

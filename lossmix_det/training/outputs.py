@@ -13,16 +13,14 @@ from rich.console import Console
 from lossmix_det.config import Config
 from lossmix_det.data.records import ImageSet
 from lossmix_det.engines.export import export_model
-from lossmix_det.evaluation import print_tables, write_results
-from lossmix_det.evaluation.scores import metric_set, report_problems
-from lossmix_det.files import write_atomically
+from lossmix_det.evaluation import print_tables, write_detections, write_results
+from lossmix_det.evaluation.scores import Detections, metric_set, report_problems
 from lossmix_det.training.state import RunState
 from lossmix_det.training.streams import Streams
 
 log = logging.getLogger(__name__)
 
 BURNED_IN = "burn-in"  # the student as burn-in ended, in tables and files
-Detections = dict[str, list[dict[str, Any]]]  # COCO results by test set
 
 
 def publish(
@@ -52,12 +50,6 @@ def publish(
             "%d of %d steps were skipped because of a loss that was not finite", state.skipped_steps, state.step
         )
     console.print(f"results, detections, checkpoints and exports are in {folder}", soft_wrap=True)
-
-
-def write_detections(detections: Detections, folder: Path) -> None:
-    """``detections_<test set>.json``, in the COCO results format."""
-    for name, rows in detections.items():
-        write_atomically(folder / f"detections_{name}.json", json.dumps(rows))
 
 
 def burned_in_folder(folder: Path) -> Path:

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from lossmix_det.config import Config
 from lossmix_det.errors import UserError
+from lossmix_det.evaluation import write_detections
 from lossmix_det.evaluation.scores import check_metric, metric_of, report_problems, score_models
 from lossmix_det.structures import StepBatch, Supervision
 from lossmix_det.training.checkpoints import Checkpoints
-from lossmix_det.training.outputs import BURNED_IN, burned_in_folder, publish, warn_of_target_labels, write_detections
+from lossmix_det.training.outputs import BURNED_IN, burned_in_folder, publish, warn_of_target_labels
 from lossmix_det.training.phases import Phases
 from lossmix_det.training.processes import anywhere, everywhere, mean_over_processes
 from lossmix_det.training.provenance import describe

@@ -6,7 +6,7 @@ import pytest
 from conftest import write_image
 
 from lossmix_det.commands import prepare_cityscapes
-from lossmix_det.commands.train import run_tool
+from lossmix_det.commands.options import run_tool
 from lossmix_det.config import load_config
 from lossmix_det.data.catalog import load
 

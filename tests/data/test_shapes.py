@@ -119,3 +119,8 @@ def test_images_differ_in_shape(datasets_root):
     assert {record.size for record in found.records} <= {(96, 96), (96, 128), (128, 96)}
     assert len({record.size for record in found.records}) > 1
     assert read(found.records[0].path).shape[:2] == found.records[0].size
+
+
+def test_nothing_is_printed_where_nobody_looks(tmp_path, capfd):
+    generate(ShapesConfig(train_images=1, test_images=1, size=64, seed=8), tmp_path)
+    assert capfd.readouterr() == ("", "")
