@@ -108,13 +108,13 @@ def mixing_of(cfg: CfgNode) -> MixingConfig:
     return mixing
 
 
-def mix_inputs(inputs: list[dict], mixing: MixingConfig, rng: np.random.Generator) -> list[dict]:
+def mix_inputs(inputs: list[dict], recipe: Recipe, rng: np.random.Generator) -> list[dict]:
     """Mix the images of a batch with one another.
 
     Args:
         inputs: of Detectron2's dataset mapper: ``image`` (3, H, W) in 0…255 and ``instances`` with ``gt_boxes`` and
             ``gt_classes``. They are not changed.
-        mixing: how.
+        recipe: how.
         rng: draws partners and λ.
 
     Returns:
@@ -123,7 +123,6 @@ def mix_inputs(inputs: list[dict], mixing: MixingConfig, rng: np.random.Generato
     batch = ImageBatch.cat(
         [ImageBatch(each["image"][None].float(), (tuple(each["image"].shape[1:]),)) for each in inputs]
     )
-    recipe = Recipe(mixing)
     mix = recipe.draw(batch, Among(len(batch)), rng)
     mixed = blend(batch, mix)
     supervisions = recipe.supervise([_truth(each["instances"]) for each in inputs], mix, mixed)
@@ -183,13 +182,19 @@ class MixingCollate:
     """A ``collate_fn`` for `detectron2.data.build_detection_train_loader` that mixes the batch; picklable.
 
     It draws from torch's generator, which Detectron2 seeds in every process.
+
+    Args:
+        mixing: the settings, or a configuration that has them under ``LOSSMIX``.
+
+    Raises:
+        UserError: they name what does not exist, or a value lies outside its limits.
     """
 
     def __init__(self, mixing: MixingConfig | CfgNode) -> None:
-        self.mixing = mixing_of(mixing) if isinstance(mixing, CfgNode) else mixing
+        self.recipe = Recipe(mixing_of(mixing) if isinstance(mixing, CfgNode) else mixing)
 
     def __call__(self, inputs: list[dict]) -> list[dict]:
-        return mix_inputs(inputs, self.mixing, np.random.default_rng(int(torch.randint(2**62, ()))))
+        return mix_inputs(inputs, self.recipe, np.random.default_rng(int(torch.randint(2**62, ()))))
 
 
 class Counters:
@@ -333,7 +338,7 @@ class LossMixRCNN(GeneralizedRCNN):
 
     def _warn_if_alone(self, images: int) -> None:
         """Once, that a batch of one image has no partner to mix it with."""
-        if images == 1 and self.collate.mixing.probability and not self.warned:
+        if images == 1 and self.collate.recipe.probability and not self.warned:
             self.warned = True
             log.warning("a batch of one image is never mixed; raise SOLVER.IMS_PER_BATCH to 2 or more for each process")
 

@@ -26,8 +26,10 @@ from detectron2.modeling import build_model  # noqa: E402
 from detectron2.structures import Boxes  # noqa: E402
 from detectron2.structures import Instances as D2Instances  # noqa: E402
 from detectron2.utils.events import EventStorage  # noqa: E402
+from test_additions import Halves  # noqa: E402
 
 from lossmix_det import detectron2_plugin as plugin  # noqa: E402
+from lossmix_det.mixing import MIXERS, Among, Recipe, blend  # noqa: E402
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "train_detectron2.py"
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
@@ -119,7 +121,7 @@ def losses(model, batch) -> dict[str, torch.Tensor]:
 
 def test_nothing_mixed_is_the_stock_loss(models):
     stock, ours = models
-    ours.collate.mixing.probability = 0.0
+    ours.collate.recipe.probability = 0.0
     expected, found = losses(stock, inputs()), losses(ours, inputs())
     assert set(found) == set(NAMES)
     for name in NAMES:
@@ -137,7 +139,7 @@ def counters(model, batch) -> dict[str, float]:
 
 def test_samples_and_accuracies_are_counted_as_stock_does(models):
     stock, ours = models
-    ours.collate.mixing.probability = 0.0
+    ours.collate.recipe.probability = 0.0
     expected, found = counters(stock, inputs()), counters(ours, inputs())
     assert {"rpn/num_pos_anchors", "roi_head/num_fg_samples", "fast_rcnn/cls_accuracy"} < set(expected)
     assert found == pytest.approx(expected)
@@ -145,7 +147,7 @@ def test_samples_and_accuracies_are_counted_as_stock_does(models):
 
 def test_the_truths_of_a_mixed_image_are_counted_as_images_of_their_own(models):
     stock, ours = models
-    mixed = plugin.mix_inputs(inputs(), MixingConfig(probability=1.0), np.random.default_rng(3))[:1]
+    mixed = plugin.mix_inputs(inputs(), Recipe(MixingConfig(probability=1.0)), np.random.default_rng(3))[:1]
     own, size = mixed[0]["instances"], tuple(mixed[0]["image"].shape[1:])
     apart = []
     for place in (0, 1):
@@ -162,7 +164,7 @@ def test_the_truths_of_a_mixed_image_are_counted_as_images_of_their_own(models):
 def test_a_mixed_image_is_the_blend_of_two_stock_losses_and_of_their_gradients(models, image):
     """Image 1 takes part with one without a box."""
     stock, ours = models
-    mixed = plugin.mix_inputs(inputs(), MixingConfig(probability=1.0), np.random.default_rng(3))[image]
+    mixed = plugin.mix_inputs(inputs(), Recipe(MixingConfig(probability=1.0)), np.random.default_rng(3))[image]
     (lam, _), (rest, _) = mixed["instances"]._truth_weights
     assert 0.05 < lam < 0.95
     assert lam + rest == pytest.approx(1)
@@ -191,7 +193,7 @@ def test_a_mixed_image_is_the_blend_of_two_stock_losses_and_of_their_gradients(m
 
 def test_nothing_is_mixed_at_probability_zero():
     plain = inputs()
-    found = plugin.mix_inputs(plain, MixingConfig(probability=0.0), np.random.default_rng(3))
+    found = plugin.mix_inputs(plain, Recipe(MixingConfig(probability=0.0)), np.random.default_rng(3))
     for own, result in zip(plain, found, strict=True):
         assert torch.equal(result["image"], own["image"].float())
         assert torch.equal(result["instances"].gt_boxes.tensor, own["instances"].gt_boxes.tensor)
@@ -200,7 +202,7 @@ def test_nothing_is_mixed_at_probability_zero():
 
 def test_pixels_truths_and_names_of_a_mixed_batch():
     plain = inputs()
-    mixed = plugin.mix_inputs(plain, MixingConfig(probability=1.0), np.random.default_rng(3))
+    mixed = plugin.mix_inputs(plain, Recipe(MixingConfig(probability=1.0)), np.random.default_rng(3))
     assert [each["file_name"] for each in mixed] == ["0.png", "1.png", "2.png"]
     for own, result in zip(plain, mixed, strict=True):
         (lam, _), (rest, _) = result["instances"]._truth_weights
@@ -220,20 +222,22 @@ def test_pixels_truths_and_names_of_a_mixed_batch():
     assert all(each["image"].dtype == torch.uint8 for each in plain)
 
 
-@pytest.mark.parametrize("rule", ["union", "own", "lossmix_instance"])
-def test_the_other_rules_are_those_of_the_engine(rule):
+@pytest.mark.parametrize(
+    ("mixer", "rule"),
+    [("mixup", "union"), ("mixup", "own"), ("mixup", "lossmix_instance"), ("halves", "lossmix"), ("halves", "union")],
+)
+def test_other_rules_and_mixers_are_those_of_the_engine(monkeypatch, mixer, rule):
     """The same mixed images, scored by the engine against the supervisions that the rule gives."""
-    from lossmix_det.mixing import Among, Recipe, blend
-
+    monkeypatch.setitem(MIXERS, "halves", Halves)
     torch.manual_seed(0)
     cfg = configured()
-    settings = MixingConfig(rule=rule, probability=0.8, background_weight=0.6)
+    settings = MixingConfig(mixer, rule, weighting="visibility", probability=0.8, background_weight=0.6)
     ours = build_model(mixing(cfg)).train()
     words = [str(word) for pair in (("MODEL.WEIGHTS", '""'),) for word in pair]
     detector = build_detector(ModelConfig(engine="detectron2", detectron2_options=words + flat(cfg)), 4).train()
     detector.model.load_state_dict(ours.state_dict())
     plain = inputs()
-    found = losses(ours, plugin.mix_inputs(plain, settings, np.random.default_rng(3)))
+    found = losses(ours, plugin.mix_inputs(plain, Recipe(settings), np.random.default_rng(3)))
     batch = ImageBatch.cat(
         [ImageBatch(each["image"][None].flip(1) / 255, (each["image"].shape[1:],)) for each in plain]
     )
@@ -267,7 +271,7 @@ def flat(cfg) -> list[str]:
 def test_weights_of_plain_instances_are_read(models):
     """A box of weight 0 leaves background and the other boxes."""
     _, ours = models
-    ours.collate.mixing.probability = 0.0
+    ours.collate.recipe.probability = 0.0
     batch = inputs()[:1]
     whole = losses(ours, batch)
     parts = []
@@ -281,7 +285,7 @@ def test_weights_of_plain_instances_are_read(models):
 
 def test_the_model_mixes_by_itself_but_not_what_the_loader_has_mixed(models, monkeypatch):
     _, ours = models
-    ours.collate.mixing.probability = 1.0
+    ours.collate.recipe.probability = 1.0
     seen = []
     monkeypatch.setattr(ours, "preprocess_image", lambda batch: seen.append(batch) or stop())
     with pytest.raises(Stop):
@@ -295,7 +299,7 @@ def test_the_model_mixes_by_itself_but_not_what_the_loader_has_mixed(models, mon
 
 def test_a_batch_of_one_image_has_no_partner_and_that_is_said_once(models, caplog):
     _, ours = models
-    ours.collate.mixing.probability, ours.warned = 1.0, False
+    ours.collate.recipe.probability, ours.warned = 1.0, False
     for _ in range(2):
         losses(ours, inputs()[:1])
     assert caplog.text.count("a batch of one image is never mixed; raise SOLVER.IMS_PER_BATCH") == 1
