@@ -114,3 +114,15 @@ def test_two_processes_mix_and_adapt_together(tmp_path, squares):
     assert content["step"] == 8
     assert content["bad_steps"] == [0, 0]
     assert all(value.isfinite().all() for value in content["student"].values())
+
+
+@pytest.mark.parametrize("detector", ["retinanet", "fcos"])
+def test_two_processes_adapt_a_detector_of_one_stage(tmp_path, squares, detector):
+    """Images without pseudo-labels, and kinds of losses that one process alone has, leave no gradient to wait for."""
+    settings = [*squares, f"model.detector={detector}", "model.roi_samples=null", "data.target=[mine]"]
+    settings += ["adaptation.burn_in_steps=2", "train.steps=6", "ema.decay=0.9", "mixing.probability=0.5"]
+    settings += ["alignment.parts=[image]", "pseudo_labels.score=0.2"]
+    done = run(tmp_path / "run", "--num-gpus", "2", *settings)
+    assert done.returncode == 0, done.stderr
+    content = last_checkpoint(tmp_path / "run")
+    assert (content["step"], content["bad_steps"]) == (6, [0, 0])
