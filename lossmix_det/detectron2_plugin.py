@@ -40,7 +40,7 @@ from lossmix_det.data.formats import FORMATS
 from lossmix_det.data.formats.detectron2 import register
 from lossmix_det.engines.detectron2 import vgg  # noqa: F401 - registers its backbone
 from lossmix_det.engines.detectron2.stages import NAMES, Detectron2RoI, Detectron2RPN, propose
-from lossmix_det.engines.two_stage.encoding import ScoredProposals, TwoStageEncoding
+from lossmix_det.engines.two_stage.encoding import AnchorGrid, EncodedCanvas, TwoStageEncoding
 from lossmix_det.engines.two_stage.stages import Scored, Stage
 from lossmix_det.errors import UserError
 from lossmix_det.mixing import Among, Recipe, blend
@@ -123,7 +123,7 @@ def mix_inputs(inputs: list[dict], recipe: Recipe, rng: np.random.Generator) -> 
     batch = ImageBatch.cat(
         [ImageBatch(each["image"][None].float(), (tuple(each["image"].shape[1:]),)) for each in inputs]
     )
-    mix = recipe.draw(batch, Among(len(batch)), rng)
+    mix = recipe.draw(batch, Among(len(batch), batch.sizes), rng)
     mixed = blend(batch, mix)
     supervisions = recipe.supervise([_truth(each["instances"]) for each in inputs], mix, mixed)
     result = []
@@ -269,7 +269,10 @@ class LossMixRPN(_Weighted, RPN):
         supervisions = supervisions_of(gt_instances)
         proposed = propose(self, features, images.image_sizes)
         outputs = (proposed.anchors, proposed.objectness, proposed.deltas)
-        encoding = TwoStageEncoding(features, *outputs, [], images, _batch(images, supervisions))
+        grid = AnchorGrid(proposed.levels, tuple(images.tensor.shape[2:]))
+        boxes = [instances.proposal_boxes.tensor for instances in proposed.proposals]
+        canvas = EncodedCanvas(features, images, grid.canvas, *outputs, boxes, grid)
+        encoding = TwoStageEncoding(_batch(images, supervisions), [canvas])
         return proposed.proposals, self._losses(encoding, supervisions)
 
 
@@ -289,10 +292,9 @@ class _WeightedHeads(_Weighted):
             return super().forward(images, features, proposals, targets)
         supervisions = supervisions_of(targets)
         boxes = [instances.proposal_boxes.tensor for instances in proposals]
-        scored = ScoredProposals([len(of_image) for of_image in boxes], self.weighted[0].shares_scores)
-        nothing = boxes[0].new_zeros(0)
-        batch = _batch(images, supervisions)
-        encoding = TwoStageEncoding(features, [], nothing, nothing, boxes, images, batch, scored)
+        no_anchors = ([], boxes[0].new_zeros(len(images), 0), boxes[0].new_zeros(len(images), 0, 4))
+        canvas = EncodedCanvas(features, images, tuple(images.tensor.shape[2:]), *no_anchors, boxes)
+        encoding = TwoStageEncoding(_batch(images, supervisions), [canvas], self.weighted[0].shares_scores)
         return proposals, self._losses(encoding, supervisions)
 
 

@@ -12,6 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+Size = tuple[int, int]  # (height, width) in pixels
+STRIDE = 32  # canvases are multiples of the coarsest backbone stride
+
 
 @dataclass(frozen=True)
 class Instances:
@@ -61,7 +64,11 @@ class Instances:
 
     def to(self, device: torch.device | str) -> Instances:
         """The same instances on another device."""
-        return self._map(lambda value: value.to(device))
+        return self._map(lambda value: moved_to(value, device))
+
+    def pin_memory(self) -> Instances:
+        """The same instances in page-locked memory."""
+        return self._map(lambda value: value.pin_memory())
 
     def _map(self, function) -> Instances:
         fields = (self.boxes, self.classes, self.scores, self.weights, self.box_weights)
@@ -120,22 +127,27 @@ class ImageBatch:
         sizes: (height, width) of each image inside the canvas.
         keys: one integer per image that fixes the detector's random sampling of anchors and proposals, whatever
             batch the image is in; absent means that sampling draws from torch's global generator.
+        canvases: (height, width) of the canvas on which each image passes through the network, as planned for a batch
+            that this one is a part of; absent: the detector plans it.
 
     Raises:
         ValueError: shapes or counts disagree, or an image is larger than the canvas.
     """
 
     pixels: Tensor
-    sizes: tuple[tuple[int, int], ...]
+    sizes: tuple[Size, ...]
     keys: tuple[int, ...] | None = None
+    canvases: tuple[Size, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 4 or self.pixels.shape[1] != 3:
             raise ValueError(f"pixels must have shape (B, 3, H, W), got {tuple(self.pixels.shape)}")
         if len(self.sizes) != len(self.pixels):
             raise ValueError(f"sizes must name {len(self.pixels)} images, got {len(self.sizes)}")
-        if self.keys is not None and len(self.keys) != len(self.pixels):
-            raise ValueError(f"keys must name {len(self.pixels)} images, got {len(self.keys)}")
+        for name in ("keys", "canvases"):
+            values = getattr(self, name)
+            if values is not None and len(values) != len(self.pixels):
+                raise ValueError(f"{name} must name {len(self.pixels)} images, got {len(values)}")
         height, width = self.pixels.shape[2:]
         for size in self.sizes:
             if not (0 < size[0] <= height and 0 < size[1] <= width):
@@ -146,7 +158,11 @@ class ImageBatch:
 
     def to(self, device: torch.device | str) -> ImageBatch:
         """The same images on another device."""
-        return replace(self, pixels=self.pixels.to(device, non_blocking=True))
+        return replace(self, pixels=moved_to(self.pixels, device))
+
+    def pin_memory(self) -> ImageBatch:
+        """The same images in page-locked memory, from which a GPU copies while it computes; torch's loader asks."""
+        return replace(self, pixels=self.pixels.pin_memory())
 
     def to_float(self) -> ImageBatch:
         """Pixels as float in [0, 1]; a batch that already is float is returned as it is."""
@@ -162,12 +178,15 @@ class ImageBatch:
 
     def take(self, indices: Sequence[int]) -> ImageBatch:
         """Some of the images, on the same canvas."""
-        keys = None if self.keys is None else tuple(self.keys[index] for index in indices)
-        return ImageBatch(self.pixels[list(indices)], tuple(self.sizes[index] for index in indices), keys)
+        keys, canvases = (
+            None if values is None else tuple(values[index] for index in indices)
+            for values in (self.keys, self.canvases)
+        )
+        return ImageBatch(self.pixels[list(indices)], tuple(self.sizes[index] for index in indices), keys, canvases)
 
-    def on_canvas(self, height: int, width: int) -> ImageBatch:
-        """The same images on a larger canvas."""
-        return replace(self, pixels=pad_to(self.pixels, height, width))
+    def cropped(self, height: int, width: int) -> ImageBatch:
+        """The same images on a smaller canvas that holds them."""
+        return replace(self, pixels=self.pixels[:, :, :height, :width], canvases=None)
 
     @staticmethod
     def cat(batches: Sequence[ImageBatch]) -> ImageBatch:
@@ -280,8 +299,15 @@ class Views:
 
     def to(self, device: torch.device | str) -> Views:
         """The same views on another device."""
-        views = (None if view is None else view.to(device) for view in (self.weak, self.strong))
-        truths = None if self.truths is None else tuple(truth.to(device) for truth in self.truths)
+        return self._map(lambda part: part.to(device))
+
+    def pin_memory(self) -> Views:
+        """The same views in page-locked memory."""
+        return self._map(lambda part: part.pin_memory())
+
+    def _map(self, function) -> Views:
+        views = (None if view is None else function(view) for view in (self.weak, self.strong))
+        truths = None if self.truths is None else tuple(map(function, self.truths))
         return Views(*views, truths)
 
 
@@ -295,13 +321,6 @@ class StepBatch:
     def to(self, device: torch.device | str) -> StepBatch:
         """The same batch on another device."""
         return StepBatch(self.source.to(device), self.target and self.target.to(device))
-
-    @property
-    def canvas(self) -> tuple[int, int]:
-        """(height, width) of the smallest canvas that holds every view."""
-        domains = [views for views in (self.source, self.target) if views is not None]
-        batches = [view for views in domains for view in (views.weak, views.strong) if view is not None]
-        return max(view.pixels.shape[2] for view in batches), max(view.pixels.shape[3] for view in batches)
 
 
 class Domains:
@@ -320,6 +339,27 @@ class Domains:
         """Some of the images, their weights grown so that each domain still adds up to 1 on average."""
         scale = len(self.weights) / len(indices)
         return Domains(self.shares[indices], self.weights[indices] * scale, self.unmixed_weights[indices] * scale)
+
+
+def moved_to(values: Tensor, device: torch.device | str) -> Tensor:
+    """The same values on another device; nobody waits for what lies in page-locked memory."""
+    return values.to(device, non_blocking=values.is_pinned())
+
+
+def rounded(side: int) -> int:
+    """The side of the smallest canvas that holds an image's side."""
+    return -(-side // STRIDE) * STRIDE
+
+
+def is_wide(size: Size) -> bool:
+    """Whether an image is wider than high: the shape by which images are kept together."""
+    return size[1] > size[0]
+
+
+def smallest_canvas(sizes: Sequence[Size]) -> Size:
+    """(height, width) of the smallest canvas that holds images of these sizes."""
+    height, width = (rounded(max(sides)) for sides in zip(*sizes, strict=True))
+    return height, width
 
 
 def pad_to(pixels: Tensor, height: int, width: int) -> Tensor:

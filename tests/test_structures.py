@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -70,15 +72,27 @@ def test_batches_are_joined_on_the_larger_canvas():
     assert joined.pixels[0].sum() == 12
 
 
-def test_some_images_are_taken_with_their_keys_and_canvas():
+def test_some_images_are_taken_with_their_keys_and_canvases():
     batch = ImageBatch(
         torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 2, 2), ((2, 2), (1, 2), (2, 1), (1, 1)), (1, 2, 3, 4)
     )
-    part = batch.take([3, 1])
+    part = replace(batch, canvases=((2, 2), (32, 64), (2, 2), (64, 32))).take([3, 1])
+    assert part.canvases == ((64, 32), (32, 64))
     assert (part.keys, part.sizes) == ((4, 2), ((1, 1), (1, 2)))
     assert part.pixels[:, 0, 0, 0].tolist() == [3, 1]
-    assert batch.on_canvas(4, 3).pixels.shape == (4, 3, 4, 3)
-    assert batch.on_canvas(4, 3).sizes == batch.sizes
+
+
+def test_images_are_cropped_to_a_smaller_canvas():
+    batch = ImageBatch(torch.arange(12.0).view(1, 1, 3, 4).expand(1, 3, 3, 4), ((2, 1),), (7,), ((2, 2),))
+    cropped = batch.cropped(2, 2)
+    assert cropped.pixels[0, 0].tolist() == [[0, 1], [4, 5]]
+    assert (cropped.sizes, cropped.keys, cropped.canvases) == (batch.sizes, batch.keys, None)
+
+
+@pytest.mark.parametrize("name", ["keys", "canvases"])
+def test_what_is_known_of_images_must_name_each(name):
+    with pytest.raises(ValueError, match=f"{name} must name 2 images, got 1"):
+        ImageBatch(torch.zeros(2, 3, 4, 4), ((4, 4),) * 2, **{name: ((32, 32),)})
 
 
 def test_bytes_become_floats_between_zero_and_one():

@@ -6,7 +6,7 @@ image has the weight of its target pixels as its label.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lossmix_det.config import AlignmentConfig
-from lossmix_det.engines import Detector, Encoding, HasFeatures, ScoresBoxes, require
+from lossmix_det.engines import Detector, Encoding, Features, HasFeatures, ScoresBoxes, require
 from lossmix_det.errors import UserError
-from lossmix_det.structures import Domains, ImageBatch
+from lossmix_det.structures import Domains, ImageBatch, Size
 
 
 class ReverseGradient(torch.autograd.Function):
@@ -97,10 +97,16 @@ class Alignment(nn.Module):
         self, detector: HasFeatures, encoding: Encoding, images: ImageBatch, shares: Tensor, weights: Tensor
     ) -> Tensor:
         """Every cell that lies inside its image is judged; an image's loss is the mean over its cells."""
-        features = detector.features(encoding)[self.level]
-        logits = self.discriminators["image"](ReverseGradient.apply(features))[:, 0].float()
-        shares, weights = shares.to(logits), weights.to(logits)
-        inside = F.interpolate(images.valid().to(logits), size=logits.shape[1:], mode="nearest")[:, 0]
+        return sum(
+            self._canvas_loss(features, [images.sizes[index] for index in features.indices], shares, weights)
+            for features in detector.features(encoding)
+        )
+
+    def _canvas_loss(self, features: Features, sizes: list[Size], shares: Tensor, weights: Tensor) -> Tensor:
+        """The part of the images on one canvas."""
+        logits = self.discriminators["image"](ReverseGradient.apply(features.levels[self.level]))[:, 0].float()
+        shares, weights = (values[list(features.indices)].to(logits) for values in (shares, weights))
+        inside = cells_inside(sizes, features.canvas, logits.shape[1:]).to(logits)
         losses = F.binary_cross_entropy_with_logits(logits, shares.view(-1, 1, 1).expand_as(logits), reduction="none")
         return (weights * (losses * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)).sum()
 
@@ -113,6 +119,22 @@ class Alignment(nn.Module):
         shares = shares.repeat_interleave(counts).to(logits)
         weights = (weights / counts.clamp(min=1)).repeat_interleave(counts).to(logits)
         return (weights * F.binary_cross_entropy_with_logits(logits, shares, reduction="none")).sum()
+
+
+def cells_inside(sizes: Sequence[Size], canvas: Size, cells: Size) -> Tensor:
+    """(B, h, w) bool: which cells of a level begin inside their image.
+
+    Args:
+        sizes: (height, width) of B images in pixels.
+        canvas: (height, width) that the level covers, in pixels.
+        cells: (h, w) of the level.
+    """
+    limits = torch.tensor(sizes)
+    rows, columns = (
+        torch.arange(count) * pixels // count < limits[:, side, None]
+        for side, (count, pixels) in enumerate(zip(cells, canvas, strict=True))
+    )
+    return rows[:, :, None] & columns[:, None, :]
 
 
 class Part(NamedTuple):

@@ -34,10 +34,6 @@ class HardLabels:
         self.weight_of_empty = WEIGHT_OF_EMPTY[config.empty]
         self.teaches_boxes = config.box_score is not None
 
-    def prepare(self, images: ImageBatch, canvas: tuple[int, int]) -> ImageBatch:
-        """The images as the teacher is to see them."""
-        return images
-
     def supervision(self, kept: list[Instances]) -> Supervision:
         """What the kept detections teach, at full weight."""
         weights = torch.tensor([1.0 if len(labels) else self.weight_of_empty for labels in kept])
@@ -60,10 +56,6 @@ class SoftLabels:
 
     def __init__(self, config: PseudoLabelConfig) -> None:
         self.temperature = config.temperature
-
-    def prepare(self, images: ImageBatch, canvas: tuple[int, int]) -> ImageBatch:
-        """On the student's canvas, so that both have the same anchors."""
-        return images.on_canvas(*canvas)
 
     def supervision(self, kept: list[Instances]) -> Supervision:
         """Every image teaches, also one in which the teacher sees nothing."""
@@ -109,15 +101,12 @@ class Labeller:
         self.problem: str | None = None
         self.counts: dict[str, Tensor] = {}  # since the last row, over all processes
 
-    def label(
-        self, teacher: Detector, target: Views, canvas: tuple[int, int], step: int
-    ) -> tuple[Supervision, SoftTeacher | None]:
+    def label(self, teacher: Detector, target: Views, step: int) -> tuple[Supervision, SoftTeacher | None]:
         """Let the teacher look at the weak views, once.
 
         Args:
             teacher: in whatever mode.
             target: its truths, if there are any, are only measured against.
-            canvas: (height, width) of the student's batch; soft labels need the same one.
             step: of the run, for the ramp.
 
         Returns:
@@ -125,7 +114,7 @@ class Labeller:
         """
         images = target.weak.to_float()
         with inference_mode_of(teacher), self.fabric.autocast():
-            encoding = teacher.encode(self.kind.prepare(images, canvas))
+            encoding = teacher.encode(images)
             detections = teacher.detections(encoding)
         if self.thresholds.learns:
             seen = self._sum({"scores": self.thresholds.count(detections)})

@@ -135,6 +135,7 @@ class ModelConfig(Settings):
     roi_samples: int | None = number(None, 1)  # proposals sampled per image; null: the model's own
     # Losses are a mean over the samples of the batch (stock), or of each image; RetinaNet: of each image (stock).
     normalizer: str = choice("samples", "images")
+    canvases: str = choice("few", "one")  # images of a step: on the canvases that waste least, or all on one (stock)
     score_threshold: float = number(0.05, 0, 1)
     nms_threshold: float = number(0.5, 0, 1)
     detections_per_image: int = number(100, 1)

@@ -6,13 +6,14 @@ import torch
 from torch import nn
 
 from lossmix_det.config import ModelConfig
-from lossmix_det.engines.contract import Detector, Encoding, HasFeatures, ScoresBoxes, SoftTeacher, require
+from lossmix_det.engines.contract import Detector, Encoding, Features, HasFeatures, ScoresBoxes, SoftTeacher, require
 from lossmix_det.errors import UserError, pick
 
 __all__ = [
     "ENGINES",
     "Detector",
     "Encoding",
+    "Features",
     "HasFeatures",
     "ScoresBoxes",
     "SoftTeacher",

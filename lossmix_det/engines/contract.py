@@ -13,10 +13,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lossmix_det.config import ModelConfig
+from lossmix_det.engines import canvases
 from lossmix_det.errors import UserError
-from lossmix_det.structures import ImageBatch, Instances, Supervision
+from lossmix_det.structures import ImageBatch, Instances, Size, Supervision
 
 
 class Encoding:
@@ -29,7 +31,7 @@ class SoftTeacher:
 
     Args:
         detector: the teacher, in inference mode.
-        encoding: of its images, on the student's canvas.
+        encoding: of its images.
         temperature: that its logits are divided by.
     """
 
@@ -60,6 +62,7 @@ class Detector(nn.Module, ABC):
     num_classes: int
     norm: str  # of its backbone, as in `model.norm`
     loss_names: tuple[str, ...]
+    layout: canvases.Layout = staticmethod(canvases.few)  # of `LAYOUTS`, as `model.canvases` names it
 
     @abstractmethod
     def encode(self, images: ImageBatch) -> Encoding:
@@ -90,6 +93,11 @@ class Detector(nn.Module, ABC):
     @abstractmethod
     def detections(self, encoding: Encoding) -> list[Instances]:
         """What a detector in inference mode finds in an encoding: instances in pixels of each image, best first."""
+
+    def lay_out(self, images: ImageBatch) -> list[canvases.Canvas]:
+        """The canvases that a batch passes through the network on; one where a norm learns from all of the batch."""
+        learns = any(isinstance(part, _BatchNorm) and part.training for part in self.model.modules())
+        return canvases.one(images) if learns else self.layout(images)
 
     def detect(self, images: ImageBatch) -> list[Instances]:
         """Detections of each image in its own pixels, best first; in inference mode, whatever the module's mode."""
@@ -126,6 +134,21 @@ class Detector(nn.Module, ABC):
 # ---------------------------------------------------------------------------------------------------- capabilities
 
 
+@dataclass(frozen=True)
+class Features:
+    """Feature levels of the images on one canvas.
+
+    Args:
+        indices: of the b images in the batch.
+        levels: (b, C, h, w) each, by name.
+        canvas: (height, width) in pixels that each level covers.
+    """
+
+    indices: tuple[int, ...]
+    levels: dict[str, Tensor]
+    canvas: Size
+
+
 @runtime_checkable
 class HasFeatures(Protocol):
     """Feature levels that can be looked at, for image alignment."""
@@ -133,8 +156,8 @@ class HasFeatures(Protocol):
     def levels(self) -> dict[str, int]:
         """Channels of each feature level by its name, finest first."""
 
-    def features(self, encoding: Encoding) -> dict[str, Tensor]:
-        """The levels of an encoding, (B, C, h, w) each, by name."""
+    def features(self, encoding: Encoding) -> list[Features]:
+        """The levels of an encoding, canvas by canvas."""
 
 
 @runtime_checkable

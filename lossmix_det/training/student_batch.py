@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lossmix_det.engines import SoftTeacher
+from lossmix_det.engines.canvases import plan
 from lossmix_det.structures import Domains, ImageBatch, Supervision
 
 
@@ -31,16 +34,19 @@ class StudentBatch:
         self.domains, self.soft_teacher = domains, soft_teacher
 
     def split(self, count: int) -> list[StudentBatch]:
-        """Cut into micro-batches that are alike in kind, on the same canvas, for gradient accumulation.
+        """Cut into micro-batches that are alike in kind, for gradient accumulation.
+
+        Every image stays on the canvas that is planned for the whole batch, so that its losses stay what they are.
 
         Raises:
             ValueError: a block is no multiple of ``count``.
         """
         if count == 1:
             return [self]
-        return [self._micro_batch(number, count) for number in range(count)]
+        planned = replace(self.images, canvases=plan(self.images))
+        return [self._micro_batch(planned, number, count) for number in range(count)]
 
-    def _micro_batch(self, number: int, count: int) -> StudentBatch:
+    def _micro_batch(self, images: ImageBatch, number: int, count: int) -> StudentBatch:
         indices, start = [], 0
         for block in self.blocks:
             if block % count:
@@ -53,4 +59,4 @@ class StudentBatch:
         }
         blocks = [block // count for block in self.blocks]
         domains = self.domains and self.domains.take(indices)
-        return StudentBatch(self.images.take(indices), supervisions, blocks, domains, self.soft_teacher)
+        return StudentBatch(images.take(indices), supervisions, blocks, domains, self.soft_teacher)

@@ -157,7 +157,7 @@ class Trainer:
         pseudo_labels: Supervision | None = None
         soft_teacher = None
         if state.adapting:
-            labelled = state.labeller.label(state.teacher.module, batch.target, batch.canvas, state.step)
+            labelled = state.labeller.label(state.teacher.module, batch.target, state.step)
             pseudo_labels, soft_teacher = labelled
         unlabelled = batch.target and replace(batch.target, truths=None)
         student_batch = self.phases.at(state.step).compose(replace(batch, target=unlabelled), rng, pseudo_labels)

@@ -306,7 +306,7 @@ def test_the_schedule_starts_anew_at_the_restart(tmp_path):
 def test_pseudo_boxes_are_float32_under_bf16(tmp_path):
     """bfloat16 would count pixels beyond 64 in halves, and beyond 512 in fours."""
     it = adapting(tmp_path, "train.precision=bf16", "pseudo_labels.score=0.3")
-    labels, _ = it.state.labeller.label(it.state.teacher.module, batch().target, (HEIGHT, WIDTH), 0)
+    labels, _ = it.state.labeller.label(it.state.teacher.module, batch().target, 0)
     boxes = torch.cat([truth.boxes for truth in labels.truths])
     assert boxes.dtype == torch.float32
     assert len(boxes) > 2

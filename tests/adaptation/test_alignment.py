@@ -47,7 +47,7 @@ def test_the_discriminator_descends_where_the_detector_ascends(detector):
     encoding = encoded(detector)
     alignment = aligned(detector)
     loss = alignment(detector, encoding, encoding.images, domains([0.0, 0.0, 1.0]))["alignment/image"]
-    feature = encoding.features[alignment.level]
+    feature = encoding.canvases[0].features[alignment.level]
     reversed_gradient = torch.autograd.grad(loss, feature, retain_graph=True)[0]
     plain = feature.detach().requires_grad_()
     logits = alignment.discriminators["image"](plain)
@@ -79,7 +79,7 @@ def test_mixed_images_may_be_left_out(detector):
         for share in (0.2, 0.9)
     ]
     assert_close(*losses)
-    logits = alignment.discriminators["image"](encoding.features[alignment.level])
+    logits = alignment.discriminators["image"](encoding.canvases[0].features[alignment.level])
     expected = F.binary_cross_entropy_with_logits(logits[:1], torch.zeros_like(logits[:1]))
     expected += F.binary_cross_entropy_with_logits(logits[2:], torch.ones_like(logits[2:]))
     assert_close(losses[0], expected)
@@ -89,7 +89,7 @@ def test_padding_is_not_judged(detector):
     """An image of half the canvas: the mean over the cells of its own half."""
     encoding, alignment = encoded(detector, ((64, 48), (64, 96), (64, 96))), aligned(detector)
     found = alignment(detector, encoding, encoding.images, domains([0.0, 0.0, 1.0]))["alignment/image"]
-    logits = alignment.discriminators["image"](encoding.features[alignment.level])[:, 0]
+    logits = alignment.discriminators["image"](encoding.canvases[0].features[alignment.level])[:, 0]
     half = logits.shape[2] // 2
     parts = [
         F.binary_cross_entropy_with_logits(part, torch.full_like(part, label), reduction="mean")
@@ -103,7 +103,7 @@ def test_instances_are_the_best_proposals_of_each_image(detector):
     found = alignment(detector, encoding, encoding.images, domains([0.0, 0.0, 1.0]))["alignment/instance"]
     boxes = [proposals[:5] for proposals in encoding.proposals]
     heads = detector.model.roi_heads
-    features = heads.box_head(heads.box_roi_pool(encoding.features, boxes, encoding.inputs.image_sizes))
+    features = heads.box_head(heads.box_roi_pool(encoding.canvases[0].features, boxes, list(encoding.images.sizes)))
     logits = alignment.discriminators["instance"](features)
     expected = F.binary_cross_entropy_with_logits(logits[:10], torch.zeros(10, 1))
     expected += F.binary_cross_entropy_with_logits(logits[10:], torch.ones(5, 1))

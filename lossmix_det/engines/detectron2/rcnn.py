@@ -12,12 +12,13 @@ from detectron2.structures import Instances as D2Instances
 from torch import Tensor, nn
 
 from lossmix_det.config import ModelConfig
+from lossmix_det.engines.canvases import LAYOUTS
 from lossmix_det.engines.contract import Export
 from lossmix_det.engines.detectron2.cfg import COLOURS, build_rcnn, read_cfg
 from lossmix_det.engines.detectron2.stages import Detectron2RoI, Detectron2RPN, propose
 from lossmix_det.engines.detectron2.weights import load_weights
 from lossmix_det.engines.two_stage.detector import TwoStageDetector
-from lossmix_det.engines.two_stage.encoding import AnchorGrid, ScoredProposals, TwoStageEncoding
+from lossmix_det.engines.two_stage.encoding import AnchorGrid, EncodedCanvas, TwoStageEncoding
 from lossmix_det.structures import ImageBatch, Instances, pad_to
 
 
@@ -46,17 +47,17 @@ class Detectron2RCNN(TwoStageDetector):
         self.rpn = Detectron2RPN(self.model.proposal_generator, config.normalizer)
         self.roi = Detectron2RoI(heads, config.normalizer)
         self.roi_width = heads.box_predictor.cls_score.in_features
+        self.layout = LAYOUTS[config.canvases]
 
-    def encode(self, images: ImageBatch) -> TwoStageEncoding:
-        """Backbone and first stage, once."""
+    def encode_canvas(self, images: ImageBatch) -> EncodedCanvas:
+        """As `TwoStageDetector.encode_canvas`."""
         inputs = self._normalised(images)
         features = self.model.backbone(inputs.tensor)
         proposed = propose(self.model.proposal_generator, features, inputs.image_sizes)
         proposals = [instances.proposal_boxes.tensor for instances in proposed.proposals]
-        scored = ScoredProposals([len(boxes) for boxes in proposals], self.roi.shares_scores)
         grid = AnchorGrid(proposed.levels, tuple(inputs.tensor.shape[2:]))
         outputs = (proposed.anchors, proposed.objectness, proposed.deltas)
-        return TwoStageEncoding(features, *outputs, proposals, inputs, images, scored, grid)
+        return EncodedCanvas(features, inputs, grid.canvas, *outputs, proposals, grid)
 
     def detections(self, encoding: TwoStageEncoding) -> list[Instances]:
         """Detectron2's inference on the proposals of an encoding."""
@@ -65,7 +66,7 @@ class Detectron2RCNN(TwoStageDetector):
             predictions = scores.logits.float(), scores.deltas.float().flatten(1)
             inputs = [
                 D2Instances(size, proposal_boxes=Boxes(boxes))
-                for size, boxes in zip(encoding.inputs.image_sizes, encoding.proposals, strict=True)
+                for size, boxes in zip(encoding.images.sizes, encoding.proposals, strict=True)
             ]
             results, _ = self.model.roi_heads.box_predictor.inference(predictions, inputs)
         results = [result[result.pred_boxes.nonempty()] for result in results]  # as Detectron2's last step does

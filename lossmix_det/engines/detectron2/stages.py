@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lossmix_det.engines.normalizers import NORMALIZERS
-from lossmix_det.engines.two_stage.encoding import Scores, TwoStageEncoding
-from lossmix_det.engines.two_stage.sampling import KeyedSampler
+from lossmix_det.engines.two_stage.encoding import EncodedCanvas, Scores
+from lossmix_det.engines.two_stage.sampling import RankedSampler
 from lossmix_det.engines.two_stage.stages import BACKGROUND, IGNORED, FirstStage, SecondStage
 from lossmix_det.errors import UserError
 
@@ -90,10 +90,10 @@ class Detectron2RoI(SecondStage):
         head = heads.res5 if isinstance(heads, Res5ROIHeads) else heads.box_head
         self.shares_scores = not any(isinstance(module, _BatchNorm) for module in head.modules())
 
-    def score(self, encoding: TwoStageEncoding, boxes: list[Tensor]) -> Scores:
-        """As `SecondStage.score`, by Detectron2's pooler, head and predictor."""
+    def score_canvas(self, canvas: EncodedCanvas, boxes: list[Tensor]) -> Scores:
+        """As `SecondStage.score_canvas`, by Detectron2's pooler, head and predictor."""
         heads = self.part
-        levels = [encoding.features[name] for name in heads.in_features]
+        levels = [canvas.features[name] for name in heads.in_features]
         wrapped = [Boxes(of_image) for of_image in boxes]
         if isinstance(heads, Res5ROIHeads):
             features = heads._shared_roi_transform(levels, wrapped).mean(dim=[2, 3])
@@ -122,8 +122,8 @@ def _refuse(*limits: tuple[bool, str]) -> None:
             raise UserError(f"Detectron2 configuration: only {supported} is supported")
 
 
-def _sampler(part: RPN | ROIHeads) -> KeyedSampler:
-    return KeyedSampler(part.batch_size_per_image, part.positive_fraction)
+def _sampler(part: RPN | ROIHeads) -> RankedSampler:
+    return RankedSampler(part.batch_size_per_image, part.positive_fraction)
 
 
 def _loss_weights(part: nn.Module, names: tuple[str, str]) -> tuple[float, float]:

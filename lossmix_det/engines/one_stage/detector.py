@@ -9,17 +9,18 @@ anchors. S anchors of all images that a supervision teaches, image after image; 
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
-from lossmix_det.engines.contract import Detector, SoftTeacher
+from lossmix_det.engines.canvases import in_order
+from lossmix_det.engines.contract import Detector, Features, SoftTeacher
 from lossmix_det.engines.normalizers import Normalizer
-from lossmix_det.engines.one_stage.encoding import OneStageEncoding
+from lossmix_det.engines.one_stage.encoding import EncodedCanvas, OneStageEncoding
 from lossmix_det.engines.weighing import Samples, weigh_samples, weighted_sum
-from lossmix_det.structures import Supervision
+from lossmix_det.structures import ImageBatch, Instances, Supervision
 
 IGNORED = -2  # in place of the index of a matched box; -1 is background
 
@@ -45,11 +46,19 @@ class OneStageDetector(Detector):
     normalize: Normalizer  # of `NORMALIZERS`
 
     @abstractmethod
-    def match(self, encoding: OneStageEncoding, anchors: list[Tensor], truths: list[Tensor]) -> list[Tensor]:
+    def encode_canvas(self, images: ImageBatch) -> EncodedCanvas:
+        """Backbone and heads of all images of one canvas."""
+
+    @abstractmethod
+    def detect_canvas(self, canvas: EncodedCanvas) -> list[Instances]:
+        """What the network finds on one canvas, in pixels of each image, best first."""
+
+    @abstractmethod
+    def match(self, canvas: EncodedCanvas, anchors: list[Tensor], truths: list[Tensor]) -> list[Tensor]:
         """For each of some images the (A,) index of the box that each anchor is matched to, -1 or `IGNORED`.
 
         Args:
-            encoding: for what is the same of all images.
+            canvas: for what is the same of all its images.
             anchors: (A, 4) of each of these images.
             truths: (N, 4) boxes of each.
         """
@@ -57,6 +66,16 @@ class OneStageDetector(Detector):
     @abstractmethod
     def foreground_losses(self, foreground: Foreground) -> list[Tensor]:
         """(F,) losses of the foreground, in the order of ``loss_names`` from the second on."""
+
+    def encode(self, images: ImageBatch) -> OneStageEncoding:
+        """Backbone and heads, once for each canvas."""
+        laid = self.lay_out(images)
+        encoded = [replace(self.encode_canvas(canvas.images), indices=canvas.indices) for canvas in laid]
+        return OneStageEncoding(images, encoded)
+
+    def detections(self, encoding: OneStageEncoding) -> list[Instances]:
+        """The engine's inference, canvas by canvas."""
+        return in_order(encoding.indices, [self.detect_canvas(canvas) for canvas in encoding.canvases])
 
     def losses(
         self, encoding: OneStageEncoding, supervision: Supervision, soft_teacher: SoftTeacher | None = None
@@ -69,19 +88,20 @@ class OneStageDetector(Detector):
         if len(supervision) != len(encoding.images):
             raise ValueError(f"supervision is of {len(supervision)} images, the encoding of {len(encoding.images)}")
         if not supervision.active:
-            return {name: torch.zeros((), device=encoding.logits.device) for name in self.loss_names}
-        with torch.autocast(encoding.logits.device.type, enabled=False):
+            return {name: torch.zeros((), device=encoding.logits[0].device) for name in self.loss_names}
+        with torch.autocast(encoding.logits[0].device.type, enabled=False):
             values = self._losses(encoding, supervision)
         return dict(zip(self.loss_names, values, strict=True))
 
-    def features(self, encoding: OneStageEncoding) -> dict[str, Tensor]:
-        """The pyramid's levels, (B, C, h, w) each, by name."""
-        return encoding.features
+    def features(self, encoding: OneStageEncoding) -> list[Features]:
+        """The pyramid's levels, canvas by canvas."""
+        pairs = zip(encoding.indices, encoding.canvases, strict=True)
+        return [Features(indices, canvas.features, canvas.size) for indices, canvas in pairs]
 
     def _losses(self, encoding: OneStageEncoding, supervision: Supervision) -> list[Tensor]:
         active = supervision.active
         truths = [supervision.truths[image] for image in active]
-        matches = self.match(encoding, [encoding.anchors[image] for image in active], [item.boxes for item in truths])
+        matches = self._match_all(encoding, active, [truth.boxes for truth in truths])
         samples = self._weigh(supervision, matches)
         chosen, taught = samples.foreground, torch.cat(matches) != IGNORED
         classes = _matched([truth.classes for truth in truths], matches)
@@ -96,6 +116,16 @@ class OneStageDetector(Detector):
             weighted_sum(class_loss, samples.class_weights * taught, samples.normalizers),
             *(weighted_sum(loss, weights, normalizers) for loss in self.foreground_losses(foreground)),
         ]
+
+    def _match_all(self, encoding: OneStageEncoding, active: list[int], truths: list[Tensor]) -> list[Tensor]:
+        """`match`, canvas by canvas, for the images that teach anything."""
+        boxes, matches = dict(zip(active, truths, strict=True)), {}
+        for indices, canvas in zip(encoding.indices, encoding.canvases, strict=True):
+            here = [image for image in indices if image in boxes]
+            if here:
+                anchors = [encoding.anchors[image] for image in here]
+                matches |= zip(here, self.match(canvas, anchors, [boxes[image] for image in here]), strict=True)
+        return [matches[image] for image in active]
 
     def _weigh(self, supervision: Supervision, matches: list[Tensor]) -> Samples:
         """Of every anchor, divided by the number of those in the foreground."""

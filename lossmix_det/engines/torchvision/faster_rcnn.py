@@ -14,12 +14,13 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from lossmix_det.config import ModelConfig
 from lossmix_det.engines.backbones import Backbone
+from lossmix_det.engines.canvases import LAYOUTS
 from lossmix_det.engines.normalizers import NORMALIZERS
 from lossmix_det.engines.norms import norm_of
 from lossmix_det.engines.torchvision.networks import TorchvisionDetector, anchors_of, build_network, normalised
 from lossmix_det.engines.two_stage.detector import TwoStageDetector
-from lossmix_det.engines.two_stage.encoding import AnchorGrid, ScoredProposals, Scores, TwoStageEncoding
-from lossmix_det.engines.two_stage.sampling import KeyedSampler
+from lossmix_det.engines.two_stage.encoding import AnchorGrid, EncodedCanvas, Scores, TwoStageEncoding
+from lossmix_det.engines.two_stage.sampling import RankedSampler
 from lossmix_det.engines.two_stage.stages import BACKGROUND, FirstStage, SecondStage, Stage
 from lossmix_det.structures import ImageBatch, Instances
 
@@ -79,7 +80,7 @@ class _TorchvisionStage(Stage):
     part: RegionProposalNetwork | RoIHeads
 
     @property
-    def sampler(self) -> KeyedSampler:
+    def sampler(self) -> RankedSampler:
         """The network's own, so that whoever replaces it there replaces it here."""
         return self.part.fg_bg_sampler
 
@@ -98,9 +99,9 @@ class _TorchvisionStage(Stage):
         return F.smooth_l1_loss(predicted, wanted, beta=BETA, reduction="none").sum(dim=1)
 
     def _take(self, part: RegionProposalNetwork | RoIHeads) -> None:
-        """Read from a part of the network, whose sampler is made to draw by key."""
+        """Read from a part of the network, whose sampler is made to choose by rank."""
         self.part, stock = part, part.fg_bg_sampler
-        part.fg_bg_sampler = KeyedSampler(stock.batch_size_per_image, stock.positive_fraction)
+        part.fg_bg_sampler = RankedSampler(stock.batch_size_per_image, stock.positive_fraction)
 
 
 class TorchvisionRPN(_TorchvisionStage, FirstStage):
@@ -117,10 +118,11 @@ class TorchvisionRoI(_TorchvisionStage, SecondStage):
     def __init__(self, heads: RoIHeads, normalizer: str) -> None:
         super().__init__(NORMALIZERS[normalizer], background=0)
         self._take(heads)
+        self.shares_scores = not any(isinstance(part, nn.BatchNorm2d) for part in heads.box_head.modules())
 
-    def score(self, encoding: TwoStageEncoding, boxes: list[Tensor]) -> Scores:
-        """As `SecondStage.score`, by torchvision's pooling, head and predictor."""
-        pooled = self.part.box_roi_pool(encoding.features, boxes, encoding.inputs.image_sizes)
+    def score_canvas(self, canvas: EncodedCanvas, boxes: list[Tensor]) -> Scores:
+        """As `SecondStage.score_canvas`, by torchvision's pooling, head and predictor."""
+        pooled = self.part.box_roi_pool(canvas.features, boxes, canvas.inputs.image_sizes)
         features = self.part.box_head(pooled)
         logits, deltas = self.part.box_predictor(features)
         return Scores(features, logits, deltas.reshape(len(deltas), deltas.shape[1] // 4, 4))
@@ -138,10 +140,10 @@ class TorchvisionFasterRCNN(TwoStageDetector, TorchvisionDetector):
         self.rpn = TorchvisionRPN(self.model.rpn, config.normalizer)
         self.roi = TorchvisionRoI(heads, config.normalizer)
         self.roi_width = heads.box_predictor.cls_score.in_features
-        self.shares_scores = not any(isinstance(part, nn.BatchNorm2d) for part in heads.box_head.modules())
+        self.layout = LAYOUTS[config.canvases]
 
-    def encode(self, images: ImageBatch) -> TwoStageEncoding:
-        """Backbone and first stage, once."""
+    def encode_canvas(self, images: ImageBatch) -> EncodedCanvas:
+        """As `TwoStageDetector.encode_canvas`."""
         inputs = normalised(self.model, images)
         features = self._features(inputs)
         rpn, levels = self.model.rpn, list(features.values())
@@ -158,8 +160,7 @@ class TorchvisionFasterRCNN(TwoStageDetector, TorchvisionDetector):
         with torch.no_grad(), torch.autocast(objectness.device.type, enabled=False):
             boxes = rpn.box_coder.decode(deltas.detach().float().reshape(-1, 4), anchors).reshape(count, -1, 4)
             proposals, _ = rpn.filter_proposals(boxes, objectness.float(), inputs.image_sizes, per_level)
-        scored = ScoredProposals([len(boxes) for boxes in proposals], self.shares_scores)
-        return TwoStageEncoding(features, anchors, objectness, deltas, proposals, inputs, images, scored, grid)
+        return EncodedCanvas(features, inputs, grid.canvas, anchors, objectness, deltas, proposals, grid)
 
     def detections(self, encoding: TwoStageEncoding) -> list[Instances]:
         """torchvision's inference on the proposals of an encoding."""
@@ -167,7 +168,7 @@ class TorchvisionFasterRCNN(TwoStageDetector, TorchvisionDetector):
         logits, deltas = scores.logits.float(), scores.deltas.float().flatten(1)
         with torch.autocast(logits.device.type, enabled=False):  # boxes in float32, as for proposals
             results = self.model.roi_heads.postprocess_detections(
-                logits, deltas, encoding.proposals, encoding.inputs.image_sizes
+                logits, deltas, encoding.proposals, list(encoding.images.sizes)
             )
         return [Instances(boxes, labels - 1, values) for boxes, values, labels in zip(*results, strict=True)]
 

@@ -15,7 +15,7 @@ from lossmix_det.config import ModelConfig
 from lossmix_det.engines.backbones import Backbone
 from lossmix_det.engines.normalizers import NORMALIZERS
 from lossmix_det.engines.one_stage.detector import Foreground
-from lossmix_det.engines.one_stage.encoding import OneStageEncoding
+from lossmix_det.engines.one_stage.encoding import EncodedCanvas
 from lossmix_det.engines.torchvision.networks import build_network
 from lossmix_det.engines.torchvision.one_stage import SMALL, Matching, TorchvisionOneStage, settings_of
 
@@ -50,13 +50,13 @@ class TorchvisionFCOS(TorchvisionOneStage):
     model: FCOS
 
     def __init__(self, config: ModelConfig, num_classes: int, strict: bool = False) -> None:
-        super().__init__(build_fcos(config, num_classes, strict), num_classes)
+        super().__init__(build_fcos(config, num_classes, strict), num_classes, config)
         self.normalize = NORMALIZERS[config.normalizer]
 
-    def match(self, encoding: OneStageEncoding, anchors: list[Tensor], truths: list[Tensor]) -> list[Tensor]:
+    def match(self, canvas: EncodedCanvas, anchors: list[Tensor], truths: list[Tensor]) -> list[Tensor]:
         """As `OneStageDetector.match`, by torchvision's centre sampling."""
         targets = [{"boxes": boxes} for boxes in truths]
-        return FCOS.compute_loss(Matching(self.model), targets, {}, anchors, encoding.per_level)
+        return FCOS.compute_loss(Matching(self.model), targets, {}, anchors, canvas.per_level)
 
     def foreground_losses(self, foreground: Foreground) -> list[Tensor]:
         """Generalised IoU of the boxes (Rezatofighi et al., CVPR 2019), and cross-entropy of the centerness."""

@@ -9,9 +9,10 @@ from torch import Tensor
 from torchvision.models.detection import FCOS, RetinaNet
 
 from lossmix_det.config import ModelConfig
+from lossmix_det.engines.canvases import LAYOUTS
 from lossmix_det.engines.norms import norm_of
 from lossmix_det.engines.one_stage.detector import OneStageDetector
-from lossmix_det.engines.one_stage.encoding import OneStageEncoding
+from lossmix_det.engines.one_stage.encoding import EncodedCanvas
 from lossmix_det.engines.torchvision.networks import TorchvisionDetector, anchors_of, normalised
 from lossmix_det.structures import ImageBatch, Instances
 
@@ -52,33 +53,34 @@ class TorchvisionOneStage(OneStageDetector, TorchvisionDetector):
     Args:
         model: its weights loaded.
         num_classes: K, without background; the network has one output more, which nothing teaches.
+        config: the ``model`` branch.
     """
 
     model: RetinaNet | FCOS
 
-    def __init__(self, model: RetinaNet | FCOS, num_classes: int) -> None:
+    def __init__(self, model: RetinaNet | FCOS, num_classes: int, config: ModelConfig) -> None:
         super().__init__()
-        self.model, self.num_classes = model, num_classes
+        self.model, self.num_classes, self.layout = model, num_classes, LAYOUTS[config.canvases]
         self.norm = norm_of(model.backbone)
 
-    def encode(self, images: ImageBatch) -> OneStageEncoding:
-        """Backbone and heads, once."""
+    def encode_canvas(self, images: ImageBatch) -> EncodedCanvas:
+        """As `OneStageDetector.encode_canvas`."""
         inputs = normalised(self.model, images)
         features = self.model.backbone(inputs.tensors)
         levels, generator = list(features.values()), self.model.anchor_generator
         outputs = dict(self.model.head(levels))
         kinds = generator.num_anchors_per_location()
         per_level = [level[0, 0].numel() * count for level, count in zip(levels, kinds, strict=True)]
-        anchors = anchors_of(generator, inputs, levels)
-        return OneStageEncoding(features, anchors, outputs.pop("cls_logits"), outputs, per_level, inputs, images)
+        anchors, size = anchors_of(generator, inputs, levels), tuple(inputs.tensors.shape[2:])
+        return EncodedCanvas(features, inputs, size, anchors, outputs.pop("cls_logits"), outputs, per_level)
 
-    def detections(self, encoding: OneStageEncoding) -> list[Instances]:
+    def detect_canvas(self, canvas: EncodedCanvas) -> list[Instances]:
         """torchvision's inference on what the heads say."""
-        outputs = {"cls_logits": encoding.logits, **encoding.localization}
-        levels = {name: list(values.float().split(encoding.per_level, dim=1)) for name, values in outputs.items()}
-        anchors = [list(of_image.split(encoding.per_level)) for of_image in encoding.anchors]
-        with torch.autocast(encoding.logits.device.type, enabled=False):  # boxes in float32
-            results = self.model.postprocess_detections(levels, anchors, encoding.inputs.image_sizes)
+        outputs = {"cls_logits": canvas.logits, **canvas.localization}
+        levels = {name: list(values.float().split(canvas.per_level, dim=1)) for name, values in outputs.items()}
+        anchors = [list(of_image.split(canvas.per_level)) for of_image in canvas.anchors]
+        with torch.autocast(canvas.logits.device.type, enabled=False):  # boxes in float32
+            results = self.model.postprocess_detections(levels, anchors, canvas.inputs.image_sizes)
         return [_instances(result) for result in results]
 
     def levels(self) -> dict[str, int]:

@@ -15,7 +15,7 @@ from lossmix_det.engines.backbones import Backbone
 from lossmix_det.engines.normalizers import by_images
 from lossmix_det.engines.norms import group_norm
 from lossmix_det.engines.one_stage.detector import Foreground
-from lossmix_det.engines.one_stage.encoding import OneStageEncoding
+from lossmix_det.engines.one_stage.encoding import EncodedCanvas
 from lossmix_det.engines.torchvision.networks import build_network
 from lossmix_det.engines.torchvision.one_stage import SMALL, Matching, TorchvisionOneStage, settings_of
 
@@ -81,10 +81,10 @@ class TorchvisionRetinaNet(TorchvisionOneStage):
     model: RetinaNet
 
     def __init__(self, config: ModelConfig, num_classes: int, strict: bool = False) -> None:
-        super().__init__(build_retinanet(config, num_classes, strict), num_classes)
+        super().__init__(build_retinanet(config, num_classes, strict), num_classes, config)
         self.normalize = by_images
 
-    def match(self, encoding: OneStageEncoding, anchors: list[Tensor], truths: list[Tensor]) -> list[Tensor]:
+    def match(self, canvas: EncodedCanvas, anchors: list[Tensor], truths: list[Tensor]) -> list[Tensor]:
         """As `OneStageDetector.match`, by torchvision's matcher."""
         targets = [{"boxes": boxes} for boxes in truths]
         return RetinaNet.compute_loss(Matching(self.model), targets, {}, anchors)

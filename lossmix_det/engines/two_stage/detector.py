@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Collection
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from lossmix_det.engines.contract import Detector, SoftTeacher
-from lossmix_det.engines.two_stage.encoding import TwoStageEncoding
+from lossmix_det.engines.contract import Detector, Features, SoftTeacher
+from lossmix_det.engines.two_stage.encoding import EncodedCanvas, TwoStageEncoding
 from lossmix_det.engines.two_stage.stages import FirstStage, SecondStage
-from lossmix_det.structures import Supervision
+from lossmix_det.structures import ImageBatch, Supervision
 
 
 class TwoStageDetector(Detector):
@@ -20,6 +22,17 @@ class TwoStageDetector(Detector):
     rpn: FirstStage
     roi: SecondStage
     roi_width: int
+
+    @abstractmethod
+    def encode_canvas(self, images: ImageBatch) -> EncodedCanvas:
+        """Backbone and first stage of all images of one canvas."""
+
+    def encode(self, images: ImageBatch) -> TwoStageEncoding:
+        """Backbone and first stage, once for each canvas."""
+        encoded = [
+            replace(self.encode_canvas(canvas.images), indices=canvas.indices) for canvas in self.lay_out(images)
+        ]
+        return TwoStageEncoding(images, encoded, self.roi.shares_scores)
 
     def losses(
         self, encoding: TwoStageEncoding, supervision: Supervision, soft_teacher: SoftTeacher | None = None
@@ -34,9 +47,10 @@ class TwoStageDetector(Detector):
         stages = (self.rpn, self.roi)
         return {k: v for stage in stages for k, v in stage.losses(encoding, supervision, soft_teacher).items()}
 
-    def features(self, encoding: TwoStageEncoding) -> dict[str, Tensor]:
-        """The pyramid's levels, (B, C, h, w) each, by name."""
-        return encoding.features
+    def features(self, encoding: TwoStageEncoding) -> list[Features]:
+        """The pyramid's levels, canvas by canvas."""
+        pairs = zip(encoding.indices, encoding.canvases, strict=True)
+        return [Features(indices, canvas.features, canvas.size) for indices, canvas in pairs]
 
     def proposal_features(self, encoding: TwoStageEncoding, count: int) -> tuple[Tensor, Tensor]:
         """(R, D) features of the best ``count`` proposals of each image, image after image, and (B,) how many."""

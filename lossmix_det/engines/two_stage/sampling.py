@@ -2,47 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 
-BLOCK = 4096
+PADDING = 1.0  # added to the rank of what is to be chosen only if nothing else is left
+NEVER = 3.0  # a rank above all others
+
+# SplitMix64 (Steele, Lea & Flood, OOPSLA 2014): its odd numbers, signed as torch's are, and how far bits are moved.
+GAMMA, MIX, SHIFTS = -7046029254386353131, (-4658895280553007687, -7723592293110705685), (30, 27, 31)
 
 
-class KeyedSampler(BalancedPositiveNegativeSampler):
-    """torchvision's balanced sampler, drawing from a key per image.
+class RankedSampler(BalancedPositiveNegativeSampler):
+    """torchvision's balanced sampler, choosing by a rank of every candidate instead of torch's global generator.
 
-    The key gives every candidate a random rank, and the candidates of the lowest ranks are taken: a uniform choice
-    without replacement, as in stock. The same image with the same key gets the same samples alone, in a batch, in a
-    part of an accumulated batch and on any process; and two truths of one mixed image are scored on the same
-    background samples, so that the second costs little. Without keys it is the stock sampler, drawing from torch's
-    global generator.
+    The candidates of the lowest ranks are taken: a uniform choice without replacement, as in stock. With ranks that
+    follow from a key per image, the same image gets the same samples alone, in a batch, in a micro-batch and on any
+    process; and two truths of one mixed image are scored on the same background samples, so that the second costs
+    little. Without ranks it is the stock sampler.
     """
 
-    keys: list[int] | None = None
+    ranks: list[Tensor] | None = None  # (A,) per image
 
     def __call__(self, labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Boolean masks of the chosen positives (label ≥ 1) and negatives (label 0) of each image."""
-        if self.keys is None:
+        if self.ranks is None:
             return super().__call__(labels)
-        chosen = [self._choose(label, key) for label, key in zip(labels, self.keys, strict=True)]
+        chosen = [self._choose(label, ranks) for label, ranks in zip(labels, self.ranks, strict=True)]
         return [positive for positive, _ in chosen], [negative for _, negative in chosen]
 
-    def _choose(self, label: Tensor, key: int) -> tuple[Tensor, Tensor]:
-        ranks = _ranks(len(label), key, label.device)
+    def _choose(self, label: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
         positive, negative = label >= 1, label == 0
         positives = min(int(positive.sum()), int(self.batch_size_per_image * self.positive_fraction))
         negatives = min(int(negative.sum()), self.batch_size_per_image - positives)
         return _lowest(ranks, positive, positives), _lowest(ranks, negative, negatives)
 
 
-def _ranks(count: int, key: int, device: torch.device) -> Tensor:
-    """Random ranks that start alike for every count: drawn in blocks, because a GPU's draw depends on its size."""
-    generator = torch.Generator(device).manual_seed(key)
-    return torch.rand(-(-count // BLOCK) * BLOCK, generator=generator, device=device)[:count]
+def random_ranks(keys: Sequence[int], places: Tensor) -> Tensor:
+    """(B, A) float32 in [0, 1): uniform, fixed by a key per image and a number per candidate, alike on every device.
+
+    Args:
+        keys: B whole numbers.
+        places: (A,) int64.
+    """
+    bits = _scrambled(places)[None] ^ torch.tensor(keys, device=places.device)[:, None]
+    # By way of float64, so that low ranks, which decide, are told apart in 24 bits of their own.
+    return (_shifted(_scrambled(bits), 11).double() / 2**53).float()
+
+
+def _scrambled(bits: Tensor) -> Tensor:
+    """SplitMix64's output function of int64 numbers; products overflow on purpose."""
+    bits = bits + GAMMA
+    for shift, factor in zip(SHIFTS[:2], MIX, strict=True):
+        bits = (bits ^ _shifted(bits, shift)) * factor
+    return bits ^ _shifted(bits, SHIFTS[2])
+
+
+def _shifted(bits: Tensor, count: int) -> Tensor:
+    """Logical shift to the right."""
+    return (bits >> count) & ((1 << (64 - count)) - 1)
 
 
 def _lowest(ranks: Tensor, candidates: Tensor, count: int) -> Tensor:
     """Mask of the ``count`` candidates of the lowest ranks."""
-    chosen = torch.topk(torch.where(candidates, ranks, 2.0), count, largest=False).indices
+    chosen = torch.topk(torch.where(candidates, ranks, NEVER), count, largest=False).indices
     return torch.zeros_like(candidates).index_fill_(0, chosen, True)

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lossmix_det.engines.canvases import row_order
 from lossmix_det.engines.contract import SoftTeacher
 from lossmix_det.engines.normalizers import Normalizer
-from lossmix_det.engines.two_stage.encoding import Scores, TwoStageEncoding
+from lossmix_det.engines.two_stage.encoding import EncodedCanvas, Scores, TwoStageEncoding
 from lossmix_det.engines.two_stage.samples import SoftSamples, soft_samples
-from lossmix_det.engines.two_stage.sampling import KeyedSampler
+from lossmix_det.engines.two_stage.sampling import RankedSampler, random_ranks
 from lossmix_det.engines.weighing import Samples, weigh_samples, weighted_sum
 from lossmix_det.structures import Instances, Supervision
 
@@ -47,7 +48,7 @@ class Stage(ABC):
     loss_weights = (1.0, 1.0)  # the engine's own
     quota: int | None = None  # samples that stock divides by for every image; None: by those that were chosen
     watch: Callable[[Scored], None] | None = None  # is told what was scored
-    sampler: KeyedSampler  # chooses among anchors or proposals
+    sampler: RankedSampler  # chooses among anchors or proposals
 
     def __init__(self, normalize: Normalizer) -> None:
         self.normalize = normalize
@@ -68,10 +69,8 @@ class Stage(ABC):
         self, encoding: TwoStageEncoding, supervision: Supervision, soft_teacher: SoftTeacher | None = None
     ) -> dict[str, Tensor]:
         """The two losses of this stage by name, as `Detector.losses`."""
-        active, keys = supervision.active, encoding.images.keys
-        if not active:
+        if not supervision.active:
             return {name: encoding.objectness.new_zeros(()) for name in self.loss_names}
-        self.sampler.keys = None if keys is None else [keys[image] for image in active]
         values = self._losses(encoding, supervision, soft_teacher)
         named = zip(self.loss_names, values, self.loss_weights, strict=True)
         return {name: value * weight for name, value, weight in named}
@@ -82,8 +81,11 @@ class Stage(ABC):
     ) -> tuple[Tensor, Tensor]:
         """Class and box loss."""
 
-    def _choose(self, boxes: list[Tensor], truths: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    def _choose(
+        self, boxes: list[Tensor], truths: list[Tensor], ranks: list[Tensor] | None
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """Indices of the sampled boxes of each image, and what each was matched to."""
+        self.sampler.ranks = ranks
         matches = [self.match(candidates, truth) for candidates, truth in zip(boxes, truths, strict=True)]
         labels = [torch.where(match >= 0, 1.0, torch.where(match == BACKGROUND, 0.0, -1.0)) for match in matches]
         positive, negative = self.sampler(labels)
@@ -121,8 +123,8 @@ class FirstStage(Stage):
     ) -> tuple[Tensor, Tensor]:
         active = supervision.active
         truths = [supervision.truths[image].boxes for image in active]
-        anchors = [encoding.anchors[image] for image in active]
-        chosen, matches = self._choose(anchors, truths)
+        anchors, ranks = [encoding.anchors[image] for image in active], encoding.ranks
+        chosen, matches = self._choose(anchors, truths, ranks and [ranks[image] for image in active])
         anchors = [boxes[index] for boxes, index in zip(anchors, chosen, strict=True)]
         foreground = torch.cat(matches) >= 0
         samples = self._weigh(supervision, matches, foreground)
@@ -130,11 +132,13 @@ class FirstStage(Stage):
         objectness, offsets = foreground.float(), self._wanted(truths, matches, anchors)
         soft = soft_samples(supervision, samples.images)
         if soft is not None and soft_teacher is not None:
-            _ask_about_anchors(soft_teacher, soft, index, foreground, objectness, offsets)
+            there = _in_teachers_encoding(encoding, soft_teacher.encoding, soft, samples.images, index)
+            _ask_about_anchors(soft_teacher, there, foreground, objectness, offsets)
         self._tell(Scored(foreground, len(active)))
-        logits = encoding.objectness[samples.images, index].float()
+        rows = encoding.anchor_rows(samples.images, index)
+        logits = encoding.objectness[rows].float()
         class_loss = F.binary_cross_entropy_with_logits(logits, objectness, reduction="none")
-        predicted = encoding.deltas[samples.images[foreground], index[foreground]]
+        predicted = encoding.deltas[rows[foreground]]
         return (
             weighted_sum(class_loss, samples.class_weights, samples.normalizers),
             self._weighted_box_loss(predicted, offsets, samples),
@@ -155,9 +159,23 @@ class SecondStage(Stage):
         super().__init__(normalize)
         self.background = background
 
+    shares_scores: bool  # false where the head normalises over the samples that it is given
+
     @abstractmethod
+    def score_canvas(self, canvas: EncodedCanvas, boxes: list[Tensor]) -> Scores:
+        """Head outputs of any boxes, (R, 4) per image of a canvas, one image after the other."""
+
     def score(self, encoding: TwoStageEncoding, boxes: list[Tensor]) -> Scores:
         """Head outputs of any boxes, (R, 4) per image, one image after the other; part of the one forward pass."""
+        scored = [
+            self.score_canvas(canvas, [boxes[index] for index in indices])
+            for indices, canvas in zip(encoding.indices, encoding.canvases, strict=True)
+        ]
+        order = row_order(encoding.indices, [len(of_image) for of_image in boxes])
+        if order is None:
+            return scored[0]
+        order = order.to(scored[0].logits.device)
+        return Scores(*(torch.cat(outputs)[order] for outputs in zip(*scored, strict=True)))
 
     def score_proposals(self, encoding: TwoStageEncoding, count: int) -> Scores:
         """Head outputs of the first ``count`` proposals of each image, those that truths had scored being reused."""
@@ -172,7 +190,12 @@ class SecondStage(Stage):
         truths = [supervision.truths[image].boxes for image in active]
         proposals = [encoding.proposals[image] for image in active]
         candidates = [torch.cat([boxes, truth.to(boxes)]) for boxes, truth in zip(proposals, truths, strict=True)]
-        chosen, matches = self._choose(candidates, truths)
+        keys = encoding.images.keys
+        ranks = keys and [
+            random_ranks([keys[image]], torch.arange(len(boxes), device=boxes.device))[0]
+            for image, boxes in zip(active, candidates, strict=True)
+        ]
+        chosen, matches = self._choose(candidates, truths, ranks)
         boxes = [candidate[index] for candidate, index in zip(candidates, chosen, strict=True)]
         labels = [self._labels(supervision.truths[image], match) for image, match in zip(active, matches, strict=True)]
         label = torch.cat(labels)
@@ -248,18 +271,33 @@ class SecondStage(Stage):
         return replace(samples, foreground=foreground), label, offsets[foreground]
 
 
+def _in_teachers_encoding(
+    student: TwoStageEncoding, teacher: TwoStageEncoding, soft: SoftSamples, images: Tensor, index: Tensor
+) -> Tensor:
+    """(S,) rows among the teacher's anchors of what the student sampled; -1 where it has none, or is not asked."""
+    there = torch.full_like(index, -1)
+    for indices, canvas in zip(student.indices, student.canvases, strict=True):
+        for numbers, seen in zip(teacher.indices, teacher.canvases, strict=True):
+            both = soft.mask & _among(images, indices) & _among(soft.images, numbers)
+            there[both] = canvas.grid.shifted(index[both], soft.offsets[both], seen.grid)
+    known = there >= 0
+    there[known] = teacher.anchor_rows(soft.images[known], there[known])
+    return there
+
+
+def _among(values: Tensor, numbers: tuple[int, ...]) -> Tensor:
+    return torch.isin(values, torch.tensor(numbers, device=values.device))
+
+
 def _ask_about_anchors(
-    teacher: SoftTeacher, soft: SoftSamples, index: Tensor, foreground: Tensor, objectness: Tensor, offsets: Tensor
+    teacher: SoftTeacher, there: Tensor, foreground: Tensor, objectness: Tensor, offsets: Tensor
 ) -> None:
     """Write the teacher's objectness (S,), and its offsets (F, 4) where a truth was matched, over the hard ones."""
-    mask, numbers = soft.mask, soft.images
-    if soft.moved:  # the same place of the image is now another anchor
-        index = torch.where(mask, teacher.encoding.grid.shifted(index, soft.offsets), index)
-        mask = mask & (index >= 0)
-    logits = teacher.encoding.objectness[numbers[mask], index[mask]]
-    objectness[mask] = (logits.float() / teacher.temperature).sigmoid()
-    both = mask & foreground
-    offsets[mask[foreground]] = teacher.encoding.deltas[numbers[both], index[both]].to(offsets)
+    seen = there >= 0
+    logits = teacher.encoding.objectness[there[seen]]
+    objectness[seen] = (logits.float() / teacher.temperature).sigmoid()
+    both = seen & foreground
+    offsets[seen[foreground]] = teacher.encoding.deltas[there[both]].to(offsets)
 
 
 def _in_teachers_images(encoding: TwoStageEncoding, soft: SoftSamples, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:

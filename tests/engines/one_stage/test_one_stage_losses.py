@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from lossmix_det.config import MixingConfig
 from lossmix_det.engines import HasFeatures, ScoresBoxes, to_device
+from lossmix_det.engines.one_stage.encoding import OneStageEncoding
 from lossmix_det.mixing import RULES, Mix, blend, supervise
 from lossmix_det.structures import ImageBatch, Instances, Supervision
 
@@ -261,13 +262,14 @@ def test_anchors_between_the_thresholds_teach_nothing():
     """RetinaNet leaves out anchors that overlap a box neither much nor little; their logits get no gradient."""
     detector = make("retinanet_slim")
     encoding = detector.encode(images())
-    matches = detector.match(encoding, encoding.anchors, [item.boxes for item in TRUTHS_A])
-    encoding.logits.retain_grad()
+    canvas = encoding.canvases[0]
+    matches = detector.match(canvas, canvas.anchors, [item.boxes for item in TRUTHS_A])
+    canvas.logits.retain_grad()
     detector.losses(encoding, Supervision.full(TRUTHS_A))["class"].backward()
     ignored = torch.stack(matches) == -2
     assert ignored.any()
-    assert (encoding.logits.grad[ignored] == 0).all()
-    assert (encoding.logits.grad[~ignored] != 0).any(dim=1).all()
+    assert (canvas.logits.grad[ignored] == 0).all()
+    assert (canvas.logits.grad[~ignored] != 0).any(dim=1).all()
 
 
 def test_swapping_the_images_and_lam_changes_nothing(small):
@@ -313,7 +315,7 @@ def test_detections_are_those_of_the_plain_model(detector):
 def test_images_in_bytes_are_the_same_images(small):
     whole = (images().pixels * 255).to(torch.uint8)
     bytes_, floats = (ImageBatch(pixels, SIZES) for pixels in (whole, whole / 255))
-    assert torch.equal(small.encode(bytes_).logits, small.encode(floats).logits)
+    assert torch.equal(small.encode(bytes_).canvases[0].logits, small.encode(floats).canvases[0].logits)
 
 
 def test_mixed_precision_keeps_anchors_boxes_and_losses_in_float32(small):
@@ -323,13 +325,14 @@ def test_mixed_precision_keeps_anchors_boxes_and_losses_in_float32(small):
         encoding = small.encode(images())
         found = small.losses(encoding, Supervision.full(TRUTHS_A))
         boxes = small.detect(images())
-    assert encoding.logits.dtype == torch.bfloat16
+    canvas = encoding.canvases[0]
+    assert canvas.logits.dtype == torch.bfloat16
     for mine, exact in zip(encoding.anchors, small.encode(images()).anchors, strict=True):
         assert torch.equal(mine, exact)
     assert {values.dtype for values in found.values()} == {item.boxes.dtype for item in boxes} == {torch.float32}
-    localization = {name: values.float() for name, values in encoding.localization.items()}
-    in_float32 = replace(encoding, logits=encoding.logits.float(), localization=localization)
-    exact = small.losses(in_float32, Supervision.full(TRUTHS_A))
+    localization = {name: values.float() for name, values in canvas.localization.items()}
+    in_float32 = replace(canvas, logits=canvas.logits.float(), localization=localization)
+    exact = small.losses(OneStageEncoding(encoding.images, [in_float32]), Supervision.full(TRUTHS_A))
     for name in small.loss_names:
         assert_close(found[name], full[name], rtol=0.05, atol=0.01)
         assert torch.equal(found[name], exact[name])
@@ -370,7 +373,9 @@ def test_what_a_loss_alone_teaches_is_what_learns_nothing_without_it(name, left_
 def test_features_can_be_looked_at_and_boxes_cannot_be_scored(detector):
     assert isinstance(detector, HasFeatures)
     assert not isinstance(detector, ScoresBoxes)
-    features, levels = detector.features(detector.encode(images())), detector.levels()
+    (canvas,), levels = detector.features(detector.encode(images())), detector.levels()
+    features = canvas.levels
+    assert (canvas.indices, canvas.canvas) == ((0, 1, 2), (CANVAS, CANVAS))
     assert list(levels) == ["0", "1", "2"]
     assert {name: features[name].shape[1] for name in levels} == levels
     sides = [features[name].shape[2] for name in levels]

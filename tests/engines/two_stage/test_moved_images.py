@@ -69,8 +69,8 @@ def test_the_teachers_scores_are_those_of_the_place_in_its_own_image():
     images = ImageBatch(torch.rand(1, 3, 128, 128), ((128, 128),), (5,))
     with torch.no_grad():
         encoding = detector.encode(images)
-    numbers = torch.arange(encoding.objectness.shape[1], dtype=torch.float32)
-    object.__setattr__(encoding, "objectness", (numbers / len(numbers))[None])
+    numbers = torch.arange(len(encoding.objectness), dtype=torch.float32)
+    encoding.objectness = numbers / len(numbers)
     truth = Instances(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), teacher_image=0).moved(
         (32, -32), (128, 128)
     )
@@ -86,7 +86,7 @@ def test_the_teachers_scores_are_those_of_the_place_in_its_own_image():
         detector.rpn.losses(encoding, Supervision.full([truth]), SoftTeacher(detector, encoding))
     logits, targets = asked[0]
     index = (logits * len(numbers)).round().long()
-    there = encoding.grid.shifted(index, torch.tensor([[32.0, -32.0]]).expand(len(index), 2))
+    there = encoding.canvases[0].grid.shifted(index, torch.tensor([[32.0, -32.0]]).expand(len(index), 2))
     seen = there >= 0
     assert 0 < int(seen.sum()) < len(index)
     assert_close(targets[seen], (there[seen].float() / len(numbers)).sigmoid())
