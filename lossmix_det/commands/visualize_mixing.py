@@ -97,11 +97,10 @@ def _batch(config: Config, source: ImageSet) -> StepBatch:
     from lossmix_det.structures import StepBatch
 
     target = [load_target(name, config, source.classes) for name in config.data.target]
-    loaders = (
-        training_loader([source], config.data, seed=config.train.seed),
-        target_loader(target, config.data, seed=config.train.seed),
-    )
-    return StepBatch(*(next(iter(loader))[0] for loader in loaders))
+    seed = config.train.seed
+    loader = training_loader([source], config.data, seed=seed)
+    loaders = loader, target_loader(target, config.data, source=loader, seed=seed)
+    return StepBatch(*(next(iter(each))[0] for each in loaders))
 
 
 def _label(config: Config, classes: list[str], weights: str, batch: StepBatch) -> Supervision:
@@ -115,7 +114,7 @@ def _label(config: Config, classes: list[str], weights: str, batch: StepBatch) -
     teacher = build_detector(config.model, len(classes))
     start_from(teacher, weights, classes, "--teacher")
     labeller = Labeller(config, classes, Fabric(accelerator="cpu", devices=1), teacher)
-    labels, _ = labeller.label(teacher, batch.target, batch.canvas, config.train.steps)
+    labels, _ = labeller.label(teacher, batch.target, config.train.steps)
     return labels
 
 

@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from multiprocessing import parent_process
 
 import cv2
@@ -23,9 +24,9 @@ from lossmix_det.data.augment import Augment, resize
 from lossmix_det.data.images import read
 from lossmix_det.data.records import ImageRecord, ImageSet, Unreadable
 from lossmix_det.errors import UserError
-from lossmix_det.structures import ImageBatch, Instances, Views
+from lossmix_det.structures import ImageBatch, Instances, Views, is_wide, smallest_canvas
 
-STRIDE = 32  # canvases are multiples of the coarsest backbone stride
+WINDOW = 8  # batches that a stream looks ahead for one that meets the other stream
 
 
 @dataclass(frozen=True)
@@ -146,9 +147,15 @@ class StreamSampler(Sampler):
         rank, world: number of this process and of all; each takes its slice of the joint batch.
         group_by_shape: keep wide images apart from the others.
 
+    Attributes:
+        meets: another stream of the same run. Batches change places with one of the next `WINDOW`, so that as many as
+            possible are of the shape of the other's batch of the same step.
+
     Raises:
         ValueError: the processes cannot have equal slices.
     """
+
+    meets: StreamSampler | None = None
 
     def __init__(
         self,
@@ -164,23 +171,41 @@ class StreamSampler(Sampler):
     ) -> None:
         if batch_size % world:
             raise ValueError(f"batch_size {batch_size} cannot be shared evenly by {world} processes")
-        self.wide = [group_by_shape and width > height for height, width in sizes]
+        self.wide = [group_by_shape and is_wide(size) for size in sizes]
         self.batch_size, self.seed, self.stream, self.start = batch_size, seed, stream, start
         share = batch_size // world
         self.slice = slice(rank * share, (rank + 1) * share)
 
     def __iter__(self) -> Iterator[list[Draw]]:
+        batches = self._in_order() if self.meets is None else self._meeting(self.meets)
+        for batch in islice(batches, self.start, None):
+            yield [Draw(image, self._key(drawn_at)) for drawn_at, image in batch[self.slice]]
+
+    def shapes(self) -> Iterator[bool]:
+        """Whether the images of each batch are wide."""
+        return (self._is_wide(batch) for batch in self._in_order())
+
+    def _is_wide(self, batch: list[tuple[int, int]]) -> bool:
+        return self.wide[batch[0][1]]
+
+    def _in_order(self) -> Iterator[list[tuple[int, int]]]:
+        """Batches of (position in the stream, index) as they become full, from the first on."""
         groups: dict[bool, list[tuple[int, int]]] = {False: [], True: []}
-        batches = 0
         for position, index in enumerate(self._order()):
             group = groups[self.wide[index]]
             group.append((position, index))
-            if len(group) < self.batch_size:
-                continue
-            batches += 1
-            if batches > self.start:
-                yield [Draw(image, self._key(drawn_at)) for drawn_at, image in group[self.slice]]
-            group.clear()
+            if len(group) == self.batch_size:
+                yield group.copy()
+                group.clear()
+
+    def _meeting(self, other: StreamSampler) -> Iterator[list[tuple[int, int]]]:
+        """The same batches; of those that are next, the first of the shape that the other stream has now."""
+        batches = self._in_order()
+        waiting = list(islice(batches, WINDOW))
+        for wide in other.shapes():
+            fitting = (number for number, batch in enumerate(waiting) if self._is_wide(batch) == wide)
+            yield waiting.pop(next(fitting, 0))
+            waiting.append(next(batches))
 
     def _order(self) -> Iterator[int]:
         epoch = 0
@@ -210,17 +235,22 @@ def training_loader(sets: list[ImageSet], config: DataConfig, **where: int) -> D
     return DataLoader(images, batch_sampler=sampler, collate_fn=collate_views, **_loading(config.workers))
 
 
-def target_loader(sets: list[ImageSet], config: DataConfig, **where: int) -> DataLoader:
+def target_loader(
+    sets: list[ImageSet], config: DataConfig, *, source: DataLoader | None = None, **where: int
+) -> DataLoader:
     """Batches of the target, as from `training_loader`: both views of every image, with boxes or without.
 
     Args:
         sets: of the target domain.
         config: of the data.
+        source: the loader whose batches these meet in shape, if they are to.
         where: ``seed``, ``start``, ``rank`` and ``world``, as for `training_loader`.
     """
     size = config.target_batch_size or config.batch_size
     config = replace(config, views=["weak", "strong"], drop_empty=False, batch_size=size)
-    return training_loader(sets, config, stream=1, **where)
+    loader = training_loader(sets, config, stream=1, **where)
+    loader.batch_sampler.meets = None if source is None else source.batch_sampler
+    return loader
 
 
 def evaluation_loader(image_set: ImageSet, config: DataConfig, *, rank: int = 0, world: int = 1) -> DataLoader:
@@ -265,11 +295,11 @@ def to_batch(images: list[torch.Tensor], keys: tuple[int, ...] | None = None) ->
         images: (3, h, w) each, of any sizes.
         keys: of their draws.
     """
-    height, width = (-(-max(image.shape[side] for image in images) // STRIDE) * STRIDE for side in (1, 2))
-    pixels = images[0].new_zeros((len(images), 3, height, width))
+    sizes = tuple((image.shape[1], image.shape[2]) for image in images)
+    pixels = images[0].new_zeros((len(images), 3, *smallest_canvas(sizes)))
     for image, canvas in zip(images, pixels, strict=True):
         canvas[:, : image.shape[1], : image.shape[2]] = image
-    return ImageBatch(pixels, tuple((image.shape[1], image.shape[2]) for image in images), keys)
+    return ImageBatch(pixels, sizes, keys)
 
 
 def teaches(record: ImageRecord, keep_difficult: bool) -> np.ndarray:

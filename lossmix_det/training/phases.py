@@ -61,7 +61,7 @@ class SourceOnly:
                 continue
             pool = view.to_float()
             mixes = name in self.views
-            mix = self.recipe.draw(pool, Among(len(pool)), rng) if mixes else self.recipe.unmixed(len(pool))
+            mix = self.recipe.draw(pool, Among(len(pool), pool.sizes), rng) if mixes else self.recipe.unmixed(len(pool))
             images.append(blend(pool, mix))
             supervisions.append(self.recipe.supervise(batch.source.truths or (), mix, images[-1]))
         joined = [Supervision.cat(of_views) for of_views in zip(*supervisions, strict=True)]
@@ -159,7 +159,8 @@ class BurnIn:
         mix = self.recipe.unmixed(pool.slots)
         if name in self.views:
             targets = len(pool.images) - pool.sources
-            pairing = AcrossDomains(pool.sources, targets, self.pairs, both=self._target_slots(name))
+            both, sizes = self._target_slots(name), pool.images.sizes
+            pairing = AcrossDomains(pool.sources, targets, self.pairs, both=both, sizes=sizes)
             mix = self.recipe.draw(pool.images, pairing, rng)
         mix, weights = self._weigh_unknown(mix, pool)
         images = blend(pool.images, mix)

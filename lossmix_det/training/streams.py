@@ -65,9 +65,10 @@ class Streams:
         """
         where = {"rank": self.fabric.global_rank, "world": self.fabric.world_size}
         where |= {"seed": self.config.train.seed, "start": start}
-        streams = [iter(training_loader(self.train_sets, self.config.data, **where))]
+        loaders = [training_loader(self.train_sets, self.config.data, **where)]
         if self.target_sets:
-            streams.append(iter(target_loader(self.target_sets, self.config.data, **where)))
+            loaders.append(target_loader(self.target_sets, self.config.data, source=loaders[0], **where))
+        streams = [iter(loader) for loader in loaders]
         for _ in range(start, self.config.train.steps):
             started = time.perf_counter()
             try:

@@ -52,6 +52,52 @@ def test_grouping_still_shows_every_image_equally_often():
     assert max(counts.values()) - min(counts.values()) <= 1
 
 
+MOSTLY_WIDE = [(10, 20)] * 40 + [(20, 10)] * 10
+MOSTLY_TALL = [(20, 10)] * 40 + [(10, 20)] * 10
+
+
+def met(source: list, target: list, **settings) -> tuple[StreamSampler, StreamSampler]:
+    first, second = StreamSampler(source, 2, seed=4), StreamSampler(target, 2, seed=4, stream=1, **settings)
+    second.meets = first
+    return first, second
+
+
+def share_alike(source: list, target: list, pairs: int = 2000) -> float:
+    first, second = met(source, target)
+    shapes = zip(islice(first, pairs), islice(second, pairs), strict=True)
+    alike = [(source[a[0].index][1] == 20) == (target[b[0].index][1] == 20) for a, b in shapes]
+    return sum(alike) / pairs
+
+
+def test_streams_meet_in_shape_as_often_as_equal_shares_allow():
+    """80 % of one are wide and 20 % of the other: 20 + 20 % can meet their like, of which chance alone finds 32."""
+    assert 0.38 < share_alike(MOSTLY_WIDE, MOSTLY_TALL) <= 0.41
+    assert share_alike(MOSTLY_WIDE, MOSTLY_WIDE) > 0.95  # by chance 68 %
+
+
+@pytest.mark.parametrize("count", [25, 250, 2500])
+def test_a_stream_that_meets_another_still_shows_every_image_equally_often(count):
+    """At any time no image is ahead of another by more than the window and the pass that is under way."""
+    _, second = met(MOSTLY_WIDE, MOSTLY_TALL)
+    counts = Counter(index for batch in batches(second, count) for index, _ in batch)
+    times = [counts[index] for index in range(len(MOSTLY_TALL))]
+    assert max(times) - min(times) <= 2
+    keys = [key for batch in batches(second, count) for _, key in batch]
+    assert len(set(keys)) == len(keys)
+
+
+def test_a_stream_that_meets_another_goes_on_where_it_was_and_is_shared_by_processes():
+    whole = batches(met(MOSTLY_WIDE, MOSTLY_TALL)[1], 60)
+    assert batches(met(MOSTLY_WIDE, MOSTLY_TALL, start=37)[1], 23) == whole[37:]
+    shares = [batches(met(MOSTLY_WIDE, MOSTLY_TALL, rank=rank, world=2)[1], 60) for rank in (0, 1)]
+    assert [first + second for first, second in zip(*shares, strict=True)] == whole
+
+
+def test_streams_of_one_shape_keep_their_order():
+    alone = batches(StreamSampler(SQUARE, 2, seed=4, stream=1), 30)
+    assert batches(met(SQUARE, SQUARE)[1], 30) == alone
+
+
 def test_keys_differ_by_draw_seed_and_stream():
     keys = [key for batch in batches(StreamSampler(SQUARE, 7, seed=0), 20) for _, key in batch]
     assert len(set(keys)) == len(keys)
@@ -152,3 +198,30 @@ def test_data_without_anything_to_learn_is_refused(voc_folder):
     (voc_folder / "Annotations" / "one.xml").write_text(voc_xml(voc_object("dog", 11, 6, 60, 40, difficult=1)))
     with pytest.raises(UserError, match="no image of mine has a box to learn"):
         first_batch(voc(voc_folder, "data.keep_difficult=false"))
+
+
+class Pinned:
+    """Stands in for torch's pinning, which needs a GPU: it only remembers what was to be pinned."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.tensors = []
+        monkeypatch.setattr(
+            torch.Tensor, "pin_memory", lambda tensor, device=None: self.tensors.append(tensor) or tensor
+        )
+
+
+def test_batches_for_a_gpu_are_pinned(voc_folder, monkeypatch):
+    """torch pins what it knows, and else what says how; anything else it hands back as it is."""
+    from torch.utils.data._utils.pin_memory import pin_memory
+
+    views, problems = first_batch(voc(voc_folder, "data.views=[weak,strong]"))
+    pinned = Pinned(monkeypatch)
+    again, _ = pin_memory((views, problems))
+    pixels = {id(tensor) for tensor in pinned.tensors}
+    assert {id(views.weak.pixels), id(views.strong.pixels)} <= pixels
+    assert {id(truth.boxes) for truth in views.truths} <= pixels
+    assert (again.weak.sizes, again.weak.keys) == (views.weak.sizes, views.weak.keys)
+    config = voc(voc_folder, "data.test_batch_size=2")
+    images, *_ = next(iter(evaluation_loader(load("mine", config), config.data)))
+    images, *_ = pin_memory((images, [0, 1], {}))
+    assert id(images.pixels) in {id(tensor) for tensor in pinned.tensors}

@@ -212,3 +212,22 @@ def test_without_mixing_every_rule_is_ordinary_training(rule):
 def test_a_mix_of_images_that_the_pool_lacks_is_refused():
     with pytest.raises(ValueError, match="the mix names image 2 of 2 truths"):
         supervise(TRUTHS[:2], mix(LAM, PARTNER), IMAGES, RULES["lossmix"](MixingConfig()))
+
+
+WIDE, TALL = (40, 60), (60, 40)
+
+
+@pytest.mark.parametrize("sizes", [[WIDE] * 4 + [TALL] * 3, [TALL, WIDE, TALL, WIDE, WIDE], [WIDE] * 2 + [TALL] * 2])
+def test_partners_are_of_a_like_shape_and_each_image_is_one_once(sizes):
+    partners = np.array([draw_partners(len(sizes), rng(seed), sizes) for seed in range(200)])
+    assert (np.sort(partners, axis=1) == np.arange(len(sizes))).all()
+    assert (partners != np.arange(len(sizes))).all()
+    for image, size in enumerate(sizes):
+        others = {other for other, shape in enumerate(sizes) if shape == size} - {image}
+        assert set(partners[:, image]) == others
+
+
+@pytest.mark.parametrize("sizes", [[WIDE] * 4 + [TALL], [TALL], [WIDE] * 3])
+def test_an_image_that_is_alone_in_its_shape_is_mixed_all_the_same(sizes):
+    for seed in range(50):
+        assert draw_partners(len(sizes), rng(seed), sizes).tolist() == draw_partners(len(sizes), rng(seed)).tolist()

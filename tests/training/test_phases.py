@@ -221,6 +221,23 @@ def test_pairs_come_as_often_as_they_are_set(pairs, shares):
     assert found == pytest.approx(shares, abs=0.03)
 
 
+@pytest.mark.parametrize(("wide_sources", "wide_targets", "alike"), [(2, 2, 4), (3, 1, 2), (4, 0, 0), (0, 1, 3)])
+def test_pairs_across_the_domains_are_alike_where_they_can_be(wide_sources, wide_targets, alike):
+    """Every target is the partner of one source and the reverse, as without looking at shapes."""
+    wide, tall = (40, 60), (60, 40)
+    sizes = [[wide] * count + [tall] * (4 - count) for count in (wide_sources, wide_targets)]
+    pairing = AcrossDomains(4, 4, PairsConfig(0.0, 1.0, 0.0), both=True, sizes=[*sizes[0], *sizes[1]])
+    seen = set()
+    for seed in range(100):
+        partner = pairing.draw(np.random.default_rng(seed))
+        assert sorted(partner[:4]) == [4, 5, 6, 7]
+        assert sorted(partner[4:]) == [0, 1, 2, 3]
+        for own, others, dealt in ((*sizes, partner[:4] - 4), (*sizes[::-1], partner[4:])):
+            assert sum(size == others[other] for size, other in zip(own, dealt, strict=True)) == alike
+        seen.add(tuple(partner))
+    assert len(seen) > 3
+
+
 def test_every_rule_sees_the_same_pairs_and_lam_in_burn_in_the_sources_slots_alone():
     drawn = []
     for rule in ("lossmix", "union", "lossmix_instance"):
@@ -290,7 +307,6 @@ def test_soft_losses_are_cross_entropies_with_the_teachers_scores():
     samples = []
     sampler = detector.model.rpn.fg_bg_sampler
     detector.model.rpn.fg_bg_sampler = lambda labels: samples.append(sampler(labels)) or samples[-1]
-    sampler.keys = None
     truths = tuple(replace(truth, teacher_image=index) for index, truth in enumerate(views(10).truths))
     found = detector.losses(encoding, Supervision.full(truths), marker)
 
@@ -302,10 +318,10 @@ def test_soft_losses_are_cross_entropies_with_the_teachers_scores():
 
     positive, negative = (torch.stack(masks).bool() for masks in samples[0])
     chosen = positive | negative
-    logit, probability = encoding.objectness[chosen], (says / 2).sigmoid()
+    logit, probability = encoding.objectness[chosen.flatten()], (says / 2).sigmoid()
     expected = -(probability * F.logsigmoid(logit) + (1 - probability) * F.logsigmoid(-logit)).mean()
     assert_close(found["rpn_class"], expected, rtol=1e-4, atol=1e-5)
-    expected = smooth_l1(encoding.deltas[positive], shift) / chosen.sum()
+    expected = smooth_l1(encoding.deltas[positive.flatten()], shift) / chosen.sum()
     assert_close(found["rpn_box"], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -317,7 +333,7 @@ def test_a_mixed_image_blends_a_hard_source_truth_and_a_soft_target_truth(tmp_pa
     """Both slots of one pair, against the two truths scored one by one on the same mixed image."""
     it = adapting(tmp_path, "pseudo_labels.kind=soft", "pseudo_labels.score=0.3")
     step = only("strong", batch())
-    labels, marker = it.state.labeller.label(it.state.teacher.module, step.target, step.canvas, 0)
+    labels, marker = it.state.labeller.label(it.state.teacher.module, step.target, 0)
     fixed(monkeypatch, [COUNT, 1, 2, 3], [0.3, 1.0, 1.0, 1.0])
     student_batch = compose(adaptation(config()), step, labels)
     encoding = it.state.detector.encode(student_batch.images)
