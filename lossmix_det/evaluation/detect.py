@@ -88,8 +88,9 @@ def evaluate(image_set: ImageSet, detections: list[dict[str, Any]]) -> dict[str,
         name to ``AP, AP50, VOC_AP50, VOC07_AP50``.
     """
     metrics = coco_metrics(image_set, detections)
+    truths, found = _truths(image_set), _by_class(image_set, detections)
     for label, name in enumerate(image_set.classes):
-        area, eleven = voc_ap(_truths(image_set, label), _of_class(image_set, detections, label))
+        area, eleven = voc_ap(truths[label], found[label])
         metrics["classes"][name] |= dict(zip(VOC_METRICS, (area * 100, eleven * 100), strict=True))
     for key in VOC_METRICS:
         values = np.array([row[key] for row in metrics["classes"].values()])
@@ -97,16 +98,26 @@ def evaluate(image_set: ImageSet, detections: list[dict[str, Any]]) -> dict[str,
     return metrics
 
 
-def _truths(image_set: ImageSet, label: int) -> list[ClassTruth]:
-    """Boxes of one class by image; COCO's crowds are not counted, like VOC's difficult boxes."""
-    masks = ((record, record.classes == label) for record in image_set.records)
-    return [ClassTruth(record.boxes[mask], (record.difficult | record.crowd)[mask]) for record, mask in masks]
+def _truths(image_set: ImageSet) -> list[list[ClassTruth]]:
+    """Boxes by class and image; COCO's crowds are not counted, like VOC's difficult boxes."""
+    nothing = ClassTruth(np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=bool))
+    truths = [[nothing] * len(image_set) for _ in image_set.classes]
+    for index, record in enumerate(image_set.records):
+        uncounted = record.difficult | record.crowd
+        for label in np.unique(record.classes):
+            chosen = record.classes == label
+            truths[label][index] = ClassTruth(record.boxes[chosen], uncounted[chosen])
+    return truths
 
 
-def _of_class(image_set: ImageSet, detections: list[dict[str, Any]], label: int) -> ClassDetections:
+def _by_class(image_set: ImageSet, detections: list[dict[str, Any]]) -> list[ClassDetections]:
+    """Detections of each class."""
     index_of = {record.image_id: index for index, record in enumerate(image_set.records)}
-    rows = [row for row in detections if row["category_id"] == image_set.category_ids[label]]
-    boxes = np.array([row["bbox"] for row in rows], dtype=np.float64).reshape(-1, 4)
+    label_of = {number: label for label, number in enumerate(image_set.category_ids)}
+    boxes = np.array([row["bbox"] for row in detections], dtype=np.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
-    images = np.array([index_of[row["image_id"]] for row in rows], dtype=np.int64)
-    return ClassDetections(images, np.array([row["score"] for row in rows], dtype=np.float64), boxes)
+    images = np.array([index_of[row["image_id"]] for row in detections], dtype=np.int64)
+    labels = np.array([label_of[row["category_id"]] for row in detections], dtype=np.int64)
+    scores = np.array([row["score"] for row in detections], dtype=np.float64)
+    chosen = [labels == label for label in range(len(image_set.classes))]
+    return [ClassDetections(images[mask], scores[mask], boxes[mask]) for mask in chosen]

@@ -48,39 +48,52 @@ def voc_ap(truths: list[ClassTruth], detections: ClassDetections, threshold: flo
     positives = sum(int((~truth.difficult).sum()) for truth in truths)
     if not positives:
         return float("nan"), float("nan")
-    taken = [np.zeros(len(truth.boxes), dtype=bool) for truth in truths]
-    hit, miss = [], []
-    for index in np.argsort(-detections.scores, kind="stable"):
-        image = detections.images[index]
-        is_hit = _judge(detections.boxes[index], truths[image], taken[image], threshold)
-        if is_hit is not None:
-            hit.append(is_hit)
-            miss.append(not is_hit)
-    hits, misses = np.cumsum(hit), np.cumsum(miss)
+    order = np.argsort(-detections.scores, kind="stable")
+    best = _best_overlaps(truths, detections, threshold)[order]
+    difficult = np.concatenate([truth.difficult for truth in truths])
+    overlapping = best >= 0
+    best, overlapping = _counted(best, overlapping, difficult)
+    hit = np.zeros(len(best), dtype=bool)
+    hit[overlapping.nonzero()[0][np.unique(best[overlapping], return_index=True)[1]]] = True  # the first of each box
+    hits = np.cumsum(hit)
     recall = hits / positives
-    precision = hits / np.maximum(hits + misses, 1)
+    precision = hits / np.arange(1, len(hits) + 1)
     return _area(recall, precision), _eleven_points(recall, precision)
 
 
-def _judge(box: np.ndarray, truth: ClassTruth, taken: np.ndarray, threshold: float) -> bool | None:
-    """True for a hit, False for a miss, None where it does not count; marks the box that is hit as taken."""
-    overlaps = iou(box, truth.boxes)
-    if not len(overlaps) or overlaps.max() <= threshold:
-        return False
-    best = int(overlaps.argmax())
-    if truth.difficult[best]:
-        return None
-    first = not taken[best]
-    taken[best] = True
-    return first
+def _counted(best: np.ndarray, overlapping: np.ndarray, difficult: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Without the detections of difficult boxes."""
+    counted = ~(overlapping & difficult[best])
+    return best[counted], overlapping[counted]
 
 
-def iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """(N,) intersection over union of a box with N boxes."""
-    low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
-    common = np.prod(np.clip(high - low, 0, None), axis=1)
-    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-    return common / (np.prod(box[2:] - box[:2]) + areas - common)
+def _best_overlaps(truths: list[ClassTruth], detections: ClassDetections, threshold: float) -> np.ndarray:
+    """(D,) the box that each detection overlaps most, among those of all images in a row; -1 below the threshold."""
+    best = np.full(len(detections.images), -1)
+    counts = np.array([len(truth.boxes) for truth in truths])
+    near = counts[detections.images].nonzero()[0]  # in an image that has such boxes
+    if not len(near):
+        return best
+    boxes = np.concatenate([truth.boxes for truth in truths if len(truth.boxes)])
+    images = detections.images[near]
+    lengths = counts[images]
+    starts = np.cumsum(lengths) - lengths  # of the pairs of each detection
+    first = (np.cumsum(counts) - counts)[images]
+    pair_box = np.arange(lengths.sum()) - np.repeat(starts - first, lengths)
+    overlaps = iou(np.repeat(detections.boxes[near], lengths, axis=0), boxes[pair_box])
+    most = np.maximum.reduceat(overlaps, starts)
+    is_most = overlaps == np.repeat(most, lengths)
+    chosen = np.minimum.reduceat(np.where(is_most, pair_box, len(boxes)), starts)  # of equals the first
+    best[near] = np.where(most > threshold, chosen, -1)
+    return best
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(N,) intersection over union of boxes (N, 4) or (4,) with others, one by one."""
+    low, high = np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:])
+    common = np.prod(np.clip(high - low, 0, None), axis=-1)
+    areas = np.prod(a[..., 2:] - a[..., :2], axis=-1) + np.prod(b[..., 2:] - b[..., :2], axis=-1)
+    return common / (areas - common)
 
 
 def _area(recall: np.ndarray, precision: np.ndarray) -> float:
