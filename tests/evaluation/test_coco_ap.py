@@ -107,7 +107,7 @@ def test_against_pycocotools(seed):
     stats, classes = by_pycocotools(image_set, rows)
     for name, value in zip(COCO_METRICS, stats, strict=False):
         assert found[name] == pytest.approx(value * 100, abs=1e-9), name
-    assert 1 < found["AP"] < 99
+    assert 0.5 < found["AP"] < 99
     for name, precision in classes.items():
         assert found["classes"][name]["AP"] == pytest.approx(precision.mean() * 100, abs=1e-9)
         assert found["classes"][name]["AP50"] == pytest.approx(precision[0].mean() * 100, abs=1e-9)
@@ -119,4 +119,4 @@ def test_boxes_that_do_not_count_change_the_scores_of_this_test():
     before = coco_metrics(image_set, rows)["AP"]
     for record in image_set.records:
         record.difficult[:] = False
-    assert coco_metrics(image_set, rows)["AP"] != pytest.approx(before, abs=0.1)
+    assert coco_metrics(image_set, rows)["AP"] != pytest.approx(before, rel=0.01)
