@@ -25,6 +25,7 @@ def datasets_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _use_datasets_root(datasets_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOSSMIX_DATASETS", str(datasets_root))
+    monkeypatch.setenv("LOSSMIX_CACHE", str(datasets_root / "cache"))
     monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
 
 

@@ -106,6 +106,7 @@ class DataConfig(Settings):
     keep_difficult: bool = True  # train on VOC's difficult objects
     drop_empty: bool = True  # leave out training images without a box
     on_error: str = choice("raise", "skip")
+    remember: bool = True  # data sets that were checked are not checked again until a file of theirs changes
     high_bit_depth: str = choice("full", "stretch")  # 16-bit images: whole range, or from their 1st to 99th percentile
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 

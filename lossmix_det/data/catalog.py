@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import importlib
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from lossmix_det.config import Config, DatasetConfig
 from lossmix_det.data import shapes
 from lossmix_det.data.builtin import builtin_datasets, builtin_root, datasets_root
 from lossmix_det.data.formats import FORMATS
 from lossmix_det.data.formats.detectron2 import detectron2_classes, detectron2_names
+from lossmix_det.data.memory import remembered
 from lossmix_det.data.records import ON_ERROR, ImageSet, build, class_names
 from lossmix_det.errors import UserError, first_line, nearest
 
@@ -84,8 +88,20 @@ def load(name: str, config: Config, classes: list[str] | None = None) -> ImageSe
     Raises:
         UserError: something is missing or wrong and ``data.on_error`` is ``raise``.
     """
-    entry, problems = find(name, config), ON_ERROR[config.data.on_error]()
-    file_format = FORMATS[entry.format]
+    entry = find(name, config)
+    asked = {"name": name, "classes": classes or config.data.classes, "on_error": config.data.on_error}
+    return _remembered(entry, config, asked, lambda: _load(name, entry, config, classes))
+
+
+def _remembered(
+    entry: DatasetConfig, config: Config, asked: dict[str, object], check: Callable[[], ImageSet]
+) -> ImageSet:
+    """Checked now, or before."""
+    return remembered(entry, FORMATS[entry.format].sources(entry), asked, check) if config.data.remember else check()
+
+
+def _load(name: str, entry: DatasetConfig, config: Config, classes: list[str] | None) -> ImageSet:
+    problems, file_format = ON_ERROR[config.data.on_error](), FORMATS[entry.format]
     images, numbers = file_format.read(entry, problems)
     if not images:
         raise UserError(f"data set {name!r} lists no image; check its split, {entry.split or 'all annotations'!r}")
@@ -93,7 +109,7 @@ def load(name: str, config: Config, classes: list[str] | None = None) -> ImageSe
     classes = classes or config.data.classes or known or class_names(images)
     _check_names(name, classes, known if file_format.labelled else None)
     result = build(name, images, classes, known, problems, ignore=entry.ignore_classes, labelled=file_format.labelled)
-    if any(image.objects for image in images) and not any(len(record.classes) for record in result.records):
+    if any(image.objects for image in images) and not len(result.records.boxes):
         raise UserError(
             f"data set {name!r} has no box of the classes {', '.join(classes)} that could be used; the first: "
             f"{(problems.skipped or ['left out by ignore_classes'])[0]}"
@@ -120,14 +136,20 @@ def load_target(name: str, config: Config, classes: list[str]) -> ImageSet:
     Raises:
         UserError: there are no images, or one is missing.
     """
-    entry, problems = find(name, config), ON_ERROR[config.data.on_error]()
-    file_format = FORMATS[entry.format]
-    images = file_format.read_images(entry, problems)
+    entry = find(name, config)
+    asked = {"name": name, "classes": classes, "on_error": config.data.on_error, "of": "images"}
+    unlabelled = _remembered(entry, config, asked, lambda: _load_images(name, entry, config, classes))
+    return _with_labels(unlabelled, config) if FORMATS[entry.format].labelled else unlabelled
+
+
+def _load_images(name: str, entry: DatasetConfig, config: Config, classes: list[str]) -> ImageSet:
+    problems = ON_ERROR[config.data.on_error]()
+    images = FORMATS[entry.format].read_images(entry, problems)
     if not images:
         raise UserError(f"data set {name!r} lists no image; check its split, {entry.split or 'all images'!r}")
     unlabelled = build(name, images, classes, None, problems, labelled=False)
     unlabelled.category_ids = list(range(1, len(classes) + 1))
-    return _with_labels(unlabelled, config) if file_format.labelled else unlabelled
+    return unlabelled
 
 
 def _with_labels(unlabelled: ImageSet, config: Config) -> ImageSet:
@@ -135,14 +157,15 @@ def _with_labels(unlabelled: ImageSet, config: Config) -> ImageSet:
     name = unlabelled.name
     try:
         labelled = load(name, config, unlabelled.classes)
-        records = {record.path: record for record in labelled.records}
-        absent = [record.path.name for record in unlabelled.records if record.path not in records]
+        numbers = {labelled.records.name(number): number for number in range(len(labelled))}
+        paths = [unlabelled.records.name(number) for number in range(len(unlabelled))]
+        absent = [Path(path).name for path in paths if path not in numbers]
         if absent:
             raise UserError(f"{len(absent)} of {len(unlabelled)} images have none, {absent[0]} for one")
     except UserError as error:
         log.warning("target %s: its labels cannot be used (%s), so pseudo-labels are not measured", name, error)
         return unlabelled
-    return replace(labelled, records=[records[record.path] for record in unlabelled.records])
+    return replace(labelled, records=labelled.records.take(np.array([numbers[path] for path in paths])))
 
 
 def load_sets(config: Config) -> tuple[list[ImageSet], list[ImageSet]]:
@@ -159,7 +182,7 @@ def load_sets(config: Config) -> tuple[list[ImageSet], list[ImageSet]]:
     for image_set in train:
         if not image_set.labelled:
             raise UserError(f"data set {image_set.name!r} has no labels to train on; take it out of data.train")
-    present = {int(label) for image_set in train for record in image_set.records for label in record.classes}
+    present = set(np.concatenate([image_set.records.classes for image_set in train]).tolist())
     absent = [label for index, label in enumerate(classes) if index not in present]
     where = f"no box in {', '.join(config.data.train)} is of class"
     if absent and (config.data.classes or known_classes(config.data.train[0], config)):

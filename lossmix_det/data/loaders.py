@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from lossmix_det.config import DataConfig
 from lossmix_det.data.augment import Augment, resize
 from lossmix_det.data.images import read
-from lossmix_det.data.records import ImageRecord, ImageSet, Unreadable
+from lossmix_det.data.packed import ImageRecord, Records
+from lossmix_det.data.records import ImageSet, Unreadable
 from lossmix_det.errors import UserError
 from lossmix_det.structures import ImageBatch, Instances, Views, is_wide, smallest_canvas
 
@@ -73,9 +74,9 @@ class TrainingImages(Dataset):
     """
 
     def __init__(self, sets: list[ImageSet], config: DataConfig) -> None:
-        self.records = [record for image_set in sets for record in image_set.records]
+        self.records = Records.cat([image_set.records for image_set in sets])
         if config.drop_empty and any(image_set.labelled for image_set in sets):
-            self.records = [record for record in self.records if teaches(record, config.keep_difficult).any()]
+            self.records = self.records.take(_with_boxes(self.records, config.keep_difficult))
         if not self.records:
             names = ", ".join(image_set.name for image_set in sets)
             raise UserError(f"no image of {names} has a box to learn; see data.keep_difficult and data.drop_empty")
@@ -230,7 +231,7 @@ def training_loader(sets: list[ImageSet], config: DataConfig, **where: int) -> D
         UserError: no image has a box to learn.
     """
     images = TrainingImages(sets, config)
-    sizes = [record.size for record in images.records]
+    sizes = list(map(tuple, images.records.sizes.tolist()))
     sampler = StreamSampler(sizes, config.batch_size, group_by_shape=config.group_by_shape, **where)
     return DataLoader(images, batch_sampler=sampler, collate_fn=collate_views, **_loading(config.workers))
 
@@ -302,8 +303,14 @@ def to_batch(images: list[torch.Tensor], keys: tuple[int, ...] | None = None) ->
     return ImageBatch(pixels, sizes, keys)
 
 
-def teaches(record: ImageRecord, keep_difficult: bool) -> np.ndarray:
-    """Which boxes of an image are trained on, (N,) bool: no crowds, and difficult ones only if wanted."""
+def _with_boxes(records: Records, keep_difficult: bool) -> np.ndarray:
+    """Numbers of the images that have a box to learn."""
+    taught = np.cumsum(np.concatenate([[0], teaches(records, keep_difficult)]))
+    return np.flatnonzero(np.diff(taught[np.concatenate([[0], records.ends])]))
+
+
+def teaches(record: ImageRecord | Records, keep_difficult: bool) -> np.ndarray:
+    """Which boxes of an image, or of all, are trained on, (N,) bool: no crowds, and difficult ones only if wanted."""
     return ~record.crowd if keep_difficult else ~(record.crowd | record.difficult)
 
 

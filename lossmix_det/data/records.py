@@ -10,12 +10,14 @@ import hashlib
 import math
 import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from lossmix_det.data.images import probe
+from lossmix_det.data.packed import ImageRecord, Records
 from lossmix_det.errors import UserError, nearest
 
 ROUNDING = 2.0  # pixels; a box that reaches out of the image by no more was rounded by the annotation tool
@@ -64,37 +66,13 @@ class RawImage:
 
 
 @dataclass
-class ImageRecord:
-    """One checked image.
-
-    Attributes:
-        path: of the image file.
-        image_id: unique in its data set.
-        size: (height, width) in pixels, after EXIF rotation.
-        boxes: (N, 4) float32 ``xyxy`` pixels inside the image.
-        classes: (N,) int64 in 0…K-1.
-        difficult, crowd: (N,) bool, as in `RawObject`.
-        areas: (N,) float64 in square pixels.
-    """
-
-    path: Path
-    image_id: int
-    size: tuple[int, int]
-    boxes: np.ndarray
-    classes: np.ndarray
-    difficult: np.ndarray
-    crowd: np.ndarray
-    areas: np.ndarray
-
-
-@dataclass
 class ImageSet:
     """A loaded data set.
 
     Attributes:
         name: as in the configuration.
         classes: the K names that the detector learns, in order.
-        records: its images.
+        records: its images; a list is packed.
         labelled: whether the boxes are known; else every record is without boxes.
         category_ids: (K) the number of each class in the COCO file, else from 1.
         fingerprint: 16 hexadecimal digits that change with files, sizes, boxes or classes.
@@ -103,11 +81,15 @@ class ImageSet:
 
     name: str
     classes: list[str]
-    records: list[ImageRecord]
+    records: Records
     labelled: bool
     category_ids: list[int]
     fingerprint: str
     problems: Problems
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.records, Records):
+            self.records = Records.pack(self.records)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -211,16 +193,20 @@ def build(
     """
     known_names, ignored = set(known or classes), set(ignore or ())
     left_out: Counter[str] = Counter()
-    records = []
-    for image in images:
-        size = _checked_size(image, problems)
-        if size is None:
-            continue
-        kept = [_checked_object(item, size, known_names, ignored, problems) for item in image.objects]
-        objects = [item for item in kept if item is not None]
-        left_out.update(item.name for item in objects if item.name not in classes)
-        objects = [item for item in objects if item.name in classes]
-        records.append(_record(image, size, objects, classes, len(records) + 1))
+
+    def checked() -> Iterator[ImageRecord]:
+        number = 0
+        for image in images:
+            size = _checked_size(image, problems)
+            if size is None:
+                continue
+            kept = [_checked_object(item, size, known_names, ignored, problems) for item in image.objects]
+            objects = [item for item in kept if item is not None]
+            left_out.update(item.name for item in objects if item.name not in classes)
+            number += 1
+            yield _record(image, size, [item for item in objects if item.name in classes], classes, number)
+
+    records = Records.pack(checked())
     if left_out:
         counts = ", ".join(f"{count} {label}" for label, count in sorted(left_out.items()))
         problems.note(f"{name}: boxes left out because their class is not in data.classes: {counts}")
@@ -300,7 +286,7 @@ def _record(
     )
 
 
-def _fingerprint(records: list[ImageRecord], classes: list[str]) -> str:
+def _fingerprint(records: Records, classes: list[str]) -> str:
     """SHA-256 over names, byte counts, sizes and annotations: 16 digits that are the same wherever the data lies."""
     digest = hashlib.sha256("\n".join(classes).encode())
     for record in records:

@@ -19,7 +19,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from lossmix_det.data.images import read
-from lossmix_det.data.records import ImageRecord, ImageSet
+from lossmix_det.data.packed import ImageRecord
+from lossmix_det.data.records import ImageSet
 from lossmix_det.files import write_atomically
 from lossmix_det.structures import Instances
 

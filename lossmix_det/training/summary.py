@@ -49,7 +49,7 @@ def _data(image_set: ImageSet) -> str:
     text = f"{image_set.name}: {len(image_set)} images"
     if not image_set.labelled:
         return f"{text}, not labelled"
-    return f"{text}, {sum(len(record.boxes) for record in image_set.records)} boxes"
+    return f"{text}, {len(image_set.records.boxes)} boxes"
 
 
 def _model(config: ModelConfig) -> str:

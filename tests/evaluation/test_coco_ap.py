@@ -11,7 +11,8 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from lossmix_det.data.records import ImageRecord, ImageSet, Problems
+from lossmix_det.data.packed import ImageRecord
+from lossmix_det.data.records import ImageSet, Problems
 from lossmix_det.evaluation.coco import COCO_METRICS, coco_metrics
 
 NUMBERS = [7, 3, 90]  # of the classes; not in order

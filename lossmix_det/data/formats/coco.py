@@ -37,6 +37,10 @@ class Coco(Format):
         images = _raw_images(entries, objects, Path(entry.root) / entry.images, problems)
         return images, {name: number for number, name in sorted(names.items())}
 
+    def sources(self, entry: DatasetConfig) -> list[Path]:
+        """The JSON file."""
+        return [_annotation_file(entry)]
+
     def read_images(self, entry: DatasetConfig, problems: Problems) -> list[RawImage]:
         """Every image that the file lists; it need not have annotations or categories.
 

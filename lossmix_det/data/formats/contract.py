@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
 
 from lossmix_det.config import DatasetConfig
 from lossmix_det.data.records import Problems, RawImage
@@ -33,6 +35,13 @@ class Format(ABC):
         Raises:
             UserError: the data set as a whole cannot be read.
         """
+
+    def sources(self, entry: DatasetConfig) -> Iterable[Path] | None:
+        """The files and folders whose size and time tell whether reading would give the same again.
+
+        Images need not be among them. None: that cannot be told, so that the data set is read on every start.
+        """
+        return None
 
     @abstractmethod
     def read_images(self, entry: DatasetConfig, problems: Problems) -> list[RawImage]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from lossmix_det.config import DatasetConfig
@@ -19,6 +21,10 @@ class Folder(Format):
     def read(self, entry: DatasetConfig, problems: Problems) -> tuple[list[RawImage], dict[str, int]]:
         """The images; none has a box."""
         return self.read_images(entry, problems), {}
+
+    def sources(self, entry: DatasetConfig) -> Iterator[Path]:
+        """The folder and its sub-folders, whose time changes as files come and go."""
+        return (Path(folder) for folder, _, _ in os.walk(Path(entry.root) / entry.images))
 
     def read_images(self, entry: DatasetConfig, problems: Problems) -> list[RawImage]:
         """The images.

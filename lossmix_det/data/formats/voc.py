@@ -51,6 +51,15 @@ class Voc(Format):
                 images.append(image)
         return images, {}
 
+    def sources(self, entry: DatasetConfig) -> Iterator[Path]:
+        """The two folders, the list of the split, and every annotation."""
+        folders = _Folders(entry)
+        yield from (folders.images, folders.annotations)
+        if entry.split:
+            yield contained(folders.lists, f"{entry.split}.txt", "split")
+        if folders.annotations.is_dir():
+            yield from sorted(folders.annotations.glob("*.xml"))
+
     def read_images(self, entry: DatasetConfig, problems: Problems) -> list[RawImage]:
         """The images of the split, or every image if there is none.
 
