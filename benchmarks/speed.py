@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.steps import NETWORKS, SIZE, STEPS, Bench
+from benchmarks.steps import LONG_SIDE, NETWORKS, SHORT_SIDE, SIZE, SIZES, STEPS, Bench, pixels_per_pixel, sizes_file
 from benchmarks.timing import command_line, ratio
 from lossmix_det.errors import UserError
 from lossmix_det.files import write_atomically
@@ -27,53 +27,58 @@ class Measured:
 
     seconds: dict[str, list[float]]
     memory: dict[str, float]
+    pixels: float
 
 
-def measure(network: str, overrides: list[str], rounds: int) -> Measured:
+def measure(network: str, overrides: list[str], rounds: int, sizes: str) -> Measured:
     """Take the steps in turns, in another order every round.
 
     Args:
         network: of `NETWORKS`.
         overrides: settings over those above.
         rounds: how often each step is measured.
+        sizes: of `SIZES`.
     """
     names = list(STEPS)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(network, overrides, folder)
+        bench = Bench(network, overrides, folder, sizes)
+        pixels = pixels_per_pixel(bench)
         for step in STEPS.values():
             bench.seconds(step)
         for bench.done in range(rounds):
             first = bench.done % len(names)
             for name in (*names[first:], *names[:first]):
                 seconds[name].append(bench.seconds(STEPS[name]))
-            log.info("%s: round %d of %d", network, bench.done + 1, rounds)
-        memory = MEMORY[bench.fabric.device.type](bench, network, overrides)
-    return Measured(seconds, memory)
+            log.info("%s, %s sizes: round %d of %d", network, sizes, bench.done + 1, rounds)
+        memory = MEMORY[bench.fabric.device.type](bench, network, overrides, sizes)
+    return Measured(seconds, memory, pixels)
 
 
-def _peaks_on_gpu(bench: Bench, network: str, overrides: list[str]) -> dict[str, float]:
+def _peaks_on_gpu(bench: Bench, network: str, overrides: list[str], sizes: str) -> dict[str, float]:
     return {name: bench.gpu_peak(step) for name, step in STEPS.items()}
 
 
-def _peaks_of_processes(bench: Bench, network: str, overrides: list[str]) -> dict[str, float]:
-    return {name: _peak_of_process(network, overrides, name) for name in STEPS}
+def _peaks_of_processes(bench: Bench, network: str, overrides: list[str], sizes: str) -> dict[str, float]:
+    return {name: _peak_of_process(network, overrides, sizes, name) for name in STEPS}
 
 
 # By kind of device: GiB at the peak of each step.
 MEMORY = {"cpu": _peaks_of_processes, "cuda": _peaks_on_gpu}
 
 
-def _peak_of_process(network: str, overrides: list[str], name: str) -> float:
+def _peak_of_process(network: str, overrides: list[str], sizes: str, name: str) -> float:
     """Peak memory of a process of its own, which takes one such step."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
-        return pool.apply(_one_step, (network, overrides, name))
+        return pool.apply(_one_step, (network, overrides, sizes, name))
 
 
-def _one_step(network: str, overrides: list[str], name: str) -> float:
+def _one_step(network: str, overrides: list[str], sizes: str, name: str) -> float:
     with tempfile.TemporaryDirectory() as folder:
-        Bench(network, overrides, folder).seconds(STEPS[name])
+        bench = Bench(network, overrides, folder, sizes)
+        for bench.done in range(2):  # momenta come with the first
+            bench.seconds(STEPS[name])
     return _peak()
 
 
@@ -101,8 +106,11 @@ def measure_speed(options: argparse.Namespace, default_output: Path) -> None:
     except ModuleNotFoundError:
         raise UserError("--suite speed measures beside Detectron2, which is not installed; see the README") from None
     lines = _head(options, detectron2.__version__)
+    sizes_file()  # a missing one is said before anything is measured
     for network in NETWORKS:
-        lines.append(_row(network, measure(network, options.overrides, options.pairs)))
+        for sizes in SIZES:
+            measured = measure(network, options.overrides, options.pairs, sizes)
+            lines.append(_row(f"{network}, {sizes}", measured))
     output = options.output or default_output
     write_atomically(output, "\n".join(lines) + "\n")
     log.info("wrote %s", output)
@@ -118,17 +126,22 @@ def _head(options: argparse.Namespace, detectron2_version: str) -> list[str]:
         command_line("speed", options.pairs, options.overrides),
         "```",
         "",
-        f"torch {torch.__version__}, Detectron2 {detectron2_version}, {device}; B = 2 source and 2 target images "
-        f"of {SIZE[0]}×{SIZE[1]} pixels, weak and strong views, weights at random. The steps take turns on the same "
-        "images and model; medians, and the 10th and 90th percentile of the ratio of each round. Ours keeps its "
-        "convolutions channels last where `train.channels_last` does (left alone: on CPUs), the others in Detectron2's "
-        "own layout. Memory is the peak of "
+        f"torch {torch.__version__}, Detectron2 {detectron2_version}, {device}; B = 2 source and 2 target images, "
+        "weak and strong views, weights at random. "
+        f"*Equal*: all of {SIZE[0]}×{SIZE[1]} pixels. *Real*: sizes drawn from 500 photos of PASCAL VOC and 500 "
+        f"paintings as training draws them, the short side {SHORT_SIDE} pixels, the long one at most {LONG_SIDE}. The "
+        "steps take turns on the same images and model; medians, and the 10th and 90th percentile of the ratio of each "
+        "round. Ours keeps its convolutions channels last where `train.channels_last` does (left alone: on CPUs), the "
+        "others in Detectron2's own layout. Memory is the peak of "
         f"{'the GPU' if torch.cuda.is_available() else 'a process of its own, libraries included'}.",
         "",
         *(f"* {step.text[0].upper()}{step.text[1:]}: *{name}*." for name, step in STEPS.items()),
         "",
-        "| network | floor | ours | ours / floor | adaptive_teacher | adaptive_teacher / ours | memory of each |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "Pixels: those that pass through our student's backbone for each that its images have.",
+        "",
+        "| network, sizes | floor | ours | ours / floor | adaptive_teacher | adaptive_teacher / ours | pixels | "
+        "memory of each |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
 
 
@@ -137,4 +150,5 @@ def _row(network: str, measured: Measured) -> str:
     median = {name: f"{statistics.median(values):.2f} s" for name, values in seconds.items()}
     cells = [network, median["floor"], median["ours"], ratio(seconds["ours"], seconds["floor"])]
     cells += [median["adaptive_teacher"], ratio(seconds["adaptive_teacher"], seconds["ours"])]
+    cells.append(f"{measured.pixels:.2f}")
     return "| " + " | ".join([*cells, " / ".join(f"{memory[name]:.2f}" for name in STEPS) + " GiB"]) + " |"

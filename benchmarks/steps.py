@@ -6,9 +6,12 @@ from.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, repeat
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +19,10 @@ from torch.nn import functional as F
 
 from benchmarks.timing import seconds_of
 from lossmix_det.config import load_config
+from lossmix_det.data.loaders import StreamSampler, to_batch
 from lossmix_det.engines import to_device
-from lossmix_det.structures import ImageBatch, Instances, StepBatch, Views
+from lossmix_det.errors import UserError
+from lossmix_det.structures import ImageBatch, Instances, Size, StepBatch, Views
 from lossmix_det.training.launch import launch
 from lossmix_det.training.optimization import match_layout
 from lossmix_det.training.student import weight_of
@@ -34,7 +39,9 @@ SETTINGS = (
     *("mixing.rule=lossmix", "alignment.parts=[image]", "pseudo_labels.max_per_image=5", "pseudo_labels.score=0.1"),
     *("optimizer.name=sgd", "optimizer.lr=0.0", "train.steps=100000"),
 )
-SIZE = (600, 1200)  # a frame of Cityscapes, as Adaptive Teacher resizes it
+# Half of what Adaptive Teacher trains at, so that a step takes seconds on a CPU.
+SIZE = (300, 600)  # a frame of Cityscapes
+SHORT_SIDE, LONG_SIDE = 300, 667  # of VOC's photos, and of paintings
 CLASS_LOSSES = ("loss_rpn_cls", "loss_cls")
 CHANNELS = {"RGB": [0, 1, 2], "BGR": [2, 1, 0]}  # where Detectron2's input formats take ours from
 
@@ -46,9 +53,10 @@ class Bench:
         network: of `NETWORKS`.
         overrides: of the settings above.
         folder: for what a run writes.
+        sizes: of `SIZES`.
     """
 
-    def __init__(self, network: str, overrides: list[str], folder: str) -> None:
+    def __init__(self, network: str, overrides: list[str], folder: str, sizes: str = "equal") -> None:
         path, options = NETWORKS[network]
         words = ",".join(f"'{word}'" for word in options)
         model = [f"model.detectron2_config={path}", f"model.detectron2_options=[{words}]"]
@@ -59,7 +67,8 @@ class Bench:
         self.state.begin_adaptation(self.fabric)
         self.student, self.teacher = self.state.detector, self.state.teacher.module
         batches = self.trainer.streams.batches(0, lambda: False, set())
-        self.batches = [self._prepared(batch) for batch, _ in islice(batches, 3)]
+        drawn = SIZES[sizes](config.data.batch_size)
+        self.batches = [self._prepared(batch, next(drawn)) for batch, _ in islice(batches, BATCHES)]
         for detector in (self.student, self.teacher):
             _spread_proposals(detector, self.batches[0].target.weak)
         self.done = 0
@@ -109,12 +118,16 @@ class Bench:
         self.state.optimizer.zero_grad(set_to_none=True)
 
     def floor_loss(self, batch: StepBatch) -> torch.Tensor:
-        """Stock losses of the same 3B images; the teacher's detections are not used."""
+        """Stock losses of the same 3B images, on a canvas by domain; the teacher's detections are not used."""
         source, target = batch.source, batch.target
-        images = ImageBatch.cat([view.to_float() for view in (source.strong, source.weak, target.strong)])
         with torch.no_grad():
             self.teacher.model.eval().inference(_inputs(self.teacher, target.weak.to_float()))
-        return self._stock(images, [*source.truths, *source.truths, *target.truths])
+        if {*source.weak.sizes} == {*target.weak.sizes}:
+            images = ImageBatch.cat([view.to_float() for view in (source.strong, source.weak, target.strong)])
+            return self._stock(images, [*source.truths, *source.truths, *target.truths])
+        images = ImageBatch.cat([source.strong.to_float(), source.weak.to_float()])
+        of_source = self._stock(images, [*source.truths, *source.truths])
+        return (2 * of_source + self._stock(target.strong.to_float(), list(target.truths))) / 3
 
     def adaptive_teacher_loss(self, batch: StepBatch) -> torch.Tensor:
         """The order and the number of passes of Li et al. (CVPR 2022), as their code runs them after burn-in.
@@ -163,26 +176,76 @@ class Bench:
             losses = self.student.model(_inputs(self.student, images, truths))
         return sum(value for name, value in losses.items() if boxes or name in CLASS_LOSSES)
 
-    def _prepared(self, batch: StepBatch) -> StepBatch:
-        """All images alike in size, so that no step pads more than another."""
-        views = (batch.source, batch.target)
-        return StepBatch(*(_enlarged(view).to(self.fabric.device) for view in views if view))
+    def _prepared(self, batch: StepBatch, sizes: tuple[list[Size], list[Size]]) -> StepBatch:
+        """The images enlarged to the sizes that the steps are compared on, those of the source and of the target."""
+        pairs = zip((batch.source, batch.target), sizes, strict=True)
+        return StepBatch(*(_enlarged(views, to).to(self.fabric.device) for views, to in pairs))
 
 
-def _enlarged(views: Views) -> Views:
-    height, width = SIZE
+def _enlarged(views: Views, sizes: list[Size]) -> Views:
     images, truths = [], []
     for view in (views.weak, views.strong):
         crops = [
             view.to_float().pixels[index : index + 1, :, :rows, :columns]
             for index, (rows, columns) in enumerate(view.sizes)
         ]
-        pixels = torch.cat([F.interpolate(crop, SIZE, mode="bilinear") for crop in crops])
-        images.append(ImageBatch(pixels, (SIZE,) * len(view), view.keys))
-    for truth, (rows, columns) in zip(views.truths, views.weak.sizes, strict=True):
+        pixels = [F.interpolate(crop, size, mode="bilinear")[0] for crop, size in zip(crops, sizes, strict=True)]
+        images.append(to_batch(pixels, view.keys))
+    for truth, (rows, columns), (height, width) in zip(views.truths, views.weak.sizes, sizes, strict=True):
         scale = torch.tensor([width / columns, height / rows] * 2)
         truths.append(Instances(truth.boxes * scale, truth.classes))
     return Views(*images, tuple(truths))
+
+
+def _equal_sizes(count: int) -> Iterator[tuple[list[Size], list[Size]]]:
+    return repeat(([SIZE] * count, [SIZE] * count))
+
+
+def _real_sizes(count: int) -> Iterator[tuple[list[Size], list[Size]]]:
+    """Of VOC's photos and of paintings, drawn as training draws them."""
+    content = json.loads(sizes_file().read_text())
+    photos, paintings = ([_resized(*size) for size in content[key]] for key in ("voc", "paintings"))
+    source, target = StreamSampler(photos, count, seed=0), StreamSampler(paintings, count, seed=0, stream=1)
+    target.meets = source
+    for batch, other in zip(source, target, strict=False):
+        yield [photos[draw.index] for draw in batch], [paintings[draw.index] for draw in other]
+
+
+def _resized(height: int, width: int) -> Size:
+    scale = min(SHORT_SIDE / min(height, width), LONG_SIDE / max(height, width))
+    return round(height * scale), round(width * scale)
+
+
+def sizes_file() -> Path:
+    """Where 500 (height, width) each of VOC's photos and of paintings are listed, as ``voc`` and ``paintings``.
+
+    Raises:
+        UserError: they are not there.
+    """
+    path = Path(os.environ.get("LOSSMIX_SHARED_DATA", "../shared/data")) / "sizes.json"
+    if not path.is_file():
+        raise UserError(f"{path}: no list of real sizes; set LOSSMIX_SHARED_DATA to the folder that holds sizes.json")
+    return path
+
+
+# By name: an endless supply of (height, width) of B source and B target images.
+SIZES: dict[str, Callable[[int], Iterator[tuple[list[Size], list[Size]]]]] = {
+    "equal": _equal_sizes,
+    "real": _real_sizes,
+}
+BATCHES = 8  # that the steps take turns on
+
+
+def pixels_per_pixel(bench: Bench) -> float:
+    """Pixels that pass through the student's backbone for each pixel that its images have, mixed ones included."""
+    computed = present = 0
+    for step, batch in enumerate(bench.batches):
+        bench.state.step = step  # every step draws another mix
+        student_batch = bench.trainer.compose(batch.to(bench.fabric.device))
+        for canvas in bench.student.lay_out(student_batch.images):
+            computed += len(canvas.indices) * canvas.images.pixels[0, 0].numel()
+        present += sum(height * width for height, width in student_batch.images.sizes)
+    return computed / present
 
 
 @torch.no_grad()
@@ -227,7 +290,9 @@ class Step:
 
 
 STEPS = {
-    "floor": Step("plain Detectron2 step on 3B student images, and detection by a teacher on B", Bench.floor),
+    "floor": Step(
+        "plain Detectron2 step on 3B student images in batches by domain, and detection by a teacher on B", Bench.floor
+    ),
     "ours": Step("our step: LossMix, alignment, average, 3B student images, B for the teacher", Bench.ours, True),
     "adaptive_teacher": Step(
         "Adaptive Teacher's structure: four student forwards, 5B images, B for the teacher", Bench.adaptive_teacher

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 
@@ -20,12 +21,17 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def small(monkeypatch):
+def small(monkeypatch, tmp_path):
     path, _ = steps.NETWORKS["R50-FPN"]
     words = [*SMALLER["r50_fpn"], "MODEL.ROI_BOX_HEAD.FC_DIM", "16", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "16"]
     for module in (speed, steps):
         monkeypatch.setattr(module, "NETWORKS", {"small": (path, words)})
     monkeypatch.setattr(steps, "SIZE", (64, 96))
+    monkeypatch.setattr(steps, "SHORT_SIDE", 64)
+    monkeypatch.setattr(steps, "LONG_SIDE", 160)
+    sizes = {"voc": [[375, 500], [333, 500], [500, 375]], "paintings": [[700, 500], [500, 500], [400, 650]]}
+    (tmp_path / "sizes.json").write_text(json.dumps(sizes))
+    monkeypatch.setenv("LOSSMIX_SHARED_DATA", str(tmp_path))
     monkeypatch.setattr(speed, "_peak_of_process", lambda *_: 1.5)
 
 
@@ -85,9 +91,29 @@ def test_the_page_has_a_row_per_network_and_its_command(small, tmp_path):
     assert main(["--suite", "speed", "--pairs", "2", "--output", str(tmp_path / "x.md")]) == 0
     text = (tmp_path / "x.md").read_text()
     assert "python tools/benchmark.py --suite speed --pairs 2" in text
-    (row,) = [line for line in text.splitlines() if line.startswith("| small")]
-    assert row.endswith("| 1.50 / 1.50 / 1.50 GiB |")
-    assert row.count("(") == 2
+    rows = [line for line in text.splitlines() if line.startswith("| small")]
+    assert [row.split(" | ")[0] for row in rows] == ["| small, equal", "| small, real"]
+    for row in rows:
+        assert row.endswith("| 1.50 / 1.50 / 1.50 GiB |")
+        assert row.count("(") == 2
+        assert 1.0 <= float(row.split(" | ")[-2]) < 1.6
+
+
+def test_real_sizes_are_those_of_the_list_and_meet_in_shape(small, tmp_path):
+    bench = steps.Bench("small", [], str(tmp_path / "run"), "real")
+    shapes = []
+    for batch in bench.batches:
+        shapes += [[view.sizes for view in (views.weak, views.strong)] for views in (batch.source, batch.target)]
+        assert torch.isfinite(bench.floor_loss(batch))
+    assert {min(size) for views in shapes for sizes in views for size in sizes} == {64}
+    assert {size for views in shapes for sizes in views for size in sizes} >= {(90, 64), (64, 104), (64, 96), (64, 85)}
+    assert all(weak == strong for weak, strong in shapes)
+
+
+def test_without_a_list_of_sizes_it_is_one_sentence(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("LOSSMIX_SHARED_DATA", str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="no list of real sizes; set LOSSMIX_SHARED_DATA"):
+        speed.measure_speed(argparse.Namespace(pairs=1, overrides=[], output=None), tmp_path / "x.md")
 
 
 def test_without_detectron2_it_is_one_sentence(monkeypatch, tmp_path):
