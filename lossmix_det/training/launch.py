@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import urlparse
@@ -64,6 +66,7 @@ def launch(config: Config, processes: Processes = ONE_PROCESS) -> Fabric:
     device = AUTOMATIC.get(config.train.device, lambda: config.train.device)()
     kind = DEVICES[device]
     kind.check(config, processes)
+    give_memory_back()
     _check_counts(processes)
     _check_batches(config, processes)
     _set_rendezvous(processes)
@@ -78,6 +81,19 @@ def launch(config: Config, processes: Processes = ONE_PROCESS) -> Fabric:
     if not fabric.is_global_zero:  # what goes wrong everywhere is said once
         logging.getLogger("lossmix_det").setLevel(logging.ERROR)
     return fabric
+
+
+def give_memory_back() -> None:
+    """Let glibc return tensors of 4 MiB and more to the system as they are freed.
+
+    Left alone it comes to keep all below 32 MiB, in pieces between what is still needed, so that every step takes new
+    memory beside the old. Who sets glibc's own variable has decided already; elsewhere nothing is done.
+    """
+    if platform.libc_ver()[0] == "glibc" and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MAPPED)
+
+
+M_MMAP_THRESHOLD, MAPPED = -3, 4 << 20  # mallopt's name for the least size that is mapped, and that size in bytes
 
 
 def _check_cpu(config: Config, processes: Processes) -> None:

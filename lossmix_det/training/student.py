@@ -62,10 +62,15 @@ class StudentStep(nn.Module):
                 )
 
     def forward(self, batch: StudentBatch) -> dict[str, Tensor]:
-        """Losses by ``<kind>/<loss>``, summed over the supervisions of a kind; terms of weight 0 are left out."""
+        """Losses by ``<kind>/<loss>``, summed over the supervisions of a kind.
+
+        Terms of weight 0 are left out, and a kind whose every term has weight 0 is not computed.
+        """
         encoding = self.detector.encode(batch.images)
         losses: dict[str, Tensor] = {}
         for kind, supervisions in batch.supervisions.items():
+            if not any(self.weight(f"{kind}/{name}") for name in self.detector.loss_names):
+                continue
             for supervision in supervisions:
                 for name, value in self.detector.losses(encoding, supervision, batch.soft_teacher).items():
                     key = f"{kind}/{name}"

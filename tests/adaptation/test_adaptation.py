@@ -313,6 +313,18 @@ def test_pseudo_boxes_are_float32_under_bf16(tmp_path):
     assert not torch.equal(boxes, boxes.bfloat16().float())
 
 
+def test_a_kind_of_weight_zero_is_not_computed(tmp_path, monkeypatch):
+    it = adapting(tmp_path, "train.loss_weights={target: 0.0}", "mixing.probability=0.0", "pseudo_labels.score=0.0")
+    student_batch = it.compose(batch())
+    assert student_batch.supervisions["target"]
+    scored = []
+    losses = it.state.detector.losses
+    monkeypatch.setattr(it.state.detector, "losses", lambda *given: scored.append(given[1]) or losses(*given))
+    found = it.state.student_step(student_batch)
+    assert {name.split("/")[0] for name in found} == {"source"}
+    assert scored == student_batch.supervisions["source"]
+
+
 def test_bf16_trains_with_everything_on(tmp_path):
     it = trainer(tmp_path, *ADAPT, *ALIGN, "train.precision=bf16", "mixing.rule=lossmix", "adaptation.burn_in_steps=2")
     assert it.train()

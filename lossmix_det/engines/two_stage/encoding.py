@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -40,21 +41,31 @@ class ScoredProposals:
 
     def __init__(self, counts: list[int], share: bool) -> None:
         self.counts, self.share = counts, share
-        self.rows: dict[int, Tensor] = {}
+        self.starts = [0, *accumulate(counts)]  # of the proposals of each image, among those of all
+        self.known: Tensor | None = None  # row of each proposal, -1 for those not scored yet
         self.size = 0
         self.outputs: list[Scores] = []
 
-    def rows_of(self, image: int, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows of the outputs for the boxes of an image, and which of the boxes are yet to be scored, in this order."""
-        count = self.counts[image]
-        known = self.rows.setdefault(image, index.new_full((count,), -1))
-        proposal = index < count
-        row = torch.where(proposal, known[index.clamp(max=count - 1)], -1) if count else torch.full_like(index, -1)
+    def rows_of(self, images: Sequence[int], index: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Rows of the outputs for boxes, image after image, and which of the boxes are yet to be scored, in this order.
+
+        Args:
+            images: numbers of some images.
+            index: for each of them (S,) which of its proposals the boxes are; beyond them: other boxes.
+        """
+        flat = torch.cat(list(index))
+        if self.known is None:
+            self.known = flat.new_full((self.starts[-1] + 1,), -1)
+        pairs = list(zip(images, index, strict=True))
+        proposal = torch.cat([of_image < self.counts[image] for image, of_image in pairs])
+        offset = torch.cat([torch.full_like(of_image, self.starts[image]) for image, of_image in pairs])
+        place = torch.where(proposal, flat + offset, self.starts[-1])  # the last place is that of all other boxes
+        row = torch.where(proposal, self.known[place], -1)
         new = row < 0 if self.share else torch.ones_like(proposal)
-        added = int(new.sum())
-        row[new] = torch.arange(self.size, self.size + added, device=index.device)
-        known[index[new & proposal]] = row[new & proposal]
-        self.size += added
+        numbers = self.size + new.cumsum(0) - 1
+        row = torch.where(new, numbers, row)
+        self.known[place] = row
+        self.size += int(new.sum())
         return row, new
 
 

@@ -34,10 +34,10 @@ class RankedSampler(BalancedPositiveNegativeSampler):
         return [positive for positive, _ in chosen], [negative for _, negative in chosen]
 
     def _choose(self, label: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
-        positive, negative = label >= 1, label == 0
-        positives = min(int(positive.sum()), int(self.batch_size_per_image * self.positive_fraction))
-        negatives = min(int(negative.sum()), self.batch_size_per_image - positives)
-        return _lowest(ranks, positive, positives), _lowest(ranks, negative, negatives)
+        limit = int(self.batch_size_per_image * self.positive_fraction)
+        positives = _lowest(ranks, label >= 1, limit)
+        negatives = _lowest(ranks, label == 0, self.batch_size_per_image, self.batch_size_per_image - positives.sum())
+        return positives, negatives
 
 
 def random_ranks(keys: Sequence[int], places: Tensor) -> Tensor:
@@ -65,7 +65,14 @@ def _shifted(bits: Tensor, count: int) -> Tensor:
     return (bits >> count) & ((1 << (64 - count)) - 1)
 
 
-def _lowest(ranks: Tensor, candidates: Tensor, count: int) -> Tensor:
-    """Mask of the ``count`` candidates of the lowest ranks."""
-    chosen = torch.topk(torch.where(candidates, ranks, NEVER), count, largest=False).indices
-    return torch.zeros_like(candidates).index_fill_(0, chosen, True)
+def _lowest(ranks: Tensor, candidates: Tensor, most: int, count: Tensor | None = None) -> Tensor:
+    """Mask of the candidates of the lowest ranks: ``most``, or fewer if ``count`` says so, or there are no more.
+
+    How many there are is never asked for on the CPU, which would wait for a GPU.
+    """
+    most = min(most, len(ranks))
+    lowest, chosen = torch.topk(torch.where(candidates, ranks, NEVER), most, largest=False)
+    kept = lowest < NEVER
+    if count is not None:
+        kept &= torch.arange(most, device=ranks.device) < count
+    return torch.zeros_like(candidates).scatter_(0, chosen, kept)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -88,15 +89,16 @@ class Stage(ABC):
         self.sampler.ranks = ranks
         matches = [self.match(candidates, truth) for candidates, truth in zip(boxes, truths, strict=True)]
         labels = [torch.where(match >= 0, 1.0, torch.where(match == BACKGROUND, 0.0, -1.0)) for match in matches]
-        positive, negative = self.sampler(labels)
-        chosen = [torch.where((pos > 0) | (neg > 0))[0] for pos, neg in zip(positive, negative, strict=True)]
+        masks = [(pos > 0) | (neg > 0) for pos, neg in zip(*self.sampler(labels), strict=True)]
+        chosen = indices_of(masks)
         return chosen, [match[index] for match, index in zip(matches, chosen, strict=True)]
 
     def _wanted(self, truths: list[Tensor], matches: list[Tensor], boxes: list[Tensor]) -> Tensor:
         """(F, 4) offsets from the foreground anchors or proposals to the boxes that they were matched to."""
-        taught = [truth[match[match >= 0]] for truth, match in zip(truths, matches, strict=True)]
-        foreground = [box[match >= 0] for box, match in zip(boxes, matches, strict=True)]
-        return self.offsets(torch.cat(taught), torch.cat(foreground))
+        starts = accumulate([0, *(len(truth) for truth in truths[:-1])])
+        among_all = torch.cat([match + start for match, start in zip(matches, starts, strict=True)])
+        foreground = (torch.cat(matches) >= 0).nonzero()[:, 0]  # a GPU is waited for once
+        return self.offsets(torch.cat(truths)[among_all[foreground]], torch.cat(boxes)[foreground])
 
     def _weigh(self, supervision: Supervision, matches: list[Tensor], foreground: Tensor) -> Samples:
         counts = torch.tensor([len(match) for match in matches])
@@ -230,13 +232,13 @@ class SecondStage(Stage):
             chosen: per image the indices of the boxes among its proposals (beyond them: of the truth) and the boxes.
         """
         scored = encoding.scored
-        rows, unscored = [], [proposals.new_zeros((0, 4)) for proposals in encoding.proposals]
-        for image, (index, boxes) in chosen.items():
-            row, new = scored.rows_of(image, index)
-            rows.append(row)
-            unscored[image] = boxes[new]
+        images, (index, boxes) = list(chosen), zip(*chosen.values(), strict=True)
+        row, new = scored.rows_of(images, index)
+        unscored = [proposals.new_zeros((0, 4)) for proposals in encoding.proposals]
+        wanted = indices_of(list(new.split([len(of_image) for of_image in index])))
+        for image, of_image, places in zip(images, boxes, wanted, strict=True):
+            unscored[image] = of_image[places]
         scored.outputs.append(self.score(encoding, unscored))
-        row = torch.cat(rows)
         return Scores(*(torch.cat(outputs)[row] for outputs in zip(*scored.outputs, strict=True)))
 
     def _soften(
@@ -269,6 +271,14 @@ class SecondStage(Stage):
         offsets[mask] = _of_class(deltas, label[mask]).to(offsets)
         foreground = label != self.background
         return replace(samples, foreground=foreground), label, offsets[foreground]
+
+
+def indices_of(masks: list[Tensor]) -> list[Tensor]:
+    """Where each (A,) mask is true; a GPU is waited for once, not once for each."""
+    counts = torch.stack([mask.sum() for mask in masks]).tolist()
+    starts = accumulate([0, *(len(mask) for mask in masks[:-1])])
+    found = torch.cat(masks).nonzero()[:, 0].split(counts)
+    return [index - start for index, start in zip(found, starts, strict=True)]
 
 
 def _in_teachers_encoding(
