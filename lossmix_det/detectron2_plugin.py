@@ -123,9 +123,10 @@ def mix_inputs(inputs: list[dict], recipe: Recipe, rng: np.random.Generator) -> 
     batch = ImageBatch.cat(
         [ImageBatch(each["image"][None].float(), (tuple(each["image"].shape[1:]),)) for each in inputs]
     )
-    mix = recipe.draw(batch, Among(len(batch), batch.sizes), rng)
+    truths = [_truth(each["instances"]) for each in inputs]
+    mix = recipe.draw(batch, Among(len(batch), batch.sizes), rng, truths)
     mixed = blend(batch, mix)
-    supervisions = recipe.supervise([_truth(each["instances"]) for each in inputs], mix, mixed)
+    supervisions = recipe.supervise(truths, mix, mixed)
     result = []
     for index, each in enumerate(inputs):
         height, width = mixed.sizes[index]

@@ -156,6 +156,11 @@ class ImageBatch:
     def __len__(self) -> int:
         return len(self.pixels)
 
+    @property
+    def canvas(self) -> Size:
+        """(height, width) that all images lie on."""
+        return self.pixels.shape[2], self.pixels.shape[3]
+
     def to(self, device: torch.device | str) -> ImageBatch:
         """The same images on another device."""
         return replace(self, pixels=moved_to(self.pixels, device))

@@ -12,6 +12,7 @@ import torch
 from runs import trainer
 from torch import nn
 from torch.nn import functional as F
+from torch.testing import assert_close
 
 from lossmix_det.engines import Detector, Encoding
 from lossmix_det.engines.backbones import BACKBONES, Backbone
@@ -19,6 +20,7 @@ from lossmix_det.engines.contract import Export
 from lossmix_det.engines.torchvision import DETECTORS
 from lossmix_det.errors import UserError
 from lossmix_det.mixing import MIXERS, RULES, WEIGHTINGS, Mix
+from lossmix_det.mixing.saliency import SALIENCIES
 from lossmix_det.structures import Instances
 
 pytestmark = pytest.mark.slow
@@ -65,14 +67,33 @@ def test_soft_labels_of_a_moved_source_are_learned_from(tmp_path, monkeypatch):
 
 
 def test_an_unknown_mixer_is_told_those_there_are(tmp_path):
-    with pytest.raises(UserError, match=r"mixing.mixer='mixop' is not one of mixup \(did you mean 'mixup'\?\)"):
+    with pytest.raises(UserError, match=rf"'mixop' is not one of {', '.join(MIXERS)} \(did you mean 'mixup'\?\)"):
         trainer(tmp_path, "mixing.mixer=mixop")
 
 
-def test_a_mixer_that_needs_saliency_is_told_that_there_is_none(tmp_path, monkeypatch):
-    monkeypatch.setitem(MIXERS, "salient", type("Salient", (Halves,), {"needs_saliency": True}))
-    with pytest.raises(UserError, match="mixing.mixer=salient needs saliency, of which there is no source yet"):
-        trainer(tmp_path, "mixing.mixer=salient")
+@pytest.mark.parametrize("saliency", SALIENCIES)
+def test_a_mixer_that_needs_saliency_is_given_that_of_every_image(tmp_path, monkeypatch, saliency):
+    seen = []
+
+    class Salient(Halves):
+        needs_saliency = True
+
+        def draw(self, pool, partners, saliency, rng):
+            seen.append((pool, saliency))
+            return super().draw(pool, partners, None, rng)
+
+    monkeypatch.setitem(MIXERS, "salient", Salient)
+    it = trainer(tmp_path, *ADAPTING, "mixing.mixer=salient", f"mixing.saliency={saliency}")
+    assert it.train()
+    for pool, maps in seen:
+        assert len(maps) == len(pool)
+        assert (maps >= 0).all()
+        assert_close(maps.sum((1, 2)), torch.ones(len(pool)))
+
+
+def test_an_unknown_saliency_is_told_those_there_are(tmp_path):
+    with pytest.raises(UserError, match=r"mixing.saliency='box'.* is not one of spectral, boxes"):
+        trainer(tmp_path, "mixing.mixer=sage", "mixing.saliency=box")
 
 
 class TwoLevels(nn.Module):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lossmix_det.structures import ImageBatch
+from lossmix_det.structures import ImageBatch, Size
 
 SUM_TOLERANCE = 1e-5
 
@@ -108,7 +108,7 @@ def blend(pool: ImageBatch, mix: Mix) -> ImageBatch:
     """Mix images: x~ = Σ_k share_k · x_k, by mask where there is one.
 
     All are aligned at the top-left corner and zero-filled (Zhang et al., arXiv 1902.04103). The mixed image is as large
-    as the largest of its visible sources. A share of 1 gives that source itself, bit for bit, at its own size.
+    as what is seen of its sources. A share of 1 gives that source itself, bit for bit, at its own size.
 
     Args:
         pool: float pixels; every image that may be a source, on one canvas.
@@ -129,7 +129,9 @@ def blend(pool: ImageBatch, mix: Mix) -> ImageBatch:
         share = weights[:, k] if not k else torch.where(seen > 0, weights[:, k] / seen, 0.0)
         pixels = torch.lerp(pixels, images[k], share)
     keys = None if pool.keys is None else tuple(pool.keys[index] for index in mix.sources[:, 0].tolist())
-    return ImageBatch(pixels, _mixed_sizes(pool, mix), keys)
+    mixed = ImageBatch(pixels, _mixed_sizes(pool, mix), keys)
+    # What was moved, or masked in whole cells, may reach out of the image.
+    return mixed if mix.masks is None else replace(mixed, pixels=torch.where(mixed.valid(), pixels, 0.0))
 
 
 def _source(pool: ImageBatch, mix: Mix, k: int, device: torch.device) -> Tensor:
@@ -151,15 +153,25 @@ def _moved(image: Tensor, down: int, right: int) -> Tensor:
 
 
 def _mixed_sizes(pool: ImageBatch, mix: Mix) -> tuple[tuple[int, int], ...]:
-    """(height, width) of each mixed image: that of the largest visible source."""
-    canvas = pool.pixels.shape[2:]
-    offsets = [[(0, 0)] * mix.shares.shape[1]] * len(mix) if mix.offsets is None else mix.offsets.tolist()
+    """(height, width) of each mixed image: where what is seen of its sources ends."""
+    canvas, (count, sources) = pool.canvas, mix.shares.shape
+    offsets = [[(0, 0)] * sources] * count if mix.offsets is None else mix.offsets.tolist()
+    masked = [[canvas] * sources] * count if mix.masks is None else _mask_ends(mix.masks, canvas)
     sizes = []
-    for sources, shares, moved in zip(mix.sources.tolist(), mix.shares.tolist(), offsets, strict=True):
-        visible = [
-            (pool.sizes[index], by) for index, share, by in zip(sources, shares, moved, strict=True) if share > 0
-        ]
-        ends = [[size[side] + math.ceil(by[side]) for side in (0, 1)] for size, by in visible]
+    for row in zip(mix.sources.tolist(), mix.shares.tolist(), offsets, masked, strict=True):
+        visible = [(pool.sizes[index], by, end) for index, share, by, end in zip(*row, strict=True) if share > 0]
+        ends = [[min(size[side] + math.ceil(by[side]), end[side]) for side in (0, 1)] for size, by, end in visible]
         # Where nothing visible is left on the canvas, one black pixel is.
         sizes.append(tuple(min(max(1, *(end[side] for end in ends)), canvas[side]) for side in (0, 1)))
     return tuple(sizes)
+
+
+def _mask_ends(masks: Tensor, canvas: Size) -> list[list[Size]]:
+    """(down, right) in pixels where the mask of each source of each image ends."""
+    ends = []
+    for side, other in ((2, 3), (3, 2)):
+        seen = (masks > 0).any(dim=other)  # (B, K, cells)
+        cells = torch.arange(1, masks.shape[side] + 1, device=masks.device)
+        last = (seen * cells).amax(2)
+        ends.append([[math.ceil(end * canvas[side - 2] / masks.shape[side]) for end in row] for row in last.tolist()])
+    return [list(zip(*pair, strict=True)) for pair in zip(*ends, strict=True)]

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from lossmix_det.config import MixingConfig
 from lossmix_det.mixing.blend import Mix
-from lossmix_det.mixing.weightings import Weighting, by_share
+from lossmix_det.mixing.weightings import Weighting, by_share, clipped_to_mask
 from lossmix_det.structures import ImageBatch, Instances, Supervision
 
 
@@ -61,6 +61,7 @@ def supervise(
     images: ImageBatch,
     rule: Rule,
     weighting: Weighting = by_share,
+    least_visible: float = 0.0,
 ) -> list[Supervision]:
     """The supervisions of a mixed batch; an unmixed image is taught its own truth with its own weight under every rule.
 
@@ -73,6 +74,8 @@ def supervise(
         images: after mixing.
         rule: of `RULES`.
         weighting: of `WEIGHTINGS`.
+        least_visible: of boxes under masks, those of which a smaller share is seen are dropped, and the others clipped
+            to what is seen of them; 0: all stay as they are.
 
     Raises:
         ValueError: the mix names an image that the pool does not have.
@@ -84,6 +87,7 @@ def supervise(
     sources = []
     for k in range(mix.sources.shape[1]):
         supervision = _moved(pool.take(mix.sources[:, k].tolist()), mix, k, images)
+        supervision = _seen(supervision, mix, k, images, least_visible)
         visible = weighting(mix, k, supervision.truths, images)
         sources.append(Source(supervision, mix.shares[:, k], visible))
     return rule(sources, mix.mixed)
@@ -95,6 +99,17 @@ def _moved(supervision: Supervision, mix: Mix, k: int, images: ImageBatch) -> Su
         return supervision
     moved = zip(supervision.truths, mix.offsets[:, k].tolist(), images.sizes, strict=True)
     return replace(supervision, truths=tuple(truth.moved(offset, size) for truth, offset, size in moved))
+
+
+def _seen(supervision: Supervision, mix: Mix, k: int, images: ImageBatch, least: float) -> Supervision:
+    """The truths of the k-th sources of mixed images, as far as their masks let them be seen."""
+    if mix.masks is None or not least:
+        return supervision
+    truths = [
+        clipped_to_mask(truth, mask, images.canvas, least) if is_mixed else truth
+        for truth, mask, is_mixed in zip(supervision.truths, mix.masks[:, k], mix.mixed.tolist(), strict=True)
+    ]
+    return replace(supervision, truths=tuple(truths))
 
 
 class LossMix:

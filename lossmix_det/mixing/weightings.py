@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from lossmix_det.mixing.blend import Mix
-from lossmix_det.structures import ImageBatch, Instances
+from lossmix_det.structures import ImageBatch, Instances, Size
 
 # From a mix, the number of a source, its truths (where they are now) and the mixed images, to how much of each box is
 # seen: (N,) in [0, 1] for each image, or None where that is the share of the source.
@@ -51,6 +52,35 @@ def mean_inside(mask: Tensor, boxes: Tensor) -> Tensor:
     x1, x2, y1, y2 = x1.clamp(max=width), x2.clamp(max=width), y1.clamp(max=height), y2.clamp(max=height)
     inside = up_to(x2, y2) - up_to(x1, y2) - up_to(x2, y1) + up_to(x1, y1)
     return (inside / ((x2 - x1) * (y2 - y1)).clamp(min=1e-12)).clamp(0, 1)
+
+
+def clipped_to_mask(truth: Instances, mask: Tensor, canvas: Size, least: float) -> Instances:
+    """Boxes of which enough is seen, each clipped to the smallest box around what is seen of it.
+
+    Args:
+        truth: N boxes in pixels.
+        mask: (h, w) of their source, over the canvas.
+        canvas: (height, width) in pixels.
+        least: the mean of the mask inside a box, under which the box is dropped; a box of which nothing is seen always.
+    """
+    if not len(truth):
+        return truth
+    scale = truth.boxes.new_tensor([mask.shape[1] / canvas[1], mask.shape[0] / canvas[0]] * 2)
+    mask = mask.to(truth.boxes.device)
+    cells = truth.boxes * scale
+    visible = mean_inside(mask, cells.double())
+    low, high = cells[:, :2].floor().long().clamp(min=0), cells[:, 2:].ceil().long()
+    clipped = cells.clone()
+    for index, ((left, top), (right, bottom)) in enumerate(zip(low.tolist(), high.tolist(), strict=True)):
+        inside = mask[top:bottom, left:right] > 0
+        rows, columns = inside.any(1).nonzero(), inside.any(0).nonzero()
+        if len(rows):
+            limits = [left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1]
+            limits = torch.stack([limit.reshape(()) for limit in limits]).to(cells)
+            clipped[index, :2] = torch.maximum(cells[index, :2], limits[:2])
+            clipped[index, 2:] = torch.minimum(cells[index, 2:], limits[2:])
+    boxes = torch.where(clipped == cells, truth.boxes, clipped / scale)  # what is not cut stays to the last bit
+    return replace(truth, boxes=boxes)[(visible >= least) & (visible > 0)]
 
 
 WEIGHTINGS: dict[str, Weighting] = {"share": by_share, "visibility": by_visibility}

@@ -60,10 +60,11 @@ class SourceOnly:
             if view is None:
                 continue
             pool = view.to_float()
-            mixes = name in self.views
-            mix = self.recipe.draw(pool, Among(len(pool), pool.sizes), rng) if mixes else self.recipe.unmixed(len(pool))
+            truths, mix = batch.source.truths or (), self.recipe.unmixed(len(pool))
+            if name in self.views:
+                mix = self.recipe.draw(pool, Among(len(pool), pool.sizes), rng, truths)
             images.append(blend(pool, mix))
-            supervisions.append(self.recipe.supervise(batch.source.truths or (), mix, images[-1]))
+            supervisions.append(self.recipe.supervise(truths, mix, images[-1]))
         joined = [Supervision.cat(of_views) for of_views in zip(*supervisions, strict=True)]
         return StudentBatch(ImageBatch.cat(images), {"source": joined}, [len(view) for view in images])
 
@@ -161,7 +162,7 @@ class BurnIn:
             targets = len(pool.images) - pool.sources
             both, sizes = self._target_slots(name), pool.images.sizes
             pairing = AcrossDomains(pool.sources, targets, self.pairs, both=both, sizes=sizes)
-            mix = self.recipe.draw(pool.images, pairing, rng)
+            mix = self.recipe.draw(pool.images, pairing, rng, pool.supervision.truths)
         mix, weights = self._weigh_unknown(mix, pool)
         images = blend(pool.images, mix)
         # Where the partner has nothing to teach in any rule, the rule is that of an unmixed image.

@@ -1,0 +1,72 @@
+"""CutMix (Yun et al., ICCV 2019): a box of the partner is pasted at the same place."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lossmix_det.config import MixingConfig
+from lossmix_det.mixing.blend import Mix
+from lossmix_det.structures import ImageBatch, Size
+
+CELL = 4  # pixels; boxes lie on a grid, so that masks are small
+
+
+class CutMix:
+    """λ ~ Beta(α, α), moved into ``lam_range``; a box of √(1 - λ) of each side of the area that both images cover.
+
+    Its centre is uniform there, and it is clipped to that area, so that no padding is pasted. The image keeps its size;
+    its share is what the box leaves of it.
+
+    Args:
+        config: ``alpha``, and ``lam_range`` [low, high].
+    """
+
+    partners = 1
+    needs_saliency = False
+
+    def __init__(self, config: MixingConfig) -> None:
+        self.alpha, self.lam_range = config.alpha, config.lam_range
+
+    def draw(self, pool: ImageBatch, partners: np.ndarray, saliency: Tensor | None, rng: np.random.Generator) -> Mix:
+        """As `Mixer.draw`."""
+        low, high = self.lam_range
+        count = len(partners)
+        lam = low + (high - low) * rng.beta(self.alpha, self.alpha, count)
+        places = rng.random((count, 2))
+        canvas, cell = pool.canvas, grid_cell(pool.canvas)
+        masks = torch.zeros(count, 2, canvas[0] // cell, canvas[1] // cell)
+        masks[:, 0] = 1.0
+        shares = torch.tensor([[1.0, 0.0]]).repeat(count, 1)
+        for index, partner in enumerate(partners[:, 0].tolist()):
+            size = pool.sizes[index]
+            frame = [min(side, other) // cell for side, other in zip(size, pool.sizes[partner], strict=True)]
+            centre = self._centre(places[index], frame, cell, None if saliency is None else saliency[partner], canvas)
+            top, left, bottom, right = box_around(centre, frame, float(np.sqrt(1 - lam[index])))
+            masks[index, 0, top:bottom, left:right] = 0.0
+            masks[index, 1, top:bottom, left:right] = 1.0
+            shares[index, 1] = min((bottom - top) * (right - left) * cell**2 / (size[0] * size[1]), 1.0)
+        shares[:, 0] = 1 - shares[:, 1]
+        sources = np.concatenate([np.arange(count)[:, None], partners], axis=1)
+        return Mix(torch.from_numpy(sources), shares, masks)
+
+    def _centre(
+        self, place: np.ndarray, frame: list[int], cell: int, saliency: Tensor | None, canvas: Size
+    ) -> tuple[float, float]:
+        """(row, column) of the middle of the box, in cells; uniform over the area that both images cover."""
+        return float(place[0] * frame[0]), float(place[1] * frame[1])
+
+
+def grid_cell(canvas: Size) -> int:
+    """Pixels to a cell; the canvas is a multiple of it."""
+    return CELL if not (canvas[0] % CELL or canvas[1] % CELL) else 1
+
+
+def box_around(centre: tuple[float, float], frame: list[int], share: float) -> tuple[int, int, int, int]:
+    """(top, left, bottom, right) of a box of a share of each side of a frame, clipped to it; whole cells."""
+    edges = []
+    for middle, side in zip(centre, frame, strict=True):
+        length = share * side
+        edges.append((max(round(middle - length / 2), 0), min(round(middle + length / 2), side)))
+    return edges[0][0], edges[1][0], edges[0][1], edges[1][1]

@@ -1,0 +1,25 @@
+"""SaliencyMix (Uddin et al., ICLR 2021): CutMix whose box is centred on the most salient place of the partner."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from lossmix_det.mixing.mixers.cutmix import CutMix
+from lossmix_det.structures import Size
+
+
+class SaliencyMix(CutMix):
+    """Every image has a box of its own; the authors' code finds one for the whole batch."""
+
+    needs_saliency = True
+
+    def _centre(
+        self, place: np.ndarray, frame: list[int], cell: int, saliency: Tensor, canvas: Size
+    ) -> tuple[float, float]:
+        """The middle of the most salient cell of the area that both images cover."""
+        rows, columns = saliency.shape
+        scale = canvas[0] / rows / cell, canvas[1] / columns / cell  # cells of the mask to one of the saliency
+        height, width = (max(int(side / by), 1) for side, by in zip(frame, scale, strict=True))
+        row, column = divmod(int(saliency[:height, :width].flatten().argmax()), width)
+        return (row + 0.5) * scale[0], (column + 0.5) * scale[1]

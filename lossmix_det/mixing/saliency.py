@@ -1,0 +1,91 @@
+"""Where an image is worth looking at, on a coarse grid over the canvas, as `mixing.saliency` names it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lossmix_det.structures import ImageBatch, Instances, Size
+
+MOST_CELLS = 48  # along the longer side of the canvas
+CELLS = (1, 2, 4, 8, 16, 32)  # sides of a cell in pixels; canvases are multiples of the last
+BLUR = (0.05, 0.25, 0.4, 0.25, 0.05)  # a Gaussian of σ = 1 cell, over five cells
+
+# From P images on one canvas and their truths, (P, h, w) ≥ 0, zero outside of each image; sums to 1 over each that has
+# a whole cell.
+Saliency = Callable[[ImageBatch, Sequence[Instances]], Tensor]
+
+
+def cell_of(canvas: Size) -> int:
+    """The side in pixels of a cell of the grid over a canvas."""
+    return next((cell for cell in CELLS if max(canvas) <= MOST_CELLS * cell), CELLS[-1])
+
+
+def spectral(images: ImageBatch, truths: Sequence[Instances]) -> Tensor:
+    """The spectral residual (Hou & Zhang, CVPR 2007): what is left of the log spectrum without its local mean."""
+    cell = cell_of(images.canvas)
+    grey = F.avg_pool2d(images.pixels.float().mean(1, keepdim=True), cell, ceil_mode=True, count_include_pad=False)[
+        :, 0
+    ]
+    maps = torch.zeros_like(grey)
+    for index, (rows, columns) in enumerate(_whole_cells(images.sizes, cell)):
+        if not rows * columns:
+            continue
+        spectrum = torch.fft.fft2(grey[index, :rows, :columns])
+        amplitude = spectrum.abs().clamp(min=1e-3).log()
+        residual = amplitude - _mean3(amplitude)
+        found = torch.fft.ifft2(torch.polar(residual.exp(), spectrum.angle())).abs().square()
+        maps[index, :rows, :columns] = _blurred(found)
+    return _normalised(maps, images.sizes, cell)
+
+
+def boxes(images: ImageBatch, truths: Sequence[Instances]) -> Tensor:
+    """Truths or pseudo-labels as soft boxes: a Gaussian of half their sides over each; images without one are even."""
+    cell = cell_of(images.canvas)
+    height, width = (-(-side // cell) for side in images.canvas)
+    device = images.pixels.device
+    y, x = ((torch.arange(count, device=device) + 0.5) * cell for count in (height, width))
+    maps = torch.zeros(len(images), height, width, device=device)
+    for of_image, truth in zip(maps, truths, strict=True):
+        x1, y1, x2, y2 = truth.boxes.to(device).float().unbind(1)
+        rows, columns = (
+            torch.exp(-0.5 * ((places - (low + high)[:, None] / 2) / ((high - low)[:, None] / 2).clamp(min=1e-3)) ** 2)
+            for places, low, high in ((y, y1, y2), (x, x1, x2))
+        )
+        of_image += torch.einsum("nh,nw->hw", rows, columns)
+    return _normalised(maps, images.sizes, cell)
+
+
+SALIENCIES: dict[str, Saliency] = {"spectral": spectral, "boxes": boxes}
+
+
+def _whole_cells(sizes: Sequence[Size], cell: int) -> list[Size]:
+    """(rows, columns) of the cells that lie wholly inside each image."""
+    return [(height // cell, width // cell) for height, width in sizes]
+
+
+def _normalised(maps: Tensor, sizes: Sequence[Size], cell: int) -> Tensor:
+    """Zero outside of the whole cells of each image, and of sum 1; even where nothing is salient."""
+    result = torch.zeros_like(maps)
+    for index, (rows, columns) in enumerate(_whole_cells(sizes, cell)):
+        inside = maps[index, :rows, :columns]
+        total = inside.sum()
+        even = torch.full_like(inside, 1 / max(rows * columns, 1))
+        result[index, :rows, :columns] = torch.where(total > 1e-12, inside / total.clamp(min=1e-12), even)
+    return result
+
+
+def _mean3(values: Tensor) -> Tensor:
+    """Mean over 3×3 of a spectrum, which goes round."""
+    return F.avg_pool2d(F.pad(values[None, None], (1, 1, 1, 1), mode="circular"), 3, stride=1)[0, 0]
+
+
+def _blurred(values: Tensor) -> Tensor:
+    kernel = values.new_tensor(BLUR)
+    kernel = (kernel[:, None] * kernel)[None, None]
+    edge = torch.ones_like(values)  # beyond the edge there is nothing, which is not counted
+    both = F.conv2d(torch.stack([values, edge])[:, None], kernel, padding=2)[:, 0]
+    return both[0] / both[1]
