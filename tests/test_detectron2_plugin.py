@@ -224,7 +224,8 @@ def test_pixels_truths_and_names_of_a_mixed_batch():
 
 @pytest.mark.parametrize(
     ("mixer", "rule"),
-    [("mixup", "union"), ("mixup", "own"), ("mixup", "lossmix_instance"), ("halves", "lossmix"), ("halves", "union")],
+    [("mixup", "union"), ("mixup", "own"), ("mixup", "lossmix_instance"), ("halves", "lossmix"), ("halves", "union")]
+    + [("cutmix", "lossmix"), ("sage", "lossmix_instance"), ("saliencymix", "union")],
 )
 def test_other_rules_and_mixers_are_those_of_the_engine(monkeypatch, mixer, rule):
     """The same mixed images, scored by the engine against the supervisions that the rule gives."""

@@ -168,10 +168,10 @@ class MixingConfig(Settings):
     """How images are mixed, and what a mixed image is taught."""
 
     mixer: str = "mixup"  # how pixels are mixed: mixup, cutmix, saliencymix, sage
-    saliency: str = choice("spectral", "boxes")  # saliencymix, sage: by the image's spectrum, or by its boxes
-    least_visible: float = number(0.1, 0, 1)  # under masks, boxes of which a smaller share is seen are dropped
     rule: str = choice("lossmix", "lossmix_instance", "union", "own", gone=GONE_RULES)  # what a mixed image is taught
     weighting: str = choice("share", "visibility")  # a truth weighs its share of the image, or a box what is seen of it
+    saliency: str = choice("spectral", "boxes")  # saliencymix, sage: by the image's spectrum, or by its boxes
+    least_visible: float = number(0.1, 0, 1)  # under masks, boxes of which a smaller share is seen are dropped
     alpha: float = number(1.0, 1e-3, 1e3)  # lam ~ Beta(alpha, alpha)
     probability: float = number(0.5, 0, 1)  # share of the images that are mixed
     burn_in_probability: float | None = number(None, 0, 1)  # the same in burn-in; null: probability

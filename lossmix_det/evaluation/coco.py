@@ -36,7 +36,7 @@ def coco_metrics(image_set: ImageSet, detections: list[dict[str, Any]]) -> dict[
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(_truth(image_set))
         detected = truth.loadRes([dict(row) for row in detections]) if detections else _no_detections(image_set)
-        evaluation = _IgnoringDifficult(truth, detected, "bbox")
+        evaluation = _IgnoringDifficult(truth, detected, "bbox", print_function=lambda line: None)
         evaluation.params.catIds = image_set.category_ids
         evaluation.evaluate()
         evaluation.accumulate()

@@ -35,7 +35,8 @@ def spectral(images: ImageBatch, truths: Sequence[Instances]) -> Tensor:
         if not rows * columns:
             continue
         spectrum = torch.fft.fft2(grey[index, :rows, :columns])
-        amplitude = spectrum.abs().clamp(min=1e-3).log()
+        amplitude = spectrum.abs()
+        amplitude = amplitude.clamp(min=1e-3 * float(amplitude.mean()) + 1e-12).log()
         residual = amplitude - _mean3(amplitude)
         found = torch.fft.ifft2(torch.polar(residual.exp(), spectrum.angle())).abs().square()
         maps[index, :rows, :columns] = _blurred(found)

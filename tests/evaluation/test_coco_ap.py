@@ -121,3 +121,10 @@ def test_boxes_that_do_not_count_change_the_scores_of_this_test():
     for record in image_set.records:
         record.difficult[:] = False
     assert coco_metrics(image_set, rows)["AP"] != pytest.approx(before, rel=0.01)
+
+
+def test_scoring_prints_and_logs_nothing(capsys, caplog):
+    caplog.set_level("INFO")
+    coco_metrics(*random_set(1))
+    assert capsys.readouterr() == ("", "")
+    assert not caplog.records
