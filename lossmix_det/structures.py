@@ -351,9 +351,9 @@ def moved_to(values: Tensor, device: torch.device | str) -> Tensor:
     return values.to(device, non_blocking=values.is_pinned())
 
 
-def rounded(side: int) -> int:
+def rounded(side: int, multiple: int = STRIDE) -> int:
     """The side of the smallest canvas that holds an image's side."""
-    return -(-side // STRIDE) * STRIDE
+    return -(-side // multiple) * multiple
 
 
 def is_wide(size: Size) -> bool:
@@ -361,9 +361,9 @@ def is_wide(size: Size) -> bool:
     return size[1] > size[0]
 
 
-def smallest_canvas(sizes: Sequence[Size]) -> Size:
-    """(height, width) of the smallest canvas that holds images of these sizes."""
-    height, width = (rounded(max(sides)) for sides in zip(*sizes, strict=True))
+def smallest_canvas(sizes: Sequence[Size], multiple: int = STRIDE) -> Size:
+    """(height, width) of the smallest canvas that holds images of these sizes, multiples of a number of pixels."""
+    height, width = (rounded(max(sides), multiple) for sides in zip(*sizes, strict=True))
     return height, width
 
 

@@ -14,7 +14,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from lossmix_det.structures import ImageBatch, Size, rounded, smallest_canvas
+from lossmix_det.structures import STRIDE, ImageBatch, Size, rounded, smallest_canvas
 
 # Pixels whose computing takes as long as one more run of the network, by kind of device. On CPUs a run costs little
 # beyond its pixels. On GPUs it is some hundred launches of kernels; this number is an estimate, and not measured yet.
@@ -41,31 +41,36 @@ class Canvas:
     images: ImageBatch
 
 
-def few(images: ImageBatch) -> list[Canvas]:
+def few(images: ImageBatch, multiple: int = STRIDE) -> list[Canvas]:
     """The canvases that were planned, else those that take least to compute."""
     groups: dict[Size, list[int]] = {}
-    for index, canvas in enumerate(images.canvases or plan(images)):
+    for index, canvas in enumerate(images.canvases or plan(images, multiple)):
         groups.setdefault(canvas, []).append(index)
     if len(groups) == 1 and tuple(images.pixels.shape[2:]) in groups:
         return one(images)
     return [Canvas(tuple(group), images.take(group).cropped(*canvas)) for canvas, group in groups.items()]
 
 
-def one(images: ImageBatch) -> list[Canvas]:
+def one(images: ImageBatch, multiple: int = STRIDE) -> list[Canvas]:
     """The one that the batch is on."""
     return [Canvas(tuple(range(len(images))), images)]
 
 
-Layout = Callable[[ImageBatch], list[Canvas]]
+Layout = Callable[[ImageBatch, int], list[Canvas]]  # the sides of a canvas are multiples of that number of pixels
 LAYOUTS: dict[str, Layout] = {"few": few, "one": one}
 
 
-def plan(images: ImageBatch) -> tuple[Size, ...]:
-    """The canvas of each image, so that all take least to compute; that of the batch where nothing is to be gained."""
+def plan(images: ImageBatch, multiple: int = STRIDE) -> tuple[Size, ...]:
+    """The canvas of each image, so that all take least to compute; that of the batch where nothing is to be gained.
+
+    Args:
+        images: of any sizes.
+        multiple: that the sides of a canvas are of, as the network needs.
+    """
     cost = COST_OF_A_CANVAS.get(images.pixels.device.type, COST_OF_A_CANVAS["cuda"])
-    groups = partition(images.sizes, cost)
+    groups = partition(images.sizes, cost, multiple)
     height, width = images.pixels.shape[2:]
-    canvases = {group: smallest_canvas([images.sizes[index] for index in group]) for group in groups}
+    canvases = {group: smallest_canvas([images.sizes[index] for index in group], multiple) for group in groups}
     computed = sum(len(group) * rows * columns for group, (rows, columns) in canvases.items())
     if len(images) * height * width - computed < cost:
         return ((height, width),) * len(images)
@@ -73,19 +78,20 @@ def plan(images: ImageBatch) -> tuple[Size, ...]:
     return tuple(by_image[index] for index in range(len(images)))
 
 
-def partition(sizes: Sequence[Size], cost: float) -> list[tuple[int, ...]]:
+def partition(sizes: Sequence[Size], cost: float, multiple: int = STRIDE) -> list[tuple[int, ...]]:
     """Images by canvas: the least Σ pixels + ``cost`` · canvases, among neighbours in one of `ORDERS`.
 
     Args:
         sizes: (height, width) of each image.
         cost: of a canvas, in pixels.
+        multiple: that the sides of a canvas are of.
     """
     orders = [sorted(range(len(sizes)), key=lambda index, key=key: key(sizes[index])) for key in ORDERS]
-    _, groups = min((_best_cuts(order, sizes, cost) for order in orders), key=lambda found: found[0])
+    _, groups = min((_best_cuts(order, sizes, cost, multiple) for order in orders), key=lambda found: found[0])
     return sorted(tuple(sorted(group)) for group in groups)
 
 
-def _best_cuts(order: list[int], sizes: Sequence[Size], cost: float) -> tuple[float, list[list[int]]]:
+def _best_cuts(order: list[int], sizes: Sequence[Size], cost: float, multiple: int) -> tuple[float, list[list[int]]]:
     """Cut a row of images into the runs that cost least; the cost, and the runs."""
     least, starts = [0.0], [0]
     for end in range(1, len(order) + 1):
@@ -93,7 +99,7 @@ def _best_cuts(order: list[int], sizes: Sequence[Size], cost: float) -> tuple[fl
         best = math.inf
         for first in reversed(range(end)):
             height, width = max(height, sizes[order[first]][0]), max(width, sizes[order[first]][1])
-            total = least[first] + (end - first) * rounded(height) * rounded(width) + cost
+            total = least[first] + (end - first) * rounded(height, multiple) * rounded(width, multiple) + cost
             if total <= best:  # of what costs the same, the fewest canvases
                 best, start = total, first
         least.append(best)

@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lossmix_det.config import ModelConfig
 from lossmix_det.engines import canvases
 from lossmix_det.errors import UserError
-from lossmix_det.structures import ImageBatch, Instances, Size, Supervision
+from lossmix_det.structures import STRIDE, ImageBatch, Instances, Size, Supervision
 
 
 class Encoding:
@@ -63,6 +63,7 @@ class Detector(nn.Module, ABC):
     norm: str  # of its backbone, as in `model.norm`
     loss_names: tuple[str, ...]
     layout: canvases.Layout = staticmethod(canvases.few)  # of `LAYOUTS`, as `model.canvases` names it
+    multiple: int = STRIDE  # pixels that the sides of a canvas are multiples of
 
     @abstractmethod
     def encode(self, images: ImageBatch) -> Encoding:
@@ -97,7 +98,7 @@ class Detector(nn.Module, ABC):
     def lay_out(self, images: ImageBatch) -> list[canvases.Canvas]:
         """The canvases that a batch passes through the network on; one where a norm learns from all of the batch."""
         learns = any(isinstance(part, _BatchNorm) and part.training for part in self.model.modules())
-        return canvases.one(images) if learns else self.layout(images)
+        return canvases.one(images) if learns else self.layout(images, self.multiple)
 
     def detect(self, images: ImageBatch) -> list[Instances]:
         """Detections of each image in its own pixels, best first; in inference mode, whatever the module's mode."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from lossmix_det.engines import SoftTeacher
 from lossmix_det.engines.canvases import plan
-from lossmix_det.structures import Domains, ImageBatch, Supervision
+from lossmix_det.structures import STRIDE, Domains, ImageBatch, Supervision
 
 
 class StudentBatch:
@@ -33,17 +33,21 @@ class StudentBatch:
         self.images, self.supervisions, self.blocks = images, supervisions, blocks or [len(images)]
         self.domains, self.soft_teacher = domains, soft_teacher
 
-    def split(self, count: int) -> list[StudentBatch]:
+    def split(self, count: int, multiple: int = STRIDE) -> list[StudentBatch]:
         """Cut into micro-batches that are alike in kind, for gradient accumulation.
 
         Every image stays on the canvas that is planned for the whole batch, so that its losses stay what they are.
+
+        Args:
+            count: of micro-batches.
+            multiple: of pixels, as `Detector.multiple`.
 
         Raises:
             ValueError: a block is no multiple of ``count``.
         """
         if count == 1:
             return [self]
-        planned = replace(self.images, canvases=plan(self.images))
+        planned = replace(self.images, canvases=plan(self.images, multiple))
         return [self._micro_batch(planned, number, count) for number in range(count)]
 
     def _micro_batch(self, images: ImageBatch, number: int, count: int) -> StudentBatch:

@@ -141,7 +141,7 @@ class Trainer:
     def learn(self, batch: StepBatch) -> dict[str, float]:
         """Teach the student one batch; a batch whose loss is not finite teaches nothing and is counted."""
         student_batch = self.compose(batch.to(self.fabric.device))
-        losses = self._accumulate(student_batch.split(self.config.train.accumulate))
+        losses = self._accumulate(student_batch.split(self.config.train.accumulate, self.state.detector.multiple))
         norm = self._descend() if losses is not None else math.nan
         self.state.optimizer.zero_grad(set_to_none=True)
         with warnings.catch_warnings():  # of a first step that was skipped

@@ -48,6 +48,7 @@ class Detectron2RCNN(TwoStageDetector):
         self.roi = Detectron2RoI(heads, config.normalizer)
         self.roi_width = heads.box_predictor.cls_score.in_features
         self.layout = LAYOUTS[config.canvases]
+        self.multiple = max(self.model.backbone.size_divisibility, 1)  # C4 networks take any size
 
     def encode_canvas(self, images: ImageBatch) -> EncodedCanvas:
         """As `TwoStageDetector.encode_canvas`."""
