@@ -13,6 +13,7 @@ import io
 import json
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -33,8 +34,13 @@ SETTLED = 2.0  # seconds; a file that is younger may be written once more withou
 
 def memory_folder() -> Path:
     """$LOSSMIX_CACHE, else ``lossmix_det`` in the user's folder for what can be made again."""
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("LOSSMIX_CACHE") or Path(caches) / "lossmix_det")
+    own, caches = os.environ.get("LOSSMIX_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    if own or caches:
+        return Path(own) if own else Path(caches) / "lossmix_det"
+    try:
+        return Path.home() / ".cache" / "lossmix_det"
+    except RuntimeError:  # a user without a home, as in some containers
+        return Path(tempfile.gettempdir()) / "lossmix_det"
 
 
 def remembered(

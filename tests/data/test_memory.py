@@ -192,3 +192,13 @@ def test_the_folder_may_be_named(monkeypatch):
     monkeypatch.delenv("LOSSMIX_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     assert memory.memory_folder() == Path("/somewhere/lossmix_det")
+
+
+def test_a_user_without_a_home_has_a_folder_too(monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("LOSSMIX_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert memory.memory_folder().name == "lossmix_det"
