@@ -62,23 +62,28 @@ def remembered(
         return check()
     key = json.dumps([__version__, str(Path(entry.root).resolve()), dataclasses.asdict(entry), asked], sort_keys=True)
     path = memory_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
+    started = time.time()
     stamps = _stamps(map(os.fspath, sources))
     known = _recall(path, stamps)
     if known is not None:
         return known
     found = check()
     if not found.problems.skipped and stamps is not None:  # what was left out may be mended elsewhere
-        _remember(path, found, stamps)
+        _remember(path, found, stamps, started)
     return found
 
 
 def _stamps(paths: Iterable[str]) -> np.ndarray | None:
-    """(n, 2) size and time of each file; None if one is missing."""
+    """(n, 3) size, time of the content and time of the entry of each file; None if one is missing.
+
+    The last cannot be set back, as copying with times does with the other.
+    """
     try:
         found = [os.stat(path) for path in paths]
     except OSError:
         return None
-    return np.array([(stat.st_size, stat.st_mtime_ns) for stat in found], dtype=np.int64).reshape(-1, 2)
+    stamps = [(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for stat in found]
+    return np.array(stamps, dtype=np.int64).reshape(-1, 3)
 
 
 def _image_stamps(records: Records) -> np.ndarray | None:
@@ -106,9 +111,12 @@ def _same(before: np.ndarray, now: np.ndarray | None) -> bool:
     return now is not None and np.array_equal(before, now)
 
 
-def _remember(path: Path, found: ImageSet, stamps: np.ndarray) -> None:
+def _remember(path: Path, found: ImageSet, stamps: np.ndarray, started: float) -> None:
     images = _image_stamps(found.records)
-    if images is None or max(stamps[:, 1].max(initial=0), images[:, 1].max(initial=0)) / 1e9 > time.time() - SETTLED:
+    if images is None:
+        return
+    latest = max(stamps[:, 1].max(initial=0), images[:, 1].max(initial=0)) / 1e9
+    if latest > started - SETTLED:  # written while it was checked, or so shortly before that it may be again
         return
     about = {key: getattr(found, key) for key in ("name", "classes", "labelled", "category_ids", "fingerprint")}
     arrays = {spec.name: getattr(found.records, spec.name) for spec in dataclasses.fields(Records)}

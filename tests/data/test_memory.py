@@ -101,7 +101,19 @@ def remove_annotation(folder: Path) -> None:
     (folder / "Annotations" / "two.xml").unlink()
 
 
-@pytest.mark.parametrize("change", [add_annotation, change_box, touch_image, enlarge_image, remove_annotation])
+def replace_unseen(folder: Path) -> None:
+    """The same size and time, as after a copy that keeps times."""
+    path = folder / "Annotations" / "one.xml"
+    before, text = path.stat(), path.read_text()
+    path.write_text(text.replace("<xmin>", "<xmin>1", 1).replace("<annotation>\n", "<annotation>", 1))
+    assert path.stat().st_size == before.st_size
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+CHANGES = [add_annotation, change_box, touch_image, enlarge_image, remove_annotation, replace_unseen]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_every_change_is_noticed(voc_folder, probed, change):
     settle(voc_folder)
     load("mine", voc(voc_folder))
@@ -137,6 +149,38 @@ def test_other_settings_are_other_data_sets(voc_folder):
     assert (shifted[:, 0] == load("mine", voc(voc_folder)).records.boxes[:, 0] + 1).all()
     target = load_target("mine", voc(voc_folder), ["cat", "dog"])
     assert same(target, load_target("mine", voc(voc_folder), ["cat", "dog"]))
+
+
+def test_a_change_in_a_sub_folder_is_noticed(voc_folder):
+    write_image(voc_folder / "JPEGImages" / "sub" / "a.jpg")
+    path = voc_folder / "Annotations" / "sub" / "a.xml"
+    path.parent.mkdir()
+    path.write_text(voc_xml(voc_object("cat", 5, 5, 20, 30)))
+    (voc_folder / "ImageSets" / "Main").mkdir(parents=True, exist_ok=True)
+    (voc_folder / "ImageSets" / "Main" / "nested.txt").write_text("sub/a\n")
+    settle(voc_folder)
+    words = ["datasets.mine.split=nested"]
+    assert load("mine", voc(voc_folder, *words)).records.boxes.tolist() == [[4, 4, 20, 30]]
+    path.write_text(voc_xml(voc_object("cat", 5, 5, 60, 30)))
+    assert load("mine", voc(voc_folder, *words)).records.boxes.tolist() == [[4, 4, 60, 30]]
+
+
+def test_what_is_written_while_it_is_checked_is_not_trusted(voc_folder, monkeypatch):
+    """However long the check goes on after that."""
+    settle(voc_folder)
+    probe, clock = records.probe, time.time
+
+    def probe_and_replace(path):
+        found = probe(path)
+        write_image(voc_folder / "JPEGImages" / "one.png", 90, 70)
+        monkeypatch.setattr(memory.time, "time", lambda: clock() + 60)
+        return found
+
+    monkeypatch.setattr(records, "probe", probe_and_replace)
+    load("mine", voc(voc_folder))
+    monkeypatch.setattr(records, "probe", probe)
+    with pytest.raises(UserError, match="says 60×40 pixels, but one.png has 90×70"):
+        load("mine", voc(voc_folder))
 
 
 def test_files_that_were_just_written_are_not_trusted(voc_folder, probed):

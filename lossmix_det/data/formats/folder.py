@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from lossmix_det.config import DatasetConfig
@@ -22,9 +21,9 @@ class Folder(Format):
         """The images; none has a box."""
         return self.read_images(entry, problems), {}
 
-    def sources(self, entry: DatasetConfig) -> Iterator[Path]:
+    def sources(self, entry: DatasetConfig) -> list[Path]:
         """The folder and its sub-folders, whose time changes as files come and go."""
-        return (Path(folder) for folder, _, _ in os.walk(Path(entry.root) / entry.images))
+        return sorted(Path(folder) for folder, _, _ in os.walk(Path(entry.root) / entry.images))
 
     def read_images(self, entry: DatasetConfig, problems: Problems) -> list[RawImage]:
         """The images.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,13 +53,14 @@ class Voc(Format):
         return images, {}
 
     def sources(self, entry: DatasetConfig) -> Iterator[Path]:
-        """The two folders, the list of the split, and every annotation."""
+        """The folders with their sub-folders, the list of the split, and every annotation."""
         folders = _Folders(entry)
-        yield from (folders.images, folders.annotations)
         if entry.split:
             yield contained(folders.lists, f"{entry.split}.txt", "split")
-        if folders.annotations.is_dir():
-            yield from sorted(folders.annotations.glob("*.xml"))
+        yield folders.annotations  # also where it is missing
+        for root in (folders.images, folders.annotations):
+            yield from sorted(Path(folder) for folder, _, _ in os.walk(root, followlinks=True))
+        yield from sorted(folders.annotations.rglob("*.xml"))
 
     def read_images(self, entry: DatasetConfig, problems: Problems) -> list[RawImage]:
         """The images of the split, or every image if there is none.

@@ -83,9 +83,9 @@ class AnchorGrid:
 
     @property
     def strides(self) -> list[int]:
-        """Pixels between the cells of each level; a power of two, because a level may reach over the canvas."""
+        """Pixels between the cells of each level: the nearest power of two, because levels round up or down."""
         return [
-            2 ** math.ceil(math.log2(max(side / cells for side, cells in zip(self.canvas, level, strict=False))))
+            2 ** round(math.log2(max(side / cells for side, cells in zip(self.canvas, level, strict=False))))
             for level in self.levels
         ]
 
@@ -197,6 +197,11 @@ class TwoStageEncoding(Encoding):
     def deltas(self) -> Tensor:
         """(Σ A, 4) predicted offsets of these anchors."""
         return torch.cat([canvas.deltas.flatten(0, 1) for canvas in self.canvases])
+
+    @cached_property
+    def anchor_boxes(self) -> Tensor:
+        """(Σ A, 4) these anchors."""
+        return torch.cat([boxes for canvas in self.canvases for boxes in canvas.anchors])
 
     @cached_property
     def starts(self) -> Tensor:

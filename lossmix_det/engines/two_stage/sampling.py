@@ -41,7 +41,7 @@ class RankedSampler(BalancedPositiveNegativeSampler):
 
 
 def random_ranks(keys: Sequence[int], places: Tensor) -> Tensor:
-    """(B, A) float32 in [0, 1): uniform, fixed by a key per image and a number per candidate, alike on every device.
+    """(B, A) float32 in [0, 1]: uniform, fixed by a key per image and a number per candidate, alike on every device.
 
     Args:
         keys: B whole numbers.

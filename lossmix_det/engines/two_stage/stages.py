@@ -135,7 +135,7 @@ class FirstStage(Stage):
         soft = soft_samples(supervision, samples.images)
         if soft is not None and soft_teacher is not None:
             there = _in_teachers_encoding(encoding, soft_teacher.encoding, soft, samples.images, index)
-            _ask_about_anchors(soft_teacher, there, foreground, objectness, offsets)
+            self._ask_about_anchors(soft_teacher, soft, there, foreground, torch.cat(anchors), objectness, offsets)
         self._tell(Scored(foreground, len(active)))
         rows = encoding.anchor_rows(samples.images, index)
         logits = encoding.objectness[rows].float()
@@ -145,6 +145,29 @@ class FirstStage(Stage):
             weighted_sum(class_loss, samples.class_weights, samples.normalizers),
             self._weighted_box_loss(predicted, offsets, samples),
         )
+
+    def _ask_about_anchors(
+        self,
+        teacher: SoftTeacher,
+        soft: SoftSamples,
+        there: Tensor,
+        foreground: Tensor,
+        anchors: Tensor,
+        objectness: Tensor,
+        offsets: Tensor,
+    ) -> None:
+        """Write the teacher's objectness (S,), and its offsets (F, 4) where a truth was matched, over the hard ones.
+
+        The teacher's anchor may lie a little beside the student's (S, 4): torchvision spaces those of its coarsest
+        level by the canvas, and images are moved by less than a cell. The offsets lead to the same box.
+        """
+        seen = there >= 0
+        logits = teacher.encoding.objectness[there[seen]]
+        objectness[seen] = (logits.float() / teacher.temperature).sigmoid()
+        both = seen & foreground
+        theirs = teacher.encoding.anchor_boxes[there[both]] + soft.offsets[both].flip(1).repeat(1, 2)
+        shift = self.offsets(theirs, anchors[both])
+        offsets[seen[foreground]] = teacher.encoding.deltas[there[both]].to(offsets) + shift.to(offsets)
 
 
 class SecondStage(Stage):
@@ -299,26 +322,14 @@ def _among(values: Tensor, numbers: tuple[int, ...]) -> Tensor:
     return torch.isin(values, torch.tensor(numbers, device=values.device))
 
 
-def _ask_about_anchors(
-    teacher: SoftTeacher, there: Tensor, foreground: Tensor, objectness: Tensor, offsets: Tensor
-) -> None:
-    """Write the teacher's objectness (S,), and its offsets (F, 4) where a truth was matched, over the hard ones."""
-    seen = there >= 0
-    logits = teacher.encoding.objectness[there[seen]]
-    objectness[seen] = (logits.float() / teacher.temperature).sigmoid()
-    both = seen & foreground
-    offsets[seen[foreground]] = teacher.encoding.deltas[there[both]].to(offsets)
-
-
 def _in_teachers_images(encoding: TwoStageEncoding, soft: SoftSamples, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(S,) mask of the samples that the teacher can see, the image of each of those, and their boxes in it."""
-    mask, numbers = soft.mask, soft.images
-    if soft.moved:
-        boxes = boxes - soft.offsets.flip(1).repeat(1, 2)
-        sizes = torch.tensor(encoding.images.sizes, device=boxes.device)[numbers.clamp(min=0)]
-        limits = sizes.flip(1).repeat(1, 2).to(boxes)
-        boxes = torch.minimum(boxes.clamp(min=0), limits)
-        mask = mask & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    numbers = soft.images
+    boxes = boxes - soft.offsets.flip(1).repeat(1, 2)
+    sizes = torch.tensor(encoding.images.sizes, device=boxes.device)[numbers.clamp(min=0)]
+    limits = sizes.flip(1).repeat(1, 2).to(boxes)  # a mixed image may be larger than the one that the teacher saw
+    boxes = torch.minimum(boxes.clamp(min=0), limits)
+    mask = soft.mask & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
     return mask, numbers[mask], boxes[mask]
 
 
