@@ -64,6 +64,7 @@ class Detector(nn.Module, ABC):
     loss_names: tuple[str, ...]
     layout: canvases.Layout = staticmethod(canvases.few)  # of `LAYOUTS`, as `model.canvases` names it
     multiple: int = STRIDE  # pixels that the sides of a canvas are multiples of
+    left_out: frozenset[str] = frozenset()  # losses that nobody wants, which need not be computed
 
     @abstractmethod
     def encode(self, images: ImageBatch) -> Encoding:
@@ -88,7 +89,7 @@ class Detector(nn.Module, ABC):
             soft_teacher: its scores stand for the truths that name a ``teacher_image``.
 
         Returns:
-            Scalars under ``loss_names``.
+            Scalars under ``loss_names``; those that are ``left_out`` may be missing.
         """
 
     @abstractmethod

@@ -45,6 +45,9 @@ class StudentStep(nn.Module):
             raise UserError("train.loss_weights leaves no loss with a weight; nothing would be learned")
         if adapts:
             self._check_kinds()
+        detector.left_out = frozenset(
+            name for name in left_out if not any(self.weight(f"{kind}/{name}") for kind in kinds)
+        )
         for part in detector.taught_only_by(left_out):  # declared, because DDP waits for all other gradients
             part.requires_grad_(False)
 

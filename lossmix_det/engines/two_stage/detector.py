@@ -44,7 +44,7 @@ class TwoStageDetector(Detector):
         """
         if len(supervision) != len(encoding.images):
             raise ValueError(f"supervision is of {len(supervision)} images, the encoding of {len(encoding.images)}")
-        stages = (self.rpn, self.roi)
+        stages = [stage for stage in (self.rpn, self.roi) if not self.left_out.issuperset(stage.loss_names)]
         return {k: v for stage in stages for k, v in stage.losses(encoding, supervision, soft_teacher).items()}
 
     def features(self, encoding: TwoStageEncoding) -> list[Features]:
