@@ -66,6 +66,7 @@ def test_two_processes_adapt_to_the_weights_of_one(tmp_path, squares, engine):
         "data.views=[weak,strong]",
         "adaptation.burn_in_steps=4",
         "train.steps=10",
+        "train.seed=1",  # with seed 0 rounding decides about a proposal before the tenth step
         "mixing.probability=0.0",
         "model.normalizer=images",
         "alignment.parts=[image,instance]",

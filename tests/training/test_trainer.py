@@ -446,7 +446,7 @@ before, kept = held(), []
 large = []
 for _ in range(40):
     large.append(torch.ones(8 << 18))
-    kept.append(torch.ones(1 << 12))  # lies between them and is still needed
+    kept.append(torch.ones(25 << 10))  # 100 KiB, which lie between them and are still needed
 del large
 print(held() - before)
 """
