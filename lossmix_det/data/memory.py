@@ -1,7 +1,7 @@
 """Data sets that were checked before are not checked again, as long as no file has changed.
 
-Reading the headers of 118,287 images and their boxes takes half a minute; asking the file system whether they are still
-what they were takes a second. A data set is remembered by its declaration, in one file of `memory_folder`; it is
+Reading the headers of many images takes long; asking the file system whether they are still what they were does not. A
+data set is remembered by its declaration, in one file of `memory_folder`; it is
 forgotten as soon as the size or the time of any file that it was read from differs.
 """
 

@@ -90,11 +90,6 @@ class Records(Sequence[ImageRecord]):
         start = int(self.name_ends[number - 1]) if number else 0
         return os.fsdecode(self.names[start : int(self.name_ends[number])].tobytes())
 
-    @property
-    def counts(self) -> np.ndarray:
-        """(N,) boxes of each image."""
-        return np.diff(self.ends, prepend=0)
-
     @staticmethod
     def pack(records: Iterable[ImageRecord]) -> Records:
         """From records, which may be made one by one."""

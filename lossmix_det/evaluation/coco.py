@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from typing import Any
 
 import numpy as np
@@ -33,14 +31,13 @@ def coco_metrics(image_set: ImageSet, detections: list[dict[str, Any]]) -> dict[
     Returns:
         The names in `COCO_METRICS`, and ``classes``: name to its AP and AP50; nan where no box counts.
     """
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(_truth(image_set))
-        detected = truth.loadRes([dict(row) for row in detections]) if detections else _no_detections(image_set)
-        evaluation = _IgnoringDifficult(truth, detected, "bbox", print_function=lambda line: None)
-        evaluation.params.catIds = image_set.category_ids
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
+    truth = COCO(_truth(image_set))
+    detected = truth.loadRes([dict(row) for row in detections]) if detections else _no_detections(image_set)
+    evaluation = _IgnoringDifficult(truth, detected, "bbox", print_function=lambda line: None)
+    evaluation.params.catIds = image_set.category_ids
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
     metrics: dict[str, Any] = dict(zip(COCO_METRICS, (_percent(value) for value in evaluation.stats), strict=False))
     precision = evaluation.eval["precision"]  # (IoU, recall, class, area, detections)
     # Categories are scored in the order of their numbers.

@@ -93,10 +93,24 @@ def test_the_page_has_a_row_per_network_and_its_command(small, tmp_path):
     assert "python tools/benchmark.py --suite speed --pairs 2" in text
     rows = [line for line in text.splitlines() if line.startswith("| small")]
     assert [row.split(" | ")[0] for row in rows] == ["| small, equal", "| small, real"]
+    assert rows[0].split(" | ")[-2] == "1.00"  # images that are all alike have no padding
     for row in rows:
         assert row.endswith("| 1.50 / 1.50 / 1.50 GiB |")
         assert row.count("(") == 2
-        assert 1.0 <= float(row.split(" | ")[-2]) < 1.6
+
+
+def test_the_pixels_of_a_row_are_those_that_pass_through_the_backbone(small, tmp_path):
+    bench = steps.Bench("small", ["mixing.probability=0.0"], str(tmp_path / "run"), "real")
+    found = steps.pixels_per_pixel(bench)
+    computed: list[int] = []
+    bench.student.model.backbone.register_forward_hook(
+        lambda _module, given, _output: computed.append(given[0][:, 0].numel())
+    )
+    for batch in bench.batches:
+        bench.student.encode(bench.trainer.compose(batch).images)
+    sizes = [size for batch in bench.batches for size in (*batch.source.weak.sizes * 2, *batch.target.strong.sizes)]
+    assert found == pytest.approx(sum(computed) / sum(height * width for height, width in sizes))
+    assert found > 1
 
 
 def test_real_sizes_are_those_of_the_list_and_meet_in_shape(small, tmp_path):

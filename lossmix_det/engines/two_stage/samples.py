@@ -18,13 +18,11 @@ class SoftSamples:
         mask: (S,) bool.
         images: (S,) index among the teacher's images, of those.
         offsets: (S, 2) pixels down and right by which the image was moved since the teacher saw it.
-        moved: whether any was.
     """
 
     mask: Tensor
     images: Tensor
     offsets: Tensor
-    moved: bool
 
 
 def soft_samples(supervision: Supervision, images: Tensor) -> SoftSamples | None:
@@ -40,4 +38,4 @@ def soft_samples(supervision: Supervision, images: Tensor) -> SoftSamples | None
         return None
     numbered = torch.tensor(numbers, device=images.device)[images]
     offsets = torch.tensor([truth.offset for truth in truths], dtype=torch.float32, device=images.device)[images]
-    return SoftSamples(numbered >= 0, numbered, offsets, any(truth.offset != (0, 0) for truth in truths))
+    return SoftSamples(numbered >= 0, numbered, offsets)

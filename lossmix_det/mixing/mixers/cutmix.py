@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lossmix_det.config import MixingConfig
 from lossmix_det.mixing.blend import Mix
+from lossmix_det.mixing.mixers.pairwise import Pairwise, with_partners
 from lossmix_det.structures import ImageBatch, Size
 
 CELL = 4  # pixels; boxes lie on a grid, so that masks are small
 
 
-class CutMix:
+class CutMix(Pairwise):
     """λ ~ Beta(α, α), moved into ``lam_range``; a box of √(1 - λ) of each side of the area that both images cover.
 
     Its centre is uniform there, and it is clipped to that area, so that no padding is pasted. The image keeps its size;
@@ -23,17 +23,10 @@ class CutMix:
         config: ``alpha``, and ``lam_range`` [low, high].
     """
 
-    partners = 1
-    needs_saliency = False
-
-    def __init__(self, config: MixingConfig) -> None:
-        self.alpha, self.lam_range = config.alpha, config.lam_range
-
     def draw(self, pool: ImageBatch, partners: np.ndarray, saliency: Tensor | None, rng: np.random.Generator) -> Mix:
         """As `Mixer.draw`."""
-        low, high = self.lam_range
         count = len(partners)
-        lam = low + (high - low) * rng.beta(self.alpha, self.alpha, count)
+        lam = self.draw_lam(count, rng)
         places = rng.random((count, 2))
         canvas, cell = pool.canvas, grid_cell(pool.canvas)
         masks = torch.zeros(count, 2, canvas[0] // cell, canvas[1] // cell)
@@ -48,8 +41,7 @@ class CutMix:
             masks[index, 1, top:bottom, left:right] = 1.0
             shares[index, 1] = min((bottom - top) * (right - left) * cell**2 / (size[0] * size[1]), 1.0)
         shares[:, 0] = 1 - shares[:, 1]
-        sources = np.concatenate([np.arange(count)[:, None], partners], axis=1)
-        return Mix(torch.from_numpy(sources), shares, masks)
+        return Mix(with_partners(partners), shares, masks)
 
     def _centre(
         self, place: np.ndarray, frame: list[int], cell: int, saliency: Tensor | None, canvas: Size

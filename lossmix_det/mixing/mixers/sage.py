@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lossmix_det.config import MixingConfig
 from lossmix_det.mixing.blend import Mix
+from lossmix_det.mixing.mixers.pairwise import Pairwise, with_partners
 from lossmix_det.structures import ImageBatch
 
 AT_ONCE = 2**22  # values that are compared at a time, to bound memory
 
 
-class Sage:
+class Sage(Pairwise):
     """x~ = M·x + (1 - M)·T(partner), with M = s / (s + T(s')) of saliencies that sum to a and 1 - a.
 
     The partner is moved by T, whole cells of the saliency's grid: of all (2h - 1)·(2w - 1) moves the one that keeps
@@ -25,17 +25,12 @@ class Sage:
         config: ``alpha``, and ``lam_range`` [low, high], which a ~ low + (high - low)·Beta(α, α) lies in.
     """
 
-    partners = 1
     needs_saliency = True
-
-    def __init__(self, config: MixingConfig) -> None:
-        self.alpha, self.lam_range = config.alpha, config.lam_range
 
     def draw(self, pool: ImageBatch, partners: np.ndarray, saliency: Tensor | None, rng: np.random.Generator) -> Mix:
         """As `Mixer.draw`."""
-        low, high = self.lam_range
         count = len(partners)
-        a = low + (high - low) * rng.beta(self.alpha, self.alpha, count)
+        a = self.draw_lam(count, rng)
         rows, columns = saliency.shape[1:]
         cell = pool.canvas[0] // rows, pool.canvas[1] // columns
         masks, shares = torch.zeros(count, 2, rows, columns), torch.zeros(count, 2)
@@ -51,8 +46,7 @@ class Sage:
                 offsets[index, 1] = torch.tensor([down * cell[0], right * cell[1]])
             masks[index] = torch.stack([mask, 1 - mask])
             shares[index] = _shares(mask, pool.sizes[index], cell)
-        sources = np.concatenate([np.arange(count)[:, None], partners], axis=1)
-        return Mix(torch.from_numpy(sources), shares, masks, offsets)
+        return Mix(with_partners(partners), shares, masks, offsets)
 
 
 def soft_mask(s: Tensor, other: Tensor) -> Tensor:
