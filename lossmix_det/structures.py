@@ -14,6 +14,7 @@ from torch import Tensor
 
 Size = tuple[int, int]  # (height, width) in pixels
 STRIDE = 32  # canvases are multiples of the coarsest backbone stride
+MAP_CELL = 8  # pixels to a side of a cell of `Domains.maps`
 
 
 @dataclass(frozen=True)
@@ -335,15 +336,18 @@ class Domains:
         shares: (N,) weight of target pixels in each image: 0 source, 1 target, between for mixed ones.
         weights: (N,) weight of each image; those of each domain's slots add up to 1, so that both count alike.
         unmixed_weights: (N,) the same, if mixed images are left out.
+        maps: (N, h, w) weight of target pixels in each cell of ``MAP_CELL`` pixels, over the canvas of all images, from
+            its top-left corner; absent: the share everywhere.
     """
 
-    def __init__(self, shares: Tensor, weights: Tensor, unmixed_weights: Tensor) -> None:
-        self.shares, self.weights, self.unmixed_weights = shares, weights, unmixed_weights
+    def __init__(self, shares: Tensor, weights: Tensor, unmixed_weights: Tensor, maps: Tensor | None = None) -> None:
+        self.shares, self.weights, self.unmixed_weights, self.maps = shares, weights, unmixed_weights, maps
 
     def take(self, indices: list[int]) -> Domains:
         """Some of the images, their weights grown so that each domain still adds up to 1 on average."""
         scale = len(self.weights) / len(indices)
-        return Domains(self.shares[indices], self.weights[indices] * scale, self.unmixed_weights[indices] * scale)
+        weights = self.weights[indices] * scale, self.unmixed_weights[indices] * scale
+        return Domains(self.shares[indices], *weights, None if self.maps is None else self.maps[indices])
 
 
 def moved_to(values: Tensor, device: torch.device | str) -> Tensor:

@@ -1,7 +1,7 @@
 """Domain alignment: discriminators behind gradient reversal (Ganin & Lempitsky, ICML 2015).
 
 The discriminator learns to tell source (0) from target (1); the detector receives the negative of its gradient. A mixed
-image has the weight of its target pixels as its label.
+image has the weight of its target pixels as its label; under a mask, every cell of the features has its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from lossmix_det.config import AlignmentConfig
 from lossmix_det.engines import Detector, Encoding, Features, HasFeatures, ScoresBoxes, require
 from lossmix_det.errors import UserError
-from lossmix_det.structures import Domains, ImageBatch, Size
+from lossmix_det.structures import MAP_CELL, Domains, Size
 
 
 class ReverseGradient(torch.autograd.Function):
@@ -84,41 +84,62 @@ class Alignment(nn.Module):
         return level
 
     def forward(
-        self, detector: Detector, encoding: Encoding, images: ImageBatch, domains: Domains
+        self, detector: Detector, encoding: Encoding, sizes: Sequence[Size], domains: Domains
     ) -> dict[str, Tensor]:
-        """``alignment/image`` and ``alignment/instance``: for each, source's mean and target's mean added up."""
-        weights = self.weigh(domains)
+        """``alignment/image`` and ``alignment/instance``: for each, source's mean and target's mean added up.
+
+        Args:
+            detector: the student.
+            encoding: of its images.
+            sizes: (height, width) of these in pixels.
+            domains: of these.
+        """
         return {
-            f"alignment/{name}": part.loss(self, detector, encoding, images, domains.shares, weights)
+            f"alignment/{name}": part.loss(self, detector, encoding, sizes, domains)
             for name, part in self.parts.items()
         }
 
-    def image_loss(
-        self, detector: HasFeatures, encoding: Encoding, images: ImageBatch, shares: Tensor, weights: Tensor
-    ) -> Tensor:
+    def image_loss(self, detector: HasFeatures, encoding: Encoding, sizes: Sequence[Size], domains: Domains) -> Tensor:
         """Every cell that lies inside its image is judged; an image's loss is the mean over its cells."""
         return sum(
-            self._canvas_loss(features, [images.sizes[index] for index in features.indices], shares, weights)
+            self._canvas_loss(features, [sizes[index] for index in features.indices], domains)
             for features in detector.features(encoding)
         )
 
-    def _canvas_loss(self, features: Features, sizes: list[Size], shares: Tensor, weights: Tensor) -> Tensor:
+    def _canvas_loss(self, features: Features, sizes: list[Size], domains: Domains) -> Tensor:
         """The part of the images on one canvas."""
         logits = self.discriminators["image"](ReverseGradient.apply(features.levels[self.level]))[:, 0].float()
-        shares, weights = (values[list(features.indices)].to(logits) for values in (shares, weights))
+        weights = self.weigh(domains)[list(features.indices)].to(logits)
         inside = cells_inside(sizes, features.canvas, logits.shape[1:]).to(logits)
-        losses = F.binary_cross_entropy_with_logits(logits, shares.view(-1, 1, 1).expand_as(logits), reduction="none")
+        labels = target_of_cells(domains, features, logits.shape[1:]).to(logits)
+        losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
         return (weights * (losses * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)).sum()
 
     def instance_loss(
-        self, detector: ScoresBoxes, encoding: Encoding, images: ImageBatch, shares: Tensor, weights: Tensor
+        self, detector: ScoresBoxes, encoding: Encoding, sizes: Sequence[Size], domains: Domains
     ) -> Tensor:
         """The best proposals of each image are judged; an image's loss is the mean over them."""
         features, counts = detector.proposal_features(encoding, self.config.instances)
         logits = self.discriminators["instance"](ReverseGradient.apply(features))[:, 0].float()
-        shares = shares.repeat_interleave(counts).to(logits)
+        shares = domains.shares.repeat_interleave(counts).to(logits)
+        weights = self.weigh(domains)
         weights = (weights / counts.clamp(min=1)).repeat_interleave(counts).to(logits)
         return (weights * F.binary_cross_entropy_with_logits(logits, shares, reduction="none")).sum()
+
+
+def target_of_cells(domains: Domains, features: Features, cells: Size) -> Tensor:
+    """(b, h, w) in [0, 1]: how much of the target is seen in each cell of a level of b images.
+
+    Args:
+        domains: of all images of the batch.
+        features: of the images on one canvas.
+        cells: (h, w) of the level.
+    """
+    indices = list(features.indices)
+    if domains.maps is None:
+        return domains.shares[indices].view(-1, 1, 1).expand(-1, *cells)
+    rows, columns = (-(-side // MAP_CELL) for side in features.canvas)
+    return F.adaptive_avg_pool2d(domains.maps[indices, None, :rows, :columns], tuple(cells))[:, 0]
 
 
 def cells_inside(sizes: Sequence[Size], canvas: Size, cells: Size) -> Tensor:

@@ -85,7 +85,7 @@ class Labeller:
     """
 
     def __init__(self, config: Config, classes: Sequence[str], fabric: Fabric, student: Detector) -> None:
-        self.adaptation, self.labels = config.adaptation, config.pseudo_labels
+        self.adaptation, self.labels, self.steps = config.adaptation, config.pseudo_labels, config.train.steps
         self.classes, self.fabric = classes, fabric
         self.kind = KINDS[self.labels.kind](self.labels)
         setting = f"pseudo_labels.kind={self.labels.kind}"
@@ -119,10 +119,16 @@ class Labeller:
         if self.thresholds.learns:
             seen = self._sum({"scores": self.thresholds.count(detections)})
             self.thresholds.remember(seen["scores"])
+        self.thresholds.advance(self._progress(step))
         kept = self._select(detections, images)
         self._watch(detections, kept, target.truths)
         supervision = self.kind.supervision(kept).scaled(self.unsupervised_weight(step))
         return supervision, self.kind.soft_teacher(teacher, encoding)
+
+    def _progress(self, step: int) -> float:
+        """The share of adaptation that is done."""
+        done = step - self.adaptation.burn_in_steps
+        return min(max(done / max(self.steps - self.adaptation.burn_in_steps, 1), 0.0), 1.0)
 
     def unsupervised_weight(self, step: int) -> float:
         """Weight of the pseudo-labels, after the ramp and restorations."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -38,9 +39,35 @@ class Thresholds:
     def remember(self, counts: Tensor) -> None:
         """Take note of what a step has counted over all processes."""
 
+    def advance(self, progress: float) -> None:
+        """Take note of how much of adaptation is done, from 0 to 1."""
+
     def least(self) -> Tensor:
         """(K,) float scores."""
         return self.scores
+
+
+class RisingThresholds(Thresholds):
+    """From ``floor`` up to ``score`` as adaptation goes on: floor + (score - floor)·δ, δ = 2 / (1 + e^(-5r)) - 1.
+
+    r is the share of adaptation that is done; δ is that of ConfMix (Mattolin et al., WACV 2023) and ends at 0.987.
+
+    Args:
+        scores: (K,) the highest that each may be.
+        floor: where they begin, or the score where that is lower.
+    """
+
+    def __init__(self, scores: Tensor, floor: float) -> None:
+        super().__init__(scores)
+        self.floor, self.progress = scores.clamp(max=floor), 0.0
+
+    def advance(self, progress: float) -> None:
+        """Take note of how much of adaptation is done, from 0 to 1."""
+        self.progress = progress
+
+    def least(self) -> Tensor:
+        """(K,) float scores."""
+        return self.floor + (self.scores - self.floor) * (2 / (1 + math.exp(-5 * self.progress)) - 1)
 
 
 class AdaptiveThresholds(Thresholds):
@@ -88,10 +115,16 @@ def adaptive(config: PseudoLabelConfig, classes: Sequence[str]) -> Thresholds:
     return AdaptiveThresholds(torch.tensor([config.score] * len(classes)), config)
 
 
+def rising(config: PseudoLabelConfig, classes: Sequence[str]) -> Thresholds:
+    """``rising``: more is asked as the teacher becomes better."""
+    return RisingThresholds(torch.tensor([config.score] * len(classes)), config.floor)
+
+
 THRESHOLDS: dict[str, Callable[[PseudoLabelConfig, Sequence[str]], Thresholds]] = {
     "global": one_for_all,
     "per_class": per_class,
     "adaptive": adaptive,
+    "rising": rising,
 }
 
 

@@ -8,6 +8,7 @@ they are of several groups.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from lossmix_det.config.fields import Rule, Settings, among, choice, file, items, names, number, shares, weights
 
@@ -167,10 +168,17 @@ class PairsConfig(Settings):
 class MixingConfig(Settings):
     """How images are mixed, and what a mixed image is taught."""
 
-    mixer: str = "mixup"  # how pixels are mixed: mixup, cutmix, saliencymix, sage
+    # How pixels are mixed: one of mixing.mixers.MIXERS; or several of them with their weights, {mixup: 2, sage: 1}, of
+    # which one is drawn for each step.
+    mixer: Any = "mixup"
     rule: str = choice("lossmix", "lossmix_instance", "union", "own", gone=GONE_RULES)  # what a mixed image is taught
     weighting: str = choice("share", "visibility")  # a truth weighs its share of the image, or a box what is seen of it
-    saliency: str = choice("spectral", "boxes")  # saliencymix, sage: by the image's spectrum, or by its boxes
+    # Mixers that need saliency: by the image's spectrum, by its boxes, or by the gradient of the student's loss.
+    saliency: str = choice("spectral", "boxes", "gradient")
+    clean_share: float = number(0.0, 0, 1)  # gradient: weight of the loss of unmixed images, computed for it anyway
+    stages: list[str] = items("0", "1", "2")  # manifold: where features are mixed; 0 the image, fpn the pyramid
+    fmix_decay: float = number(3.0, 0, 100)  # fmix: how smooth the outlines of the patches are
+    confmix_sure: float = number(0.5, 0, 1)  # confmix: a pseudo-label that scores more is sure
     least_visible: float = number(0.1, 0, 1)  # under masks, boxes of which a smaller share is seen are dropped
     alpha: float = number(1.0, 1e-3, 1e3)  # lam ~ Beta(alpha, alpha)
     probability: float = number(0.5, 0, 1)  # share of the images that are mixed
@@ -190,7 +198,20 @@ class MixingConfig(Settings):
         return [
             (0 <= low <= high <= 1, f"lam_range={self.lam_range} must be [low, high] within 0 … 1"),
             (among(self.views, VIEWS), f"views={self.views} may name weak and strong"),
+            (self.stages, "stages=[] leaves manifold nothing to mix; name 0 for the image, or a stage of the backbone"),
+            *self._mixer_rules(),
         ]
+
+    def _mixer_rules(self) -> list[Rule]:
+        """A name, or a table of weights by name."""
+        if isinstance(self.mixer, str):
+            return []
+        if not isinstance(self.mixer, dict) or not all(isinstance(name, str) for name in self.mixer):
+            return [(False, f"mixer={self.mixer} must be a name, or weights by name such as {{mixup: 2, sage: 1}}")]
+        if not all(isinstance(weight, (int, float)) for weight in self.mixer.values()):
+            return [(False, f"mixer={self.mixer} must have numbers as weights, such as {{mixup: 2, sage: 1}}")]
+        some = any(self.mixer.values())
+        return [*weights("mixer", self.mixer), (some, f"mixer={self.mixer} gives no mixer a weight above 0")]
 
 
 @dataclass
@@ -233,10 +254,10 @@ class PseudoLabelConfig(Settings):
     """Which detections of the teacher are kept as truth for target images."""
 
     kind: str = choice("hard", "soft")  # boxes above the threshold; or the teacher's scores of the student's proposals
-    threshold: str = choice("global", "per_class", "adaptive")
-    score: float = number(0.8, 0, 1)  # least score; adaptive: the highest that the least score may be
+    threshold: str = choice("global", "per_class", "adaptive", "rising")
+    score: float = number(0.8, 0, 1)  # least score; adaptive, rising: the highest that the least score may be
     class_scores: dict[str, float] = field(default_factory=dict)  # per_class: by class name; `score` if not named
-    floor: float = number(0.5, 0, 1)  # adaptive: the lowest that the least score may be
+    floor: float = number(0.5, 0, 1)  # adaptive: the lowest that the least score may be; rising: where it begins
     portion: float = number(0.2, 0, 1)  # adaptive: share of each class's detections to keep
     memory: float = number(0.99, 0, 1)  # adaptive: share of the score histogram kept per step
     box_score: float | None = number(None, 0, 1)  # least score to teach box regression; null: none does

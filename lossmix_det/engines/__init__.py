@@ -6,15 +6,27 @@ import torch
 from torch import nn
 
 from lossmix_det.config import ModelConfig
-from lossmix_det.engines.contract import Detector, Encoding, Features, HasFeatures, ScoresBoxes, SoftTeacher, require
+from lossmix_det.engines.contract import (
+    Detector,
+    Encoding,
+    Features,
+    HasFeatures,
+    MixesFeatures,
+    ScoresBoxes,
+    SoftTeacher,
+    require,
+)
+from lossmix_det.engines.feature_mixing import FeatureMix
 from lossmix_det.errors import UserError, pick
 
 __all__ = [
     "ENGINES",
     "Detector",
     "Encoding",
+    "FeatureMix",
     "Features",
     "HasFeatures",
+    "MixesFeatures",
     "ScoresBoxes",
     "SoftTeacher",
     "build_detector",

@@ -69,12 +69,34 @@ def freeze_stages(body: nn.Module, learning: int) -> None:
 
     torchvision's own option is ignored unless torchvision loads the weights itself.
     """
-    children = list(body.named_children())
-    starts = [index for index, (name, child) in enumerate(children) if name.startswith("layer") or _halves(child)]
-    boundaries = sorted({0, *starts})
+    children, boundaries = list(body.named_children()), _stage_starts(body)
     first = boundaries[max(len(boundaries) - learning, 0)] if learning else len(children)
     for _, child in children[:first]:
         child.requires_grad_(False)
+
+
+def stage_ends(body: nn.Module) -> dict[str, tuple[nn.Module, tuple[str, ...]]]:
+    """By name ``1``, ``2``, …: the last child of each stage behind the stem, and the levels given before it ends.
+
+    Args:
+        body: of children in a row, whose ``return_layers`` names the level that a child gives.
+    """
+    children = list(body.named_children())
+    ends = [*_stage_starts(body)[2:], len(children)]
+    return {
+        str(number): (
+            children[end - 1][1],
+            tuple(body.return_layers[name] for name, _ in children[: end - 1] if name in body.return_layers),
+        )
+        for number, end in enumerate(ends, start=1)
+    }
+
+
+def _stage_starts(body: nn.Module) -> list[int]:
+    """The number of the child that each stage begins with; the stem is the first."""
+    children = list(body.named_children())
+    starts = [index for index, (name, child) in enumerate(children) if name.startswith("layer") or _halves(child)]
+    return sorted({0, *starts})
 
 
 def _halves(child: nn.Module) -> bool:

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lossmix_det.config import ModelConfig
 from lossmix_det.engines import canvases
+from lossmix_det.engines.feature_mixing import FeatureMix
 from lossmix_det.errors import UserError
 from lossmix_det.structures import STRIDE, ImageBatch, Instances, Size, Supervision
 
@@ -172,6 +173,17 @@ class ScoresBoxes(Protocol):
         """(R, D) features of the best ``count`` proposals of each image, image after image, and (B,) how many."""
 
 
+@runtime_checkable
+class MixesFeatures(Protocol):
+    """A network whose features can be mixed at one of its stages."""
+
+    def stages(self) -> list[str]:
+        """Names of the stages, from the first to the last; the image itself is none of them."""
+
+    def encode_mixed(self, images: ImageBatch, mix: FeatureMix) -> Encoding:
+        """As `Detector.encode`, of the images that a mix makes of these."""
+
+
 def require(detector: Detector, capability: type, setting: str, instead: str) -> None:
     """Refuse a setting that asks a detector for what it cannot do.
 
@@ -192,6 +204,7 @@ def require(detector: Detector, capability: type, setting: str, instead: str) ->
 LACKING = {
     HasFeatures: "a detector whose feature levels can be read",
     ScoresBoxes: "a detector that scores proposals, such as model.detector=faster_rcnn",
+    MixesFeatures: "a detector whose backbone can be entered",
 }
 
 

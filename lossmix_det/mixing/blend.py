@@ -28,6 +28,8 @@ class Mix:
         masks: (B, K, h, w) float in [0, 1], sums to 1 over K: how much of each source is seen where. It covers the
             canvas, in full or in a lower resolution. Absent: the share everywhere.
         offsets: (B, K, 2) whole pixels (down, right) that each source was moved by. Absent: none was moved.
+        factors: (B,) float ≥ 0, how much a mixed image teaches, on top of the rule. Absent: 1.
+        stage: of the network, whose features are mixed in place of pixels (Manifold Mixup); empty: pixels are.
 
     Raises:
         ValueError: shapes disagree, or shares lie outside [0, 1] or do not sum to 1.
@@ -37,6 +39,8 @@ class Mix:
     shares: Tensor
     masks: Tensor | None = None
     offsets: Tensor | None = None
+    factors: Tensor | None = None
+    stage: str = ""
 
     def __post_init__(self) -> None:
         if self.sources.shape != self.shares.shape or self.shares.ndim != 2:
@@ -74,7 +78,8 @@ class Mix:
             masks = torch.where(chosen.view(-1, 1, 1, 1), masks, alone[:, :, None, None])
         if offsets is not None:
             offsets = torch.where(chosen.view(-1, 1, 1), offsets, 0)
-        return Mix(self.sources, torch.where(chosen[:, None], self.shares, alone), masks, offsets)
+        shares = torch.where(chosen[:, None], self.shares, alone)
+        return replace(self, shares=shares, masks=masks, offsets=offsets)
 
     def with_lam(self, lam: Tensor) -> Mix:
         """Another share (B,) of the images themselves; those of their partners shrink or grow alike, masks too."""
@@ -129,7 +134,7 @@ def blend(pool: ImageBatch, mix: Mix) -> ImageBatch:
         share = weights[:, k] if not k else torch.where(seen > 0, weights[:, k] / seen, 0.0)
         pixels = torch.lerp(pixels, images[k], share)
     keys = None if pool.keys is None else tuple(pool.keys[index] for index in mix.sources[:, 0].tolist())
-    mixed = ImageBatch(pixels, _mixed_sizes(pool, mix), keys)
+    mixed = ImageBatch(pixels, mixed_sizes(pool, mix), keys)
     # What was moved, or masked in whole cells, may reach out of the image.
     return mixed if mix.masks is None else replace(mixed, pixels=torch.where(mixed.valid(), pixels, 0.0))
 
@@ -152,8 +157,8 @@ def _moved(image: Tensor, down: int, right: int) -> Tensor:
     return F.pad(image, (right, -right, down, -down))[:, :height, :width]
 
 
-def _mixed_sizes(pool: ImageBatch, mix: Mix) -> tuple[tuple[int, int], ...]:
-    """(height, width) of each mixed image: where what is seen of its sources ends."""
+def mixed_sizes(pool: ImageBatch, mix: Mix) -> tuple[tuple[int, int], ...]:
+    """(height, width) in pixels of each mixed image: where what is seen of its sources ends."""
     canvas, (count, sources) = pool.canvas, mix.shares.shape
     offsets = [[(0, 0)] * sources] * count if mix.offsets is None else mix.offsets.tolist()
     masked = [[canvas] * sources] * count if mix.masks is None else _mask_ends(mix.masks, canvas)

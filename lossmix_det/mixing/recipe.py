@@ -1,8 +1,9 @@
-"""The mixing of a run, made once from its settings: mixer, rule, weighting, and how often."""
+"""The mixing of a run, made once from its settings: mixers, rule, weighting, and how often."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 import numpy as np
 import torch
@@ -11,15 +12,18 @@ from lossmix_det.config import MixingConfig
 from lossmix_det.errors import pick
 from lossmix_det.mixing.blend import Mix, unmixed
 from lossmix_det.mixing.mixers import MIXERS
+from lossmix_det.mixing.mixers.contract import Choice, Mixer, MixesObjects
 from lossmix_det.mixing.pairing import Pairing
 from lossmix_det.mixing.rules import RULES, Rule, supervise
-from lossmix_det.mixing.saliency import SALIENCIES
+from lossmix_det.mixing.saliency import SALIENCIES, InputGradient
 from lossmix_det.mixing.weightings import WEIGHTINGS
 from lossmix_det.structures import ImageBatch, Instances, Supervision
 
 
 class Recipe:
     """How images are mixed and what they are taught then.
+
+    Where the settings name several mixers, or several stages of the network, `drawn` gives the recipe of one step.
 
     Args:
         config: the ``mixing`` branch.
@@ -29,15 +33,39 @@ class Recipe:
     """
 
     def __init__(self, config: MixingConfig) -> None:
-        self.mixer = pick(MIXERS, config.mixer, "mixing.mixer")(config)
-        self.saliency = pick(SALIENCIES, config.saliency, "mixing.saliency") if self.mixer.needs_saliency else None
+        self.mixers, self.odds = _mixers(config)
+        self.mixer = self.mixers[0]
+        self.saliency = pick(SALIENCIES, config.saliency, "mixing.saliency")
         self.least_visible = config.least_visible
         self.rule: Rule = pick(RULES, config.rule, "mixing.rule")(config)
         self.weighting = pick(WEIGHTINGS, config.weighting, "mixing.weighting")
         self.probability = config.probability
 
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether any of its mixers looks at the gradient of a student's loss."""
+        return self.saliency.needs_gradient and any(_needs_saliency(mixer) for mixer in self.mixers)
+
+    @property
+    def stages(self) -> list[str]:
+        """Names of the network's stages at which any of its mixers mixes features."""
+        return [stage for mixer in self.mixers if (stage := getattr(mixer, "stage", ""))]
+
+    def drawn(self, rng: np.random.Generator) -> Recipe:
+        """The same with one of its mixers, for all images of a step; nothing is drawn where there is only one."""
+        if len(self.mixers) == 1:
+            return self
+        chosen = copy(self)
+        chosen.mixer = self.mixers[rng.choice(len(self.mixers), p=self.odds)]
+        return chosen
+
     def draw(
-        self, pool: ImageBatch, pairing: Pairing, rng: np.random.Generator, truths: Sequence[Instances] = ()
+        self,
+        pool: ImageBatch,
+        pairing: Pairing,
+        rng: np.random.Generator,
+        truths: Sequence[Instances] = (),
+        gradient: InputGradient | None = None,
     ) -> Mix:
         """Draw partners, then how each image is mixed with its own, then which images are mixed at all.
 
@@ -45,12 +73,19 @@ class Recipe:
             pool: the images to mix first, then others that may be partners.
             pairing: chooses partners among them.
             rng: the only source of chance.
-            truths: or pseudo-labels of every image of the pool, for saliency of boxes; absent: none are known.
+            truths: or pseudo-labels of every image of the pool, where mixers or saliency look at boxes; absent: none
+                are known.
+            gradient: of the student's loss by the pool's pixels, where saliency needs it.
         """
         partners = np.stack([pairing.draw(rng) for _ in range(self.mixer.partners)], axis=1)
+        if not self.probability:
+            return self.unmixed(len(partners))
         known = truths or [Instances.empty()] * len(pool)
-        saliency = None if self.saliency is None else self.saliency(pool, known).cpu()
-        mix = self.mixer.draw(pool, partners, saliency, rng)
+        if isinstance(self.mixer, MixesObjects):
+            mix = self.mixer.draw_objects(pool, partners, known, rng)
+        else:
+            saliency = self.saliency(pool, known, gradient).cpu() if self.mixer.needs_saliency else None
+            mix = self.mixer.draw(pool, partners, saliency, rng)
         chosen = rng.random(len(partners)) < self.probability
         paired = (partners != np.arange(len(partners))[:, None]).all(axis=1)
         return mix.where(torch.from_numpy(chosen & paired))
@@ -62,3 +97,20 @@ class Recipe:
     def supervise(self, pool: Supervision | Sequence[Instances], mix: Mix, images: ImageBatch) -> list[Supervision]:
         """What the mixed images are taught, by the rule and the weighting of this recipe."""
         return supervise(pool, mix, images, self.rule, self.weighting, self.least_visible)
+
+
+def _mixers(config: MixingConfig) -> tuple[list[Mixer | MixesObjects], np.ndarray]:
+    """The mixers that ``mixing.mixer`` names, and how likely each is; the stages of one share its weight."""
+    table = config.mixer if isinstance(config.mixer, dict) else {config.mixer: 1.0}
+    mixers, odds = [], []
+    for name, weight in table.items():
+        mixer = pick(MIXERS, name, "mixing.mixer")(config)
+        several = mixer.mixers if isinstance(mixer, Choice) else [mixer]
+        if weight:
+            mixers += several
+            odds += [weight / len(several)] * len(several)
+    return mixers, np.array(odds) / sum(odds)
+
+
+def _needs_saliency(mixer: Mixer | MixesObjects) -> bool:
+    return not isinstance(mixer, MixesObjects) and mixer.needs_saliency

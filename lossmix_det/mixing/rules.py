@@ -90,7 +90,10 @@ def supervise(
         supervision = _seen(supervision, mix, k, images, least_visible)
         visible = weighting(mix, k, supervision.truths, images)
         sources.append(Source(supervision, mix.shares[:, k], visible))
-    return rule(sources, mix.mixed)
+    taught = rule(sources, mix.mixed)
+    if mix.factors is None:
+        return taught
+    return [supervision.scaled(torch.where(mix.mixed, mix.factors, 1.0)) for supervision in taught]
 
 
 def _moved(supervision: Supervision, mix: Mix, k: int, images: ImageBatch) -> Supervision:

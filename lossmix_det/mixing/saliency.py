@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lossmix_det.errors import UserError
 from lossmix_det.structures import ImageBatch, Instances, Size
 
 MOST_CELLS = 48  # along the longer side of the canvas
 CELLS = (1, 2, 4, 8, 16, 32)  # sides of a cell in pixels; canvases are multiples of the last
 BLUR = (0.05, 0.25, 0.4, 0.25, 0.05)  # a Gaussian of σ = 1 cell, over five cells
 
-# From P images on one canvas and their truths, (P, h, w) ≥ 0, zero outside of each image; sums to 1 over each that has
-# a whole cell.
-Saliency = Callable[[ImageBatch, Sequence[Instances]], Tensor]
+# Gives (P, H, W) ≥ 0, how much the student's loss of each image changes with each of its pixels.
+InputGradient = Callable[[], Tensor]
+
+
+class Saliency(Protocol):
+    """A source of saliency."""
+
+    needs_gradient: bool  # of a student's loss
+
+    def __call__(self, images: ImageBatch, truths: Sequence[Instances], gradient: InputGradient | None) -> Tensor:
+        """(P, h, w) ≥ 0, zero outside of each image; sums to 1 over each image that has a whole cell.
+
+        Args:
+            images: P images on one canvas.
+            truths: boxes that are known of each.
+            gradient: of the student's loss, if it is needed.
+        """
 
 
 def cell_of(canvas: Size) -> int:
@@ -60,7 +76,61 @@ def boxes(images: ImageBatch, truths: Sequence[Instances]) -> Tensor:
     return _normalised(maps, images.sizes, cell)
 
 
-SALIENCIES: dict[str, Saliency] = {"spectral": spectral, "boxes": boxes}
+def by_gradient(images: ImageBatch, gradient: Tensor) -> Tensor:
+    """The norm of the loss's gradient (Kim et al., PuzzleMix, ICML 2020), blurred (Ma et al., SAGE, BMVC 2022).
+
+    Images whose truth is unknown have no loss, so they are even.
+
+    Args:
+        images: P images on one canvas.
+        gradient: (P, H, W) ≥ 0, norm over the colours.
+    """
+    cell = cell_of(images.canvas)
+    coarse = F.avg_pool2d(gradient[:, None].float(), cell, ceil_mode=True, count_include_pad=False)[:, 0]
+    coarse = coarse.nan_to_num(0.0, 0.0, 0.0)
+    maps = torch.zeros_like(coarse)
+    for index, (rows, columns) in enumerate(_whole_cells(images.sizes, cell)):
+        if rows * columns:
+            inside = coarse[index, :rows, :columns]
+            # Gradients are small numbers; what is compared with 1e-12 later is their share.
+            maps[index, :rows, :columns] = _blurred(inside / inside.sum().clamp(min=1e-30))
+    return _normalised(maps, images.sizes, cell)
+
+
+class OfImages:
+    """Saliency that images and boxes tell alone.
+
+    Args:
+        function: from images and their truths to maps.
+    """
+
+    needs_gradient = False
+
+    def __init__(self, function: Callable[[ImageBatch, Sequence[Instances]], Tensor]) -> None:
+        self.function = function
+
+    def __call__(self, images: ImageBatch, truths: Sequence[Instances], gradient: InputGradient | None) -> Tensor:
+        """As `Saliency.__call__`."""
+        return self.function(images, truths)
+
+
+class OfGradient:
+    """Saliency that only a student can tell."""
+
+    needs_gradient = True
+
+    def __call__(self, images: ImageBatch, truths: Sequence[Instances], gradient: InputGradient | None) -> Tensor:
+        """As `Saliency.__call__`.
+
+        Raises:
+            UserError: there is no student here.
+        """
+        if gradient is None:
+            raise UserError("mixing.saliency=gradient needs a student in training; use spectral or boxes here")
+        return by_gradient(images, gradient())
+
+
+SALIENCIES: dict[str, Saliency] = {"spectral": OfImages(spectral), "boxes": OfImages(boxes), "gradient": OfGradient()}
 
 
 def _whole_cells(sizes: Sequence[Size], cell: int) -> list[Size]:

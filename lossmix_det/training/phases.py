@@ -6,21 +6,29 @@ and, in adaptation, the target's strong views.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lossmix_det.config import Config, MixingConfig
-from lossmix_det.mixing import BURN_IN_RULES, AcrossDomains, Among, Mix, Recipe, blend
-from lossmix_det.structures import Domains, ImageBatch, Instances, StepBatch, Supervision, Views
-from lossmix_det.training.student_batch import StudentBatch
+from lossmix_det.engines import Detector, FeatureMix, MixesFeatures, require
+from lossmix_det.errors import UserError, not_one_of
+from lossmix_det.mixing import BURN_IN_RULES, PIXELS, AcrossDomains, Among, Mix, Recipe
+from lossmix_det.structures import MAP_CELL, Domains, ImageBatch, Instances, StepBatch, Supervision, Views
+from lossmix_det.training.student_batch import StudentBatch, join_images, mixed_images
 
 VIEWS = ("strong", "weak")  # the order of the student's images
 TARGET_VIEWS = {"strong"}  # of the target, only these are ever taught
+
+# Teaches images as they are, with a share of the step, and gives (P, H, W) ≥ 0: how much their loss changes with each
+# of their pixels.
+CleanPass = Callable[[StudentBatch, float], Tensor]
 
 
 class Phase(Protocol):
@@ -29,7 +37,11 @@ class Phase(Protocol):
     recipe: Recipe
 
     def compose(
-        self, batch: StepBatch, rng: np.random.Generator, pseudo_labels: Supervision | None = None
+        self,
+        batch: StepBatch,
+        rng: np.random.Generator,
+        pseudo_labels: Supervision | None = None,
+        clean_pass: CleanPass | None = None,
     ) -> StudentBatch:
         """What the student learns from a batch, which stays as it is.
 
@@ -37,6 +49,7 @@ class Phase(Protocol):
             batch: source images with their truths, and target images where there are any.
             rng: draws partners and shares.
             pseudo_labels: of the target's images; absent: nothing is known about them.
+            clean_pass: for saliency that needs the student.
         """
 
 
@@ -51,22 +64,28 @@ class SourceOnly:
         self.recipe, self.views = Recipe(config), config.views
 
     def compose(
-        self, batch: StepBatch, rng: np.random.Generator, pseudo_labels: Supervision | None = None
+        self,
+        batch: StepBatch,
+        rng: np.random.Generator,
+        pseudo_labels: Supervision | None = None,
+        clean_pass: CleanPass | None = None,
     ) -> StudentBatch:
         """Mix each view among its own images and join the views into one batch."""
+        recipe, truths = self.recipe.drawn(rng), batch.source.truths or ()
+        views = [(name, getattr(batch.source, name)) for name in VIEWS if getattr(batch.source, name) is not None]
+        share = 1 / max(sum(name in self.views for name, _ in views), 1)
         images, supervisions = [], []
-        for name in VIEWS:
-            view = getattr(batch.source, name)
-            if view is None:
-                continue
-            pool = view.to_float()
-            truths, mix = batch.source.truths or (), self.recipe.unmixed(len(pool))
+        for name, view in views:
+            pool, mix = view.to_float(), recipe.unmixed(len(view))
             if name in self.views:
-                mix = self.recipe.draw(pool, Among(len(pool), pool.sizes), rng, truths)
-            images.append(blend(pool, mix))
-            supervisions.append(self.recipe.supervise(truths, mix, images[-1]))
+                clean = StudentBatch(pool, {"source": [Supervision.full(truths)]})
+                gradient = clean_pass and partial(clean_pass, clean, share)
+                mix = recipe.draw(pool, Among(len(pool), pool.sizes), rng, truths, gradient)
+            images.append(mixed_images(pool, mix))
+            supervisions.append(recipe.supervise(truths, mix, images[-1][0]))
         joined = [Supervision.cat(of_views) for of_views in zip(*supervisions, strict=True)]
-        return StudentBatch(ImageBatch.cat(images), {"source": joined}, [len(view) for view in images])
+        inputs, features = join_images(images)
+        return StudentBatch(inputs, {"source": joined}, [len(view) for _, view in views], features=features)
 
 
 @dataclass(frozen=True)
@@ -90,24 +109,36 @@ class Pool:
         """(P,) bool."""
         return torch.arange(len(self.images)) >= self.sources
 
+    def unmixed(self) -> StudentBatch:
+        """All images as they are, by what is known of them: the source's truths, and the target's pseudo-labels."""
+        is_target, count = self.is_target, len(self.images)
+        kinds = {"source": (~is_target, self.sources), "target": (is_target, count - self.sources)}
+        supervisions = {
+            kind: [self.supervision.scaled(chosen.float(), mean_over=max(of_kind, 1))]
+            for kind, (chosen, of_kind) in kinds.items()
+        }
+        return StudentBatch(self.images, {kind: one for kind, one in supervisions.items() if one[0].active})
+
 
 @dataclass(frozen=True)
 class MixedView:
     """The slots of one view after mixing.
 
     Args:
-        images: mixed.
-        supervisions: of them, one for each truth.
+        images: what enters the network, and how it is to mix features.
+        supervisions: of the slots, one for each truth.
         is_target: (S,) bool, which slots are the target's.
         mixed: (S,) bool.
         target_shares: (S,) how much of the target domain is seen in each.
+        target_maps: (S, h, w) the same in each cell of `MAP_CELL` pixels, where there are masks.
     """
 
-    images: ImageBatch
+    images: tuple[ImageBatch, FeatureMix | None]
     supervisions: list[Supervision]
     is_target: Tensor
     mixed: Tensor
     target_shares: Tensor
+    target_maps: Tensor | None
 
 
 class BurnIn:
@@ -126,18 +157,22 @@ class BurnIn:
         self.supervised_weight = config.adaptation.supervised_weight
 
     def compose(
-        self, batch: StepBatch, rng: np.random.Generator, pseudo_labels: Supervision | None = None
+        self,
+        batch: StepBatch,
+        rng: np.random.Generator,
+        pseudo_labels: Supervision | None = None,
+        clean_pass: CleanPass | None = None,
     ) -> StudentBatch:
         """The source's views, and the target's strong view where it is taught; each mixed within its view."""
+        recipe = self.recipe.drawn(rng)
         if pseudo_labels is None:
             pseudo_labels = Supervision.full([Instances.empty()] * len(batch.target.weak or ()), 0.0)
         truths = Supervision.full(batch.source.truths or (), self.supervised_weight)
-        views = [
-            self._mix(name, self._pool(name, batch, truths, pseudo_labels), rng)
-            for name in VIEWS
-            if self._has_slots(name, batch.source)
-        ]
-        return _join(views)
+        names = [name for name in VIEWS if self._has_slots(name, batch.source)]
+        if clean_pass is not None:  # every view that is mixed has one, of an equal share
+            clean_pass = partial(clean_pass, share=1 / max(len({*names} & {*self.views}), 1))
+        pools = [(name, self._pool(name, batch, truths, pseudo_labels)) for name in names]
+        return _join([self._mix(recipe, name, pool, rng, clean_pass) for name, pool in pools])
 
     def _has_slots(self, name: str, source: Views) -> bool:
         return getattr(source, name) is not None or self._target_slots(name)
@@ -155,21 +190,26 @@ class BurnIn:
         slots = len(images) if self._target_slots(name) else len(source)
         return Pool(images, supervision, len(source), slots)
 
-    def _mix(self, name: str, pool: Pool, rng: np.random.Generator) -> MixedView:
+    def _mix(
+        self, recipe: Recipe, name: str, pool: Pool, rng: np.random.Generator, clean_pass: CleanPass | None
+    ) -> MixedView:
         """Mix the slots of one view with images of that view."""
-        mix = self.recipe.unmixed(pool.slots)
+        mix = recipe.unmixed(pool.slots)
         if name in self.views:
             targets = len(pool.images) - pool.sources
             both, sizes = self._target_slots(name), pool.images.sizes
             pairing = AcrossDomains(pool.sources, targets, self.pairs, both=both, sizes=sizes)
-            mix = self.recipe.draw(pool.images, pairing, rng, pool.supervision.truths)
+            gradient = clean_pass and partial(clean_pass, pool.unmixed())
+            mix = recipe.draw(pool.images, pairing, rng, pool.supervision.truths, gradient)
         mix, weights = self._weigh_unknown(mix, pool)
-        images = blend(pool.images, mix)
+        images = mixed_images(pool.images, mix)
         # Where the partner has nothing to teach in any rule, the rule is that of an unmixed image.
-        supervisions = self.recipe.supervise(pool.supervision, mix.where(weights.isnan()), images)
+        supervisions = recipe.supervise(pool.supervision, mix.where(weights.isnan()), images[0])
         supervisions = [supervision.scaled(weights.nan_to_num(1.0)) for supervision in supervisions]
-        target_shares = (mix.shares * pool.is_target[mix.sources]).sum(1)
-        return MixedView(images, supervisions, pool.is_target[: pool.slots], mix.mixed, target_shares)
+        from_target = pool.is_target[mix.sources].float()
+        maps = None if mix.masks is None else _cells(mix.masks, from_target, pool.images)
+        target_shares = (mix.shares * from_target).sum(1)
+        return MixedView(images, supervisions, pool.is_target[: pool.slots], mix.mixed, target_shares, maps)
 
     def _weigh_unknown(self, mix: Mix, pool: Pool) -> tuple[Mix, Tensor]:
         """The mix to apply, and (S,) the weight of the truth of images that have a target partner, nan for others."""
@@ -207,9 +247,30 @@ def _join(views: Sequence[MixedView]) -> StudentBatch:
             if supervision.active:
                 supervisions.setdefault(kind, []).append(supervision)
     weights = _per_domain(is_target, ~is_target), _per_domain(is_target & ~mixed, ~is_target & ~mixed)
-    images = ImageBatch.cat([view.images for view in views])
+    images, features = join_images([view.images for view in views])
+    domains = Domains(target_shares, *weights, _join_maps(views, images))
     blocks = [int(count) for view in views for count in ((~view.is_target).sum(), view.is_target.sum()) if count]
-    return StudentBatch(images, supervisions, blocks, Domains(target_shares, *weights))
+    return StudentBatch(images, supervisions, blocks, domains, features=features)
+
+
+def _cells(masks: Tensor, from_target: Tensor, pool: ImageBatch) -> Tensor:
+    """(S, h, w) share of the target in each cell, given (S, K, …) masks and (S, K) whether a source is of it."""
+    cells = [-(-side // MAP_CELL) for side in pool.canvas]
+    return F.adaptive_avg_pool2d((masks * from_target[:, :, None, None]).sum(1, keepdim=True), cells)[:, 0]
+
+
+def _join_maps(views: Sequence[MixedView], images: ImageBatch) -> Tensor | None:
+    """Maps of all views over the joint canvas; where a view has none, the share everywhere."""
+    if all(view.target_maps is None for view in views):
+        return None
+    rows, columns = (-(-side // MAP_CELL) for side in images.canvas)
+    maps = []
+    for view in views:
+        known = view.target_maps
+        if known is None:
+            known = view.target_shares[:, None, None].expand(-1, rows, columns)
+        maps.append(F.pad(known, (0, columns - known.shape[2], 0, rows - known.shape[1])))
+    return torch.cat(maps)
 
 
 def _per_domain(*groups: Tensor) -> Tensor:
@@ -240,6 +301,21 @@ class Phases:
             for over, branch in ((False, gentle), (True, mixing))
             for mixes in (False, True)
         }
+
+    def check(self, detector: Detector) -> None:
+        """Refuse to mix features where the detector has none.
+
+        Raises:
+            UserError: ``mixing.stages`` names a stage that it lacks.
+        """
+        stages = self.at(self.burn_in_steps).recipe.stages
+        if not stages:
+            return
+        require(detector, MixesFeatures, "mixing.mixer=manifold", "mixing.mixer=mixup")
+        known = [PIXELS, *detector.stages()]
+        for stage in stages:
+            if stage not in known:
+                raise UserError(not_one_of("mixing.stages", stage, known))
 
     def _phase(self, config: Config, over: bool, mixing: MixingConfig) -> Phase:
         if not config.data.target:

@@ -69,7 +69,7 @@ class StudentStep(nn.Module):
 
         Terms of weight 0 are left out, and a kind whose every term has weight 0 is not computed.
         """
-        encoding = self.detector.encode(batch.images)
+        encoding = batch.encode(self.detector)
         losses: dict[str, Tensor] = {}
         for kind, supervisions in batch.supervisions.items():
             if not any(self.weight(f"{kind}/{name}") for name in self.detector.loss_names):
@@ -79,7 +79,7 @@ class StudentStep(nn.Module):
                     key = f"{kind}/{name}"
                     losses[key] = losses[key] + value if key in losses else value
         if self.alignment is not None and batch.domains is not None:
-            losses |= self.alignment(self.detector, encoding, batch.images, batch.domains)
+            losses |= self.alignment(self.detector, encoding, batch.sizes, batch.domains)
         return {name: value for name, value in losses.items() if self.weight(name)}
 
     def weight(self, name: str) -> float:

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from rich.console import Console
-from torch import Tensor
 
 from lossmix_det.config import Config
 from lossmix_det.errors import UserError
@@ -23,6 +22,7 @@ from lossmix_det.evaluation import write_detections
 from lossmix_det.evaluation.scores import check_metric, metric_of, report_problems, score_models
 from lossmix_det.structures import StepBatch, Supervision
 from lossmix_det.training.checkpoints import Checkpoints
+from lossmix_det.training.clean_pass import CleanPass
 from lossmix_det.training.outputs import BURNED_IN, burned_in_folder, publish, warn_of_target_labels
 from lossmix_det.training.phases import Phases
 from lossmix_det.training.processes import anywhere, everywhere, mean_over_processes
@@ -66,6 +66,7 @@ class Trainer:
         self.phases = Phases(config)
         fingerprints, resumes = self.streams.fingerprints(), bool(self.checkpoints.paths())
         self.state = RunState.build(config, fabric, self.streams.classes, fingerprints, resumes=resumes)
+        self.phases.check(self.state.detector)
         self.recovery = Recovery(config, self.state, self.checkpoints, fabric)
         self.results: dict[str, Any] = {}
         self.detections: dict[str, list[dict[str, Any]]] = {}
@@ -160,7 +161,10 @@ class Trainer:
             labelled = state.labeller.label(state.teacher.module, batch.target, state.step)
             pseudo_labels, soft_teacher = labelled
         unlabelled = batch.target and replace(batch.target, truths=None)
-        student_batch = self.phases.at(state.step).compose(replace(batch, target=unlabelled), rng, pseudo_labels)
+        phase, train, mixing = self.phases.at(state.step), self.config.train, self.config.mixing
+        self.clean_pass = CleanPass(state, self.fabric, mixing.clean_share, train.accumulate, soft_teacher)
+        clean_pass = self.clean_pass if phase.recipe.needs_gradient else None
+        student_batch = phase.compose(replace(batch, target=unlabelled), rng, pseudo_labels, clean_pass)
         student_batch.soft_teacher = soft_teacher
         if not state.adapting:
             student_batch.domains = None
@@ -169,13 +173,16 @@ class Trainer:
     def _accumulate(self, micro_batches: list[StudentBatch]) -> dict[str, float] | None:
         """Add up the gradients of micro-batches, and average their losses; None if one is not finite."""
         student, count = self.state.student, len(micro_batches)
-        sums: dict[str, Tensor] = {}
+        share, sums = self.clean_pass.learned, dict(self.clean_pass.losses)
+        if not everywhere(self.fabric, all(bool(torch.isfinite(loss)) for loss in sums.values())):
+            return None
         for number, micro_batch in enumerate(micro_batches, start=1):
             with self.fabric.no_backward_sync(student, enabled=number < count):
                 losses = student(micro_batch)
                 total = student.total(losses)
                 if not everywhere(self.fabric, bool(torch.isfinite(total))):
                     return None
+                total = total * (1 - share)
                 self.fabric.backward(total / count)
             for name, value in {"loss": total, **losses}.items():
                 sums[name] = sums.get(name, 0.0) + value.detach().float() / count

@@ -46,7 +46,7 @@ def test_the_gradient_is_reversed_and_nothing_else_changes():
 def test_the_discriminator_descends_where_the_detector_ascends(detector):
     encoding = encoded(detector)
     alignment = aligned(detector)
-    loss = alignment(detector, encoding, encoding.images, domains([0.0, 0.0, 1.0]))["alignment/image"]
+    loss = alignment(detector, encoding, encoding.images.sizes, domains([0.0, 0.0, 1.0]))["alignment/image"]
     feature = encoding.canvases[0].features[alignment.level]
     reversed_gradient = torch.autograd.grad(loss, feature, retain_graph=True)[0]
     plain = feature.detach().requires_grad_()
@@ -63,7 +63,7 @@ def test_a_mixed_images_label_is_its_share_of_the_target(detector, share):
     encoding, alignment = encoded(detector), aligned(detector)
 
     def loss(value):
-        return alignment(detector, encoding, encoding.images, domains([0.0, value, 1.0], (False, True, False)))
+        return alignment(detector, encoding, encoding.images.sizes, domains([0.0, value, 1.0], (False, True, False)))
 
     low, high, between = loss(0.0), loss(1.0), loss(share)
     for name, value in between.items():
@@ -73,7 +73,7 @@ def test_a_mixed_images_label_is_its_share_of_the_target(detector, share):
 def test_mixed_images_may_be_left_out(detector):
     encoding, alignment = encoded(detector), aligned(detector, mixed="skip")
     losses = [
-        alignment(detector, encoding, encoding.images, domains([0.0, share, 1.0], (False, True, False)))[
+        alignment(detector, encoding, encoding.images.sizes, domains([0.0, share, 1.0], (False, True, False)))[
             "alignment/image"
         ]
         for share in (0.2, 0.9)
@@ -88,7 +88,7 @@ def test_mixed_images_may_be_left_out(detector):
 def test_padding_is_not_judged(detector):
     """An image of half the canvas: the mean over the cells of its own half."""
     encoding, alignment = encoded(detector, ((64, 48), (64, 96), (64, 96))), aligned(detector)
-    found = alignment(detector, encoding, encoding.images, domains([0.0, 0.0, 1.0]))["alignment/image"]
+    found = alignment(detector, encoding, encoding.images.sizes, domains([0.0, 0.0, 1.0]))["alignment/image"]
     logits = alignment.discriminators["image"](encoding.canvases[0].features[alignment.level])[:, 0]
     half = logits.shape[2] // 2
     parts = [
@@ -100,7 +100,7 @@ def test_padding_is_not_judged(detector):
 
 def test_instances_are_the_best_proposals_of_each_image(detector):
     encoding, alignment = encoded(detector), aligned(detector, instances=5)
-    found = alignment(detector, encoding, encoding.images, domains([0.0, 0.0, 1.0]))["alignment/instance"]
+    found = alignment(detector, encoding, encoding.images.sizes, domains([0.0, 0.0, 1.0]))["alignment/instance"]
     boxes = [proposals[:5] for proposals in encoding.proposals]
     heads = detector.model.roi_heads
     features = heads.box_head(heads.box_roi_pool(encoding.canvases[0].features, boxes, list(encoding.images.sizes)))

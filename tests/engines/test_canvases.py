@@ -280,7 +280,7 @@ def test_alignment_is_that_of_one_canvas(name):
                     kept = part.weight[:, :, 1, 1].clone()
                     part.weight.zero_()[:, :, 1, 1] = kept
         encoding = detector.encode(images())
-        losses.append(alignment(detector, encoding, encoding.images, Domains(shares, weights, weights)))
+        losses.append(alignment(detector, encoding, encoding.images.sizes, Domains(shares, weights, weights)))
     for loss in losses[0]:
         assert_close(losses[0][loss], losses[1][loss], **CLOSE)
 

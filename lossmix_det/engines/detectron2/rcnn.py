@@ -5,6 +5,8 @@ Network, matching, box coding and inference are its own modules.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.structures import Boxes, ImageList
@@ -15,11 +17,13 @@ from lossmix_det.config import ModelConfig
 from lossmix_det.engines.canvases import LAYOUTS
 from lossmix_det.engines.contract import Export
 from lossmix_det.engines.detectron2.cfg import COLOURS, build_rcnn, read_cfg
+from lossmix_det.engines.detectron2.mixing_points import mixing_points
 from lossmix_det.engines.detectron2.stages import Detectron2RoI, Detectron2RPN, propose
 from lossmix_det.engines.detectron2.weights import load_weights
+from lossmix_det.engines.feature_mixing import MixingPoints
 from lossmix_det.engines.two_stage.detector import TwoStageDetector
 from lossmix_det.engines.two_stage.encoding import AnchorGrid, EncodedCanvas, TwoStageEncoding
-from lossmix_det.structures import ImageBatch, Instances, pad_to
+from lossmix_det.structures import ImageBatch, Instances, Size, pad_to
 
 
 class Detectron2RCNN(TwoStageDetector):
@@ -50,10 +54,20 @@ class Detectron2RCNN(TwoStageDetector):
         self.layout = LAYOUTS[config.canvases]
         self.multiple = max(self.model.backbone.size_divisibility, 1)  # C4 networks take any size
 
-    def encode_canvas(self, images: ImageBatch) -> EncodedCanvas:
-        """As `TwoStageDetector.encode_canvas`."""
-        inputs = self._normalised(images)
-        features = self.model.backbone(inputs.tensor)
+    def levels_of(self, inputs: ImageList) -> dict[str, Tensor]:
+        """As `CanvasDetector.levels_of`."""
+        return self.model.backbone(inputs.tensor)
+
+    def resized(self, inputs: ImageList, sizes: Sequence[Size]) -> ImageList:
+        """As `CanvasDetector.resized`."""
+        return ImageList(inputs.tensor[:1].expand(len(sizes), -1, -1, -1), list(sizes))
+
+    def mixing_points(self) -> MixingPoints:
+        """As `CanvasDetector.mixing_points`."""
+        return mixing_points(self.model.backbone)
+
+    def encode_levels(self, features: dict[str, Tensor], inputs: ImageList) -> EncodedCanvas:
+        """As `TwoStageDetector.encode_levels`."""
         proposed = propose(self.model.proposal_generator, features, inputs.image_sizes)
         proposals = [instances.proposal_boxes.tensor for instances in proposed.proposals]
         grid = AnchorGrid(proposed.levels, tuple(inputs.tensor.shape[2:]))
@@ -91,7 +105,7 @@ class Detectron2RCNN(TwoStageDetector):
         cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = sizes.values()
         return Export({"model": state}, about | {"num_classes": self.num_classes}, {".yaml": cfg.dump()})
 
-    def _normalised(self, images: ImageBatch) -> ImageList:
+    def normalise(self, images: ImageBatch) -> ImageList:
         """In the model's own colours and range, normalised, the padding zeroed afterwards as stock pads."""
         pixels = COLOURS[self.model.input_format](images.to_float().pixels * 255)
         pixels = (pixels - self.model.pixel_mean) / self.model.pixel_std

@@ -9,14 +9,16 @@ anchors. S anchors of all images that a supervision teaches, image after image; 
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
+from lossmix_det.engines.canvas_detector import CanvasDetector
 from lossmix_det.engines.canvases import in_order
-from lossmix_det.engines.contract import Detector, Features, SoftTeacher
+from lossmix_det.engines.contract import Features, SoftTeacher
 from lossmix_det.engines.normalizers import Normalizer
 from lossmix_det.engines.one_stage.encoding import EncodedCanvas, OneStageEncoding
 from lossmix_det.engines.weighing import Samples, weigh_samples, weighted_sum
@@ -40,14 +42,14 @@ class Foreground:
     boxes: Tensor
 
 
-class OneStageDetector(Detector):
+class OneStageDetector(CanvasDetector):
     """What RetinaNet and FCOS share: a focal loss of every anchor, and losses of the foreground alone."""
 
     normalize: Normalizer  # of `NORMALIZERS`
 
     @abstractmethod
-    def encode_canvas(self, images: ImageBatch) -> EncodedCanvas:
-        """Backbone and heads of all images of one canvas."""
+    def encode_levels(self, levels: dict[str, Tensor], inputs: Any) -> EncodedCanvas:
+        """The heads, on all images of one canvas."""
 
     @abstractmethod
     def detect_canvas(self, canvas: EncodedCanvas) -> list[Instances]:
@@ -67,11 +69,9 @@ class OneStageDetector(Detector):
     def foreground_losses(self, foreground: Foreground) -> list[Tensor]:
         """(F,) losses of the foreground, in the order of ``loss_names`` from the second on."""
 
-    def encode(self, images: ImageBatch) -> OneStageEncoding:
-        """Backbone and heads, once for each canvas."""
-        laid = self.lay_out(images)
-        encoded = [replace(self.encode_canvas(canvas.images), indices=canvas.indices) for canvas in laid]
-        return OneStageEncoding(images, encoded)
+    def encoding_of(self, images: ImageBatch, canvases: list[EncodedCanvas]) -> OneStageEncoding:
+        """As `CanvasDetector.encoding_of`."""
+        return OneStageEncoding(images, canvases)
 
     def detections(self, encoding: OneStageEncoding) -> list[Instances]:
         """The engine's inference, canvas by canvas."""

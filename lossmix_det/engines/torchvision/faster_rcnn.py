@@ -17,12 +17,12 @@ from lossmix_det.engines.backbones import Backbone
 from lossmix_det.engines.canvases import LAYOUTS
 from lossmix_det.engines.normalizers import NORMALIZERS
 from lossmix_det.engines.norms import norm_of
-from lossmix_det.engines.torchvision.networks import TorchvisionDetector, anchors_of, build_network, normalised
+from lossmix_det.engines.torchvision.networks import TorchvisionDetector, anchors_of, build_network
 from lossmix_det.engines.two_stage.detector import TwoStageDetector
 from lossmix_det.engines.two_stage.encoding import AnchorGrid, EncodedCanvas, Scores, TwoStageEncoding
 from lossmix_det.engines.two_stage.sampling import RankedSampler
 from lossmix_det.engines.two_stage.stages import BACKGROUND, FirstStage, SecondStage, Stage
-from lossmix_det.structures import ImageBatch, Instances
+from lossmix_det.structures import Instances
 
 BETA = 1 / 9  # torchvision's smooth-L1 threshold, in both stages
 
@@ -142,10 +142,8 @@ class TorchvisionFasterRCNN(TwoStageDetector, TorchvisionDetector):
         self.roi_width = heads.box_predictor.cls_score.in_features
         self.layout = LAYOUTS[config.canvases]
 
-    def encode_canvas(self, images: ImageBatch) -> EncodedCanvas:
-        """As `TwoStageDetector.encode_canvas`."""
-        inputs = normalised(self.model, images)
-        features = self._features(inputs)
+    def encode_levels(self, features: dict[str, Tensor], inputs: ImageList) -> EncodedCanvas:
+        """As `TwoStageDetector.encode_levels`."""
         rpn, levels = self.model.rpn, list(features.values())
         objectness, deltas = rpn.head(levels)
         anchors = anchors_of(rpn.anchor_generator, inputs, levels)
@@ -155,7 +153,7 @@ class TorchvisionFasterRCNN(TwoStageDetector, TorchvisionDetector):
         )
         per_level = [rows * columns * count for rows, columns, count in grid.levels]
         objectness, deltas = concat_box_prediction_layers(objectness, deltas)
-        count = len(images)
+        count = len(inputs.image_sizes)
         objectness, deltas = objectness.reshape(count, -1), deltas.reshape(count, -1, 4)
         with torch.no_grad(), torch.autocast(objectness.device.type, enabled=False):
             boxes = rpn.box_coder.decode(deltas.detach().float().reshape(-1, 4), anchors).reshape(count, -1, 4)
@@ -181,9 +179,9 @@ class TorchvisionFasterRCNN(TwoStageDetector, TorchvisionDetector):
         rpn, predictor = self.model.rpn.head, self.model.roi_heads.box_predictor
         return [rpn.cls_logits, rpn.bbox_pred, predictor.cls_score, predictor.bbox_pred]
 
-    def _features(self, inputs: ImageList) -> dict[str, Tensor]:
-        """Pyramid levels by name."""
-        features = self.model.backbone(inputs.tensors)
+    def levels_of(self, inputs: ImageList) -> dict[str, Tensor]:
+        """As `CanvasDetector.levels_of`."""
+        features = super().levels_of(inputs)
         pool = self.model.roi_heads.box_roi_pool
         if pool.scales is None:
             # On its first use the pooling takes the strides from the ratio of features to the largest image, for good.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,14 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import _v1_to_v2_weights
 
 from lossmix_det.config import ModelConfig
-from lossmix_det.engines.backbones import BACKBONES, Backbone, freeze_stages
-from lossmix_det.engines.contract import Detector, Export
+from lossmix_det.engines.backbones import BACKBONES, Backbone, freeze_stages, stage_ends
+from lossmix_det.engines.canvas_detector import CanvasDetector
+from lossmix_det.engines.contract import Export
+from lossmix_det.engines.feature_mixing import MixingPoints
 from lossmix_det.engines.norms import NORMS, freeze_norms, resolve, thaw_norms
 from lossmix_det.engines.weights import load_weights, read_weights
 from lossmix_det.errors import UserError, pick
-from lossmix_det.structures import ImageBatch
+from lossmix_det.structures import ImageBatch, Size
 
 Network = FasterRCNN | RetinaNet | FCOS
 
@@ -40,10 +42,27 @@ TRAINED_WITHOUT_EPS = tuple(
 )
 
 
-class TorchvisionDetector(Detector):
+class TorchvisionDetector(CanvasDetector):
     """What all detectors of torchvision share: ``model`` is the plain torchvision module."""
 
     model: Network
+
+    def normalise(self, images: ImageBatch) -> ImageList:
+        """As `CanvasDetector.normalise`."""
+        return normalised(self.model, images)
+
+    def resized(self, inputs: ImageList, sizes: Sequence[Size]) -> ImageList:
+        """As `CanvasDetector.resized`."""
+        return ImageList(inputs.tensors[:1].expand(len(sizes), -1, -1, -1), list(sizes))
+
+    def levels_of(self, inputs: ImageList) -> dict[str, Tensor]:
+        """As `CanvasDetector.levels_of`: the pyramid's levels."""
+        return self.model.backbone(inputs.tensors)
+
+    def mixing_points(self) -> MixingPoints:
+        """As `CanvasDetector.mixing_points`: the stages of the body, and the pyramid."""
+        pyramid = self.model.backbone
+        return MixingPoints(pyramid.body, stage_ends(pyramid.body), pyramid)
 
     def export(self, state: dict[str, Tensor], config: ModelConfig, sizes: dict[str, int]) -> Export:
         """The bare state dict; the classes are counted with the background."""

@@ -7,14 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchvision.models.detection import FCOS, RetinaNet
+from torchvision.models.detection.image_list import ImageList
 
 from lossmix_det.config import ModelConfig
 from lossmix_det.engines.canvases import LAYOUTS
 from lossmix_det.engines.norms import norm_of
 from lossmix_det.engines.one_stage.detector import OneStageDetector
 from lossmix_det.engines.one_stage.encoding import EncodedCanvas
-from lossmix_det.engines.torchvision.networks import TorchvisionDetector, anchors_of, normalised
-from lossmix_det.structures import ImageBatch, Instances
+from lossmix_det.engines.torchvision.networks import TorchvisionDetector, anchors_of
+from lossmix_det.structures import Instances
 
 SMALL = {"topk_candidates": 200}  # detections of a level before suppression, for images of about 100 pixels
 
@@ -63,10 +64,8 @@ class TorchvisionOneStage(OneStageDetector, TorchvisionDetector):
         self.model, self.num_classes, self.layout = model, num_classes, LAYOUTS[config.canvases]
         self.norm = norm_of(model.backbone)
 
-    def encode_canvas(self, images: ImageBatch) -> EncodedCanvas:
-        """As `OneStageDetector.encode_canvas`."""
-        inputs = normalised(self.model, images)
-        features = self.model.backbone(inputs.tensors)
+    def encode_levels(self, features: dict[str, Tensor], inputs: ImageList) -> EncodedCanvas:
+        """As `OneStageDetector.encode_levels`."""
         levels, generator = list(features.values()), self.model.anchor_generator
         outputs = dict(self.model.head(levels))
         kinds = generator.num_anchors_per_location()

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection
-from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lossmix_det.engines.contract import Detector, Features, SoftTeacher
+from lossmix_det.engines.canvas_detector import CanvasDetector
+from lossmix_det.engines.contract import Features, SoftTeacher
 from lossmix_det.engines.two_stage.encoding import EncodedCanvas, TwoStageEncoding
 from lossmix_det.engines.two_stage.stages import FirstStage, SecondStage
 from lossmix_det.structures import ImageBatch, Supervision
 
 
-class TwoStageDetector(Detector):
+class TwoStageDetector(CanvasDetector):
     """What every engine's Faster R-CNN shares: losses by stage, feature levels, scored proposals."""
 
     loss_names = (*FirstStage.loss_names, *SecondStage.loss_names)
@@ -24,15 +25,12 @@ class TwoStageDetector(Detector):
     roi_width: int
 
     @abstractmethod
-    def encode_canvas(self, images: ImageBatch) -> EncodedCanvas:
-        """Backbone and first stage of all images of one canvas."""
+    def encode_levels(self, levels: dict[str, Tensor], inputs: Any) -> EncodedCanvas:
+        """The first stage, on all images of one canvas."""
 
-    def encode(self, images: ImageBatch) -> TwoStageEncoding:
-        """Backbone and first stage, once for each canvas."""
-        encoded = [
-            replace(self.encode_canvas(canvas.images), indices=canvas.indices) for canvas in self.lay_out(images)
-        ]
-        return TwoStageEncoding(images, encoded, self.roi.shares_scores)
+    def encoding_of(self, images: ImageBatch, canvases: list[EncodedCanvas]) -> TwoStageEncoding:
+        """As `CanvasDetector.encoding_of`."""
+        return TwoStageEncoding(images, canvases, self.roi.shares_scores)
 
     def losses(
         self, encoding: TwoStageEncoding, supervision: Supervision, soft_teacher: SoftTeacher | None = None

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from lossmix_det.mixing.blend import Mix
+from lossmix_det.mixing.mixers.grid import common_frame, grid_cell, own_masks, shares_of
 from lossmix_det.mixing.mixers.pairwise import Pairwise, with_partners
 from lossmix_det.structures import ImageBatch, Size
-
-CELL = 4  # pixels; boxes lie on a grid, so that masks are small
 
 
 class CutMix(Pairwise):
@@ -29,30 +27,20 @@ class CutMix(Pairwise):
         lam = self.draw_lam(count, rng)
         places = rng.random((count, 2))
         canvas, cell = pool.canvas, grid_cell(pool.canvas)
-        masks = torch.zeros(count, 2, canvas[0] // cell, canvas[1] // cell)
-        masks[:, 0] = 1.0
-        shares = torch.tensor([[1.0, 0.0]]).repeat(count, 1)
+        masks = own_masks(count, 2, canvas, cell)
         for index, partner in enumerate(partners[:, 0].tolist()):
-            size = pool.sizes[index]
-            frame = [min(side, other) // cell for side, other in zip(size, pool.sizes[partner], strict=True)]
+            frame = common_frame(pool, (index, partner), cell)
             centre = self._centre(places[index], frame, cell, None if saliency is None else saliency[partner], canvas)
             top, left, bottom, right = box_around(centre, frame, float(np.sqrt(1 - lam[index])))
             masks[index, 0, top:bottom, left:right] = 0.0
             masks[index, 1, top:bottom, left:right] = 1.0
-            shares[index, 1] = min((bottom - top) * (right - left) * cell**2 / (size[0] * size[1]), 1.0)
-        shares[:, 0] = 1 - shares[:, 1]
-        return Mix(with_partners(partners), shares, masks)
+        return Mix(with_partners(partners), shares_of(masks, pool.sizes[:count], cell), masks)
 
     def _centre(
         self, place: np.ndarray, frame: list[int], cell: int, saliency: Tensor | None, canvas: Size
     ) -> tuple[float, float]:
         """(row, column) of the middle of the box, in cells; uniform over the area that both images cover."""
         return float(place[0] * frame[0]), float(place[1] * frame[1])
-
-
-def grid_cell(canvas: Size) -> int:
-    """Pixels to a cell; the canvas is a multiple of it."""
-    return CELL if not (canvas[0] % CELL or canvas[1] % CELL) else 1
 
 
 def box_around(centre: tuple[float, float], frame: list[int], share: float) -> tuple[int, int, int, int]:
