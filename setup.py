@@ -35,6 +35,7 @@ setup(
     ],
     extras_require={
         "test": [
+            "hypothesis>=6.100",
             "pytest>=8",
             "pytest-cov>=5",
             "pytest-xdist>=3.6",

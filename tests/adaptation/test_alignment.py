@@ -4,9 +4,9 @@ from adapting import ALIGN, adapting, batch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from lossmix_det.adaptation.alignment import Alignment, ImageDiscriminator, ReverseGradient
+from lossmix_det.adaptation.alignment import Alignment, ImageDiscriminator, ReverseGradient, target_of_cells
 from lossmix_det.config import AlignmentConfig, ModelConfig
-from lossmix_det.engines import build_detector
+from lossmix_det.engines import Features, build_detector
 from lossmix_det.structures import ImageBatch
 from lossmix_det.training.phases import Domains
 
@@ -134,3 +134,46 @@ def test_alignment_costs_no_forward_pass_and_reaches_the_backbone(tmp_path):
     assert it.state.detector.model.roi_heads.box_head.fc6.weight.grad is None
     losses["alignment/instance"].backward()
     assert it.state.detector.model.roi_heads.box_head.fc6.weight.grad.abs().sum() > 0
+
+
+def halves() -> torch.Tensor:
+    """(3, 8, 12) maps over 64×96 pixels: source, target in the left half, target."""
+    maps = torch.zeros(3, 8, 12)
+    maps[1, :, :6], maps[2] = 1.0, 1.0
+    return maps
+
+
+def test_under_a_mask_every_cell_has_the_label_of_its_own_pixels(detector):
+    encoding, alignment = encoded(detector), aligned(detector)
+    known = domains([0.0, 0.5, 1.0], (False, True, False))
+    masked = Domains(known.shares, known.weights, known.unmixed_weights, halves())
+    found = alignment(detector, encoding, encoding.images.sizes, masked)
+    logits = alignment.discriminators["image"](encoding.canvases[0].features[alignment.level])[:, 0]
+    labels = torch.zeros_like(logits)
+    columns = logits.shape[2]
+    labels[1, :, : columns // 2], labels[2] = 1.0, 1.0
+    labels[1, :, columns // 2] = 0.5 if columns % 2 else labels[1, 0, columns // 2]
+    losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean((1, 2))
+    assert_close(found["alignment/image"], (losses[0] + losses[1]) / 2 + losses[2])
+    plain = alignment(detector, encoding, encoding.images.sizes, known)
+    assert not torch.isclose(found["alignment/image"], plain["alignment/image"])
+    assert_close(found["alignment/instance"], plain["alignment/instance"])  # proposals have the label of their image
+
+
+def test_a_map_that_is_even_is_the_share(detector):
+    encoding, alignment = encoded(detector), aligned(detector)
+    known = domains([0.0, 0.3, 1.0], (False, True, False))
+    even = Domains(
+        known.shares, known.weights, known.unmixed_weights, known.shares.view(3, 1, 1).expand(-1, 8, 12).clone()
+    )
+    losses = [alignment(detector, encoding, encoding.images.sizes, each)["alignment/image"] for each in (known, even)]
+    assert_close(*losses)
+
+
+def test_a_canvas_reads_its_part_of_the_map():
+    """A canvas of 32×64 pixels of a batch on 64×96: the upper left 4×8 cells."""
+    maps = torch.arange(96.0).view(1, 8, 12) / 96
+    known = Domains(torch.zeros(1), torch.ones(1), torch.ones(1), maps)
+    features = Features((0,), {}, (32, 64))
+    assert torch.equal(target_of_cells(known, features, (4, 8)), maps[:, :4, :8])
+    assert_close(target_of_cells(known, features, (2, 4))[0, 0, 0], maps[0, :2, :2].mean())

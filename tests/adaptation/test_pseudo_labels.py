@@ -52,6 +52,20 @@ def test_the_adaptive_threshold_is_the_quantile_of_each_classs_own_scores():
     assert thresholds.least().tolist() == pytest.approx(expected, abs=0.006)
 
 
+def test_the_rising_threshold_goes_from_the_floor_to_the_score():
+    """δ = 2 / (1 + e^(-5r)) - 1 is 0, 0.848 and 0.987 at the beginning, half-way and at the end."""
+    thresholds = build_thresholds(PseudoLabelConfig(threshold="rising", score=0.9, floor=0.4), CLASSES)
+    for progress, delta in ((0.0, 0.0), (0.5, 0.84828), (1.0, 0.98661)):
+        thresholds.advance(progress)
+        assert thresholds.least().tolist() == pytest.approx([0.4 + 0.5 * delta] * 3, abs=1e-5)
+
+
+def test_a_rising_threshold_whose_score_is_below_the_floor_stays_there():
+    thresholds = build_thresholds(PseudoLabelConfig(threshold="rising", score=0.3, floor=0.5), CLASSES)
+    thresholds.advance(0.7)
+    assert thresholds.least().tolist() == pytest.approx([0.3] * 3)
+
+
 def test_the_adaptive_threshold_never_asks_more_than_the_score():
     thresholds = build_thresholds(PseudoLabelConfig(threshold="adaptive", score=0.6), CLASSES)
     thresholds.remember(thresholds.count([scores_of(2, np.full(50, 0.99))]))

@@ -117,6 +117,19 @@ def test_two_processes_mix_and_adapt_together(tmp_path, squares):
     assert all(value.isfinite().all() for value in content["student"].values())
 
 
+def test_two_processes_learn_from_unmixed_images_what_one_does(tmp_path, squares):
+    """All of the loss is that of the clean pass (share 1), which has no chance in it: two processes equal one."""
+    settings = [*squares, "mixing.mixer=sage", "mixing.saliency=gradient", "mixing.clean_share=1.0", "train.steps=4"]
+    settings += ["mixing.probability=1.0", "model.normalizer=images", "optimizer.name=sgd", "optimizer.lr=0.01"]
+    for folder, flags in (("one", []), ("two", ["--num-gpus", "2"])):
+        line = [*command(tmp_path / folder, *flags), *settings]
+        done = subprocess.run(line, capture_output=True, text=True, timeout=240, check=False, env=env())
+        assert done.returncode == 0, done.stderr
+    one, two = (last_checkpoint(tmp_path / folder) for folder in ("one", "two"))
+    for name, value in one["student"].items():
+        assert_close(two["student"][name], value, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("detector", ["retinanet", "fcos"])
 def test_two_processes_adapt_a_detector_of_one_stage(tmp_path, squares, detector):
     """Images without pseudo-labels, and kinds of losses that one process alone has, leave no gradient to wait for."""

@@ -1,0 +1,124 @@
+"""What holds for every mixer, rule and weighting, whatever the images: looked for by hypothesis."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from lossmix_det.config import MixingConfig, PairsConfig
+from lossmix_det.mixing import BURN_IN_RULES, MIXERS, RULES, WEIGHTINGS, AcrossDomains, Recipe, blend, mixed_sizes
+from lossmix_det.structures import ImageBatch, Instances, Supervision, smallest_canvas
+
+SIDES = st.one_of(st.integers(1, 8), st.integers(9, 130))
+SIZES = st.lists(st.tuples(SIDES, SIDES), min_size=1, max_size=5)
+
+
+@st.composite
+def mixes(draw):
+    """A recipe, images of two domains, their truths, and a seed."""
+    sizes = tuple(draw(SIZES))
+    seed = draw(st.integers(0, 2**31))
+    rng = np.random.default_rng(seed)
+    height, width = smallest_canvas(sizes)
+    batch = ImageBatch(
+        torch.from_numpy(rng.random((len(sizes), 3, height, width), dtype=np.float32)) * 0.9 + 0.1, sizes
+    )
+    pool = ImageBatch(torch.where(batch.valid(), batch.pixels, 0.0), sizes)
+    truths = [_boxes(size, int(rng.integers(0, 4)), rng) for size in sizes]
+    known = torch.from_numpy(rng.integers(0, 2, len(sizes))).float()
+    config = MixingConfig(
+        mixer=draw(st.sampled_from(sorted(MIXERS))),
+        rule=draw(st.sampled_from(sorted(RULES))),
+        weighting=draw(st.sampled_from(sorted(WEIGHTINGS))),
+        saliency=draw(st.sampled_from(["spectral", "boxes"])),
+        probability=draw(st.sampled_from([0.5, 1.0])),
+        stages=["1"],
+    )
+    return config, pool, Supervision(tuple(truths), known, known), seed
+
+
+def _boxes(size, count: int, rng) -> Instances:
+    height, width = size
+    corners = np.sort(rng.random((count, 2, 2)), axis=1) * [width, height]
+    boxes = torch.from_numpy(corners.reshape(count, 4)).float()
+    boxes[:, 2:] = torch.maximum(boxes[:, 2:], boxes[:, :2] + 0.01)
+    scores = torch.from_numpy(rng.random(count)).float() if count % 2 else None
+    return Instances(boxes, torch.from_numpy(rng.integers(0, 3, count)), scores)
+
+
+def _drawn(config, pool, supervision, seed):
+    rng = np.random.default_rng(seed)
+    recipe = Recipe(config).drawn(rng)
+    sources = (len(pool) + 1) // 2
+    pairing = AcrossDomains(sources, len(pool) - sources, PairsConfig(), both=True, sizes=pool.sizes)
+    return recipe, recipe.draw(pool, pairing, rng, supervision.truths)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(mixes())
+def test_shares_and_masks_are_shares_and_weights_are_weights(given_mix):
+    config, pool, supervision, seed = given_mix
+    recipe, mix = _drawn(config, pool, supervision, seed)
+    assert ((mix.shares >= 0) & (mix.shares <= 1)).all()
+    assert_close(mix.shares.sum(1), torch.ones(len(mix)))
+    if mix.masks is not None:
+        assert ((mix.masks >= 0) & (mix.masks <= 1)).all()
+        assert_close(mix.masks.sum(1), torch.ones_like(mix.masks[:, 0]), atol=1e-5, rtol=0)
+    images = pool if mix.stage else blend(pool, mix)
+    for taught in recipe.supervise(supervision, mix, images):
+        for weights in (taught.class_weights, taught.box_weights):
+            assert ((weights >= 0) & (weights <= 1 + 1e-6)).all()
+        for truth, size in zip(taught.truths, mixed_sizes(pool, mix), strict=True):
+            assert (truth.boxes >= 0).all()
+            assert (truth.weights is None) or (truth.weights >= 0).all()
+            if taught.active and mix.masks is not None:
+                assert (truth.boxes[:, 2:] > truth.boxes[:, :2]).all()
+            assert min(size) > 0
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(mixes())
+def test_nothing_beyond_an_image_is_seen_and_what_is_not_mixed_is_untouched(given_mix):
+    config, pool, supervision, seed = given_mix
+    recipe, mix = _drawn(config, pool, supervision, seed)
+    if mix.stage:
+        return
+    images = blend(pool, mix)
+    assert not torch.where(images.valid(), 0.0, images.pixels).any()
+    taught = recipe.supervise(supervision, mix, images)
+    for index in (~mix.mixed).nonzero().flatten().tolist():
+        height, width = pool.sizes[index]
+        assert images.sizes[index] == (height, width)
+        assert torch.equal(images.pixels[index, :, :height, :width], pool.pixels[index, :, :height, :width])
+        assert torch.equal(taught[0].truths[index].boxes, supervision.truths[index].boxes)
+        assert float(taught[0].class_weights[index]) == float(supervision.class_weights[index])
+        assert not any(float(other.class_weights[index]) for other in taught[1:])
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(mixes(), st.sampled_from(sorted(BURN_IN_RULES)))
+def test_burn_in_keeps_shares_and_masks(given_mix, name):
+    config, pool, supervision, seed = given_mix
+    recipe, mix = _drawn(config, pool, supervision, seed)
+    moved, weights = BURN_IN_RULES[name](config, recipe.rule)(mix, mix.mixed)
+    assert_close(moved.shares.sum(1), torch.ones(len(mix)))
+    assert ((moved.shares >= 0) & (moved.shares <= 1 + 1e-6)).all()
+    if moved.masks is not None:
+        assert ((moved.masks >= -1e-6) & (moved.masks <= 1 + 1e-6)).all()
+        assert_close(moved.masks.sum(1), torch.ones_like(moved.masks[:, 0]), atol=1e-5, rtol=0)
+    assert torch.equal(moved.lam[~mix.mixed], torch.ones(int((~mix.mixed).sum())))
+    assert torch.equal(weights.isnan(), ~mix.mixed)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(mixes())
+def test_the_same_seed_gives_the_same_mix(given_mix):
+    config, pool, supervision, seed = given_mix
+    first, again = (_drawn(config, pool, supervision, seed)[1] for _ in range(2))
+    for name in ("sources", "shares", "masks", "offsets", "factors"):
+        one, other = getattr(first, name), getattr(again, name)
+        assert (one is None) == (other is None)
+        assert one is None or torch.equal(one, other)
