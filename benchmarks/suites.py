@@ -11,6 +11,7 @@ from pathlib import Path
 from benchmarks.compare import DEFAULT_RUNS, Suite, compare
 from benchmarks.cost import measure_cost
 from benchmarks.speed import measure_speed
+from benchmarks.steps import NETWORKS, SIZES
 from lossmix_det.commands.options import parse, run_tool
 from lossmix_det.errors import UserError
 
@@ -64,6 +65,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--runs", type=Path, default=DEFAULT_RUNS, help="folder that the runs are kept in")
     parser.add_argument("--output", type=Path, default=None, help="Markdown file to write; default: in docs/results")
     parser.add_argument("--pairs", type=int, default=40, help="rounds of measurements; for cost and speed")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="only these; for speed")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="of images; for speed")
+    parser.add_argument("--short-side", type=int, default=300, metavar="PIXELS", help="of images; for speed")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings for every run")
     return parser
 
