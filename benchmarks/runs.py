@@ -70,19 +70,23 @@ class Suite:
     parts: tuple[Part, ...] = ()
 
     def names_of(self, patterns: Iterable[str]) -> list[str]:
-        """The methods that are meant by names or shell patterns, each once.
+        """As `matching`, of this suite."""
+        return matching([method.name for method in self.methods], patterns)
 
-        Raises:
-            UserError: nothing is called so.
-        """
-        known = [method.name for method in self.methods]
-        chosen: dict[str, None] = {}
-        for pattern in patterns:
-            matched = fnmatch.filter(known, pattern)
-            if not matched:
-                raise UserError(f"unknown method {pattern!r}{nearest(pattern, known)}")
-            chosen.update(dict.fromkeys(matched))
-        return list(chosen)
+
+def matching(known: list[str], patterns: Iterable[str]) -> list[str]:
+    """The methods that are meant by names or shell patterns, each once.
+
+    Raises:
+        UserError: nothing is called so.
+    """
+    chosen: dict[str, None] = {}
+    for pattern in patterns:
+        matched = fnmatch.filter(known, pattern)
+        if not matched:
+            raise UserError(f"unknown method {pattern!r}{nearest(pattern, known)}")
+        chosen.update(dict.fromkeys(matched))
+    return list(chosen)
 
 
 @dataclass(frozen=True)

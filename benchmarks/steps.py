@@ -6,6 +6,7 @@ from.
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -196,22 +197,37 @@ class Bench:
     def _prepared(self, batch: StepBatch, sizes: tuple[list[Size], list[Size]]) -> StepBatch:
         """The images enlarged to the sizes that the steps are compared on, those of the source and of the target."""
         pairs = zip((batch.source, batch.target), sizes, strict=True)
-        return StepBatch(*(_enlarged(views, to).to(self.fabric.device) for views, to in pairs))
+        return StepBatch(*(enlarged(views, to).to(self.fabric.device) for views, to in pairs))
 
 
-def _enlarged(views: Views, sizes: list[Size]) -> Views:
-    images, truths = [], []
-    for view in (views.weak, views.strong):
-        crops = [
-            view.to_float().pixels[index : index + 1, :, :rows, :columns]
-            for index, (rows, columns) in enumerate(view.sizes)
-        ]
-        pixels = [F.interpolate(crop, size, mode="bilinear")[0] for crop, size in zip(crops, sizes, strict=True)]
-        images.append(to_batch(pixels, view.keys))
-    for truth, (rows, columns), (height, width) in zip(views.truths, views.weak.sizes, sizes, strict=True):
+def enlarged(views: Views, sizes: list[Size]) -> Views:
+    """The same images and truths at other (height, width)."""
+    weak, strong = (None if view is None else _interpolated(view, sizes) for view in (views.weak, views.strong))
+    before, truths = (views.weak or views.strong).sizes, []
+    for truth, (rows, columns), (height, width) in zip(views.truths, before, sizes, strict=True):
         scale = torch.tensor([width / columns, height / rows] * 2)
         truths.append(Instances(truth.boxes * scale, truth.classes))
-    return Views(*images, tuple(truths))
+    return Views(weak, strong, tuple(truths))
+
+
+def _interpolated(view: ImageBatch, sizes: list[Size]) -> ImageBatch:
+    pixels = []
+    for index, ((rows, columns), size) in enumerate(zip(view.sizes, sizes, strict=True)):
+        crop = view.to_float().pixels[index : index + 1, :, :rows, :columns]
+        pixels.append(F.interpolate(crop, size, mode="bilinear")[0])
+    return to_batch(pixels, view.keys)
+
+
+def short_side_of(options: argparse.Namespace, default: int) -> int:
+    """Of the images, in pixels, as the options say.
+
+    Raises:
+        UserError: images would be too small for a network.
+    """
+    short_side = default if options.short_side is None else options.short_side
+    if short_side < 32:
+        raise UserError(f"--short-side {short_side}: networks need images of at least 32 pixels")
+    return short_side
 
 
 def frame_of(short_side: int) -> Size:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmarks.compare import DEFAULT_RUNS, compare
 from benchmarks.cost import measure_cost
+from benchmarks.mixer_cost import measure_mixers
 from benchmarks.runs import Suite, methods_in
 from benchmarks.speed import measure_speed
 from benchmarks.steps import NETWORKS, SIZES
@@ -64,6 +65,7 @@ SUITES: dict[str, tuple[Callable[[argparse.Namespace, Path], None], Path]] = {
     "mixers": (partial(compare, MIXERS), Path("docs/results/mixers.md")),
     "mixers_shared": (partial(compare, MIXERS_SHARED), Path("docs/results/mixers_blood.md")),
     "cost": (measure_cost, Path("docs/results/cost.md")),
+    "mixer_cost": (measure_mixers, Path("docs/results/mixer_cost.md")),
     "speed": (measure_speed, Path("docs/results/speed.md")),
 }
 
@@ -77,10 +79,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time, each on its own GPU")
     parser.add_argument("--runs", type=Path, default=DEFAULT_RUNS, help="folder that the runs are kept in")
     parser.add_argument("--output", type=Path, default=None, help="Markdown file to write; default: in docs/results")
-    parser.add_argument("--pairs", type=int, default=40, help="rounds of measurements; for cost and speed")
+    parser.add_argument("--pairs", type=int, default=40, help="rounds of measurements; for cost, mixer_cost and speed")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="only these; for speed")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="of images; for speed")
-    parser.add_argument("--short-side", type=int, default=300, metavar="PIXELS", help="of images; for speed")
+    parser.add_argument(
+        "--short-side", type=int, default=None, metavar="PIXELS", help="of images; for mixer_cost and speed"
+    )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings for every run")
     return parser
 
