@@ -192,8 +192,8 @@ def _head(options: argparse.Namespace, short_side: int) -> list[str]:
         f"torch {torch.__version__}, {device}. A whole training step: draw, blend and supervise, forward, backward, "
         "clipping, optimizer. torchvision's Faster R-CNN with R50-FPN, weights at random; sizes drawn from 500 photos "
         f"of PASCAL VOC and 500 paintings as training draws them, the short side {short_side} pixels, the long one at "
-        f"most {longest_of(short_side)}. Every image is mixed (`mixing.probability=1`), with the rule `lossmix`. The steps "
-        "take turns on the same images and model; medians, and the 10th and 90th percentile of the ratio of each "
+        f"most {longest_of(short_side)}. Every image is mixed (`mixing.probability=1`), with the rule `lossmix`. The "
+        "steps take turns on the same images and model; medians, and the 10th and 90th percentile of the ratio of each "
         f"round. {clock_text(torch.device('cuda' if gpu else 'cpu'))}",
         "",
     ]
