@@ -27,10 +27,12 @@ MASKED = Mix(
 BLENDED = Mix(SOURCES, torch.tensor([[0.75, 0.25], [1.0, 0.0]]))
 
 
-def explained(mix, saliency=None, **settings):
+KNOWN = Supervision.full(TRUTHS)
+
+
+def explained(mix, saliency=None, known=KNOWN, **settings):
     config = MixingConfig(mixer="cutmix", **{"least_visible": 0.0, **settings})
-    drawn = Drawn(POOL, mix, saliency)
-    return explain(drawn, Supervision.full(TRUTHS), Recipe(config), blend(POOL, mix))
+    return explain(Drawn(POOL, mix, saliency), known, Recipe(config), blend(POOL, mix))
 
 
 def labelled(picture):
@@ -65,6 +67,14 @@ def test_boxes_of_a_joined_truth_keep_the_colour_of_their_source(rule, expected)
 def test_boxes_that_are_dropped_take_no_others_colour():
     mixed, _ = explained(MASKED, rule="union", least_visible=0.5)
     assert labelled(mixed) == [(0, 1.0, FIRST)]
+
+
+@pytest.mark.parametrize("rule", ["union", "lossmix"])
+def test_an_image_that_teaches_nothing_gives_its_colour_to_no_box(rule):
+    known = Supervision.full(TRUTHS).scaled(torch.tensor([0.0, 1.0]))
+    mixed, alone = explained(BLENDED, known=known, rule=rule)
+    assert labelled(mixed) == [(2, {"union": 1.0, "lossmix": 0.25}[rule], SECOND)]
+    assert labelled(alone) == [(2, 1.0, FIRST)]
 
 
 def test_masks_have_the_colour_of_the_source_that_is_seen():
