@@ -68,10 +68,11 @@ def _part(part: Part, runs: list[Run], sets: list[str]) -> list[str]:
         for name in sets
         for head in (f"{name} AP50", f"{name} AP", f"{name} AP50 minus {part.label(part.baseline)}")
     ]
+    rows = {label: method for label, method in part.rows.items() if method in methods}
+    if not rows.keys() - {part.label(part.baseline)}:  # nothing to compare
+        return []
     lines = [f"## {part.title}", "", "| | " + " | ".join(heads) + " | runs |", "|---|" + "---:|" * (len(heads) + 1)]
-    for label, method in part.rows.items():
-        if method not in methods:
-            continue
+    for label, method in rows.items():
         finished, cells = _scores_by_seed(methods[method]), []
         pairs = [(scores, base[seed]) for seed, scores in finished.items() if seed in base and method != part.baseline]
         for name in sets:
