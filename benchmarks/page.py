@@ -63,11 +63,8 @@ def _part(part: Part, runs: list[Run], sets: list[str]) -> list[str]:
     """A table of some of the methods, with the differences to a baseline seed by seed."""
     methods = _by_method(runs)
     base = _scores_by_seed(methods.get(part.baseline, []))
-    heads = [
-        head
-        for name in sets
-        for head in (f"{name} AP50", f"{name} AP", f"{name} AP50 minus {part.label(part.baseline)}")
-    ]
+    kinds = (*METRICS, f"AP50, difference to {part.label(part.baseline)}")
+    heads = [f"{name} {kind}" for name in sets for kind in kinds]
     rows = {label: method for label, method in part.rows.items() if method in methods}
     if not rows.keys() - {part.label(part.baseline)}:  # nothing to compare
         return []
