@@ -19,7 +19,7 @@ from benchmarks.curves import draw_curves
 from benchmarks.page import page
 from benchmarks.runs import Run, Suite, planned
 from lossmix_det.config import as_dict, flat
-from lossmix_det.errors import UserError, nearest
+from lossmix_det.errors import UserError
 from lossmix_det.files import write_atomically
 from lossmix_det.training.provenance import changes, settings_of
 
@@ -40,8 +40,7 @@ def compare(suite: Suite, options: argparse.Namespace, default_output: Path) -> 
         UserError: an unknown method, a folder that holds a run with other settings, a file that holds another table,
             or a run that failed.
     """
-    methods = options.methods or list(suite.methods)
-    _check_methods(suite, methods)
+    methods = suite.names_of(options.methods or ["*"])
     if options.jobs < 1:
         raise UserError(f"--jobs {options.jobs}: at least one run at a time")
     runs = planned(suite, options.runs, methods, options.seeds)
@@ -55,12 +54,6 @@ def compare(suite: Suite, options: argparse.Namespace, default_output: Path) -> 
     missing = sum(not run.finished for run in runs)
     if missing:
         raise UserError(f"{missing} of {len(runs)} runs did not finish; {output} says why")
-
-
-def _check_methods(suite: Suite, methods: list[str]) -> None:
-    for method in methods:
-        if method not in suite.methods:
-            raise UserError(f"unknown method {method!r}{nearest(method, list(suite.methods))}")
 
 
 def _train_all(suite: Suite, runs: list[Run], options: argparse.Namespace, output: Path) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import logging
 import statistics
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.timing import command_line, ratio, seconds_of
+from benchmarks.timing import clock_text, command_of, ratio, seconds_of
 from lossmix_det.adaptation.teacher import averaged
 from lossmix_det.config import Config, MixingConfig, load_config
 from lossmix_det.data.catalog import load
@@ -95,11 +96,12 @@ def measure_cost(options: argparse.Namespace, default_output: Path) -> None:
         "# What it costs",
         "",
         "```",
-        command_line("cost", options.pairs, options.overrides),
+        command_of(options),
         "```",
         "",
         f"torch {torch.__version__}, {device}. A LossMix step mixes every image (two truths each); plain and LossMix "
-        "steps take turns on the same images; medians, with the 10th and 90th percentile of the ratio of each pair.",
+        "steps take turns on the same images; medians, with the 10th and 90th percentile of the ratio of each pair. "
+        f"{clock_text(torch.device('cuda' if torch.cuda.is_available() else 'cpu'))}",
         "",
         "| model | plain step | LossMix step | ratio | EMA update, share of a plain step |",
         "|---|---:|---:|---:|---:|",
@@ -145,6 +147,7 @@ def _average_cell(bench: Workbench, pairs: int, plain_seconds: float) -> str:
 def _loading(config: Config, pairs: int) -> list[str]:
     """Images per second that the loader gives and that the slim model takes, measured in turns."""
     bench, size, mixing = Workbench(config), config.data.batch_size, MIXINGS["lossmix"]
+    clock = time.perf_counter  # other processes load
     stream = iter(training_loader(bench.sets, config.data, seed=1))
     rates: dict[str, list[float]] = {"loader": [], "model": []}
     for _ in range(12):  # past what the loading processes had ready
@@ -152,11 +155,11 @@ def _loading(config: Config, pairs: int) -> list[str]:
         next(stream)
     for _ in range(max(pairs // 4, 3)):
         batches = [bench.batch() for _ in range(4)]
-        learning = seconds_of(lambda b=batches: [bench.step(batch, mixing) for batch in b], bench.device)
+        learning = seconds_of(lambda b=batches: [bench.step(batch, mixing) for batch in b], bench.device, clock)
         rates["model"].append(4 * size / learning)
         for _ in range(2 * 4 * config.data.workers):  # drained first, so that what is timed was loaded meanwhile
             next(stream)
-        loading = seconds_of(lambda: [next(stream) for _ in range(60)], bench.device)
+        loading = seconds_of(lambda: [next(stream) for _ in range(60)], bench.device, clock)
         rates["loader"].append(60 * size / loading)
     medians = {name: statistics.median(values) for name, values in rates.items()}
     return [

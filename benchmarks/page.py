@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 from pathlib import Path
+from typing import Any
 
-from benchmarks.runs import Run, Suite
+from benchmarks.runs import Part, Run, Suite
 
 METRICS = ("AP50", "AP")
 
@@ -24,7 +25,14 @@ def page(suite: Suite, runs: list[Run], command: str, picture: Path | None = Non
     if not finished:
         return "\n".join([*lines, "no run has finished"]) + "\n"
     sets = list(finished[0].scores())
-    lines += [_about(finished), "", *_summary(runs, sets)]
+    lines += [suite.text, ""] if suite.text else []
+    lines += [_about(finished), ""]
+    if suite.parts:
+        lines += ["Columns of differences: to the row they name, with the same seed, mean ± standard error.", ""]
+        for part in suite.parts:
+            lines += _part(part, runs, sets)
+    else:
+        lines += _summary(runs, sets)
     for baseline in suite.baselines:
         lines += ["", *_gains(runs, baseline, sets)]
     if suite.adapts:
@@ -51,10 +59,34 @@ def _summary(runs: list[Run], sets: list[str]) -> list[str]:
     return lines
 
 
+def _part(part: Part, runs: list[Run], sets: list[str]) -> list[str]:
+    """A table of some of the methods, with the differences to a baseline seed by seed."""
+    methods = _by_method(runs)
+    base = _scores_by_seed(methods.get(part.baseline, []))
+    kinds = (*METRICS, f"AP50, difference to {part.label(part.baseline)}")
+    heads = [f"{name} {kind}" for name in sets for kind in kinds]
+    rows = {label: method for label, method in part.rows.items() if method in methods}
+    if not rows.keys() - {part.label(part.baseline)}:  # nothing to compare
+        return []
+    lines = [f"## {part.title}", "", "| | " + " | ".join(heads) + " | runs |", "|---|" + "---:|" * (len(heads) + 1)]
+    for label, method in rows.items():
+        finished, cells = _scores_by_seed(methods[method]), []
+        pairs = [(scores, base[seed]) for seed, scores in finished.items() if seed in base and method != part.baseline]
+        for name in sets:
+            cells += [_cell([scores[name][metric] for scores in finished.values()]) for metric in METRICS]
+            cells.append(_cell([one[name]["AP50"] - two[name]["AP50"] for one, two in pairs], error=True))
+        lines.append(f"| {label} | " + " | ".join(cells) + f" | {len(finished)} of {len(methods[method])} |")
+    return [*lines, ""]
+
+
+def _scores_by_seed(runs: list[Run]) -> dict[int, dict[str, Any]]:
+    return {run.seed: run.scores() for run in runs if run.finished}
+
+
 def _gains(runs: list[Run], baseline: str, sets: list[str]) -> list[str]:
     """Differences to a baseline, seed by seed, with their standard error."""
     methods = _by_method(runs)
-    base = {run.seed: run.scores() for run in methods.get(baseline, []) if run.finished}
+    base = _scores_by_seed(methods.get(baseline, []))
     if not base:
         return []
     lines = [f"AP50 minus that of `{baseline}` with the same seed: mean ± standard error.", ""]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,26 +10,83 @@ from pathlib import Path
 from typing import Any
 
 from lossmix_det.config import Config, load_config
+from lossmix_det.errors import UserError, nearest
 from lossmix_det.training.provenance import read_run
 
 
 @dataclass(frozen=True)
-class Suite:
-    """Methods that differ in one YAML each.
+class Method:
+    """One row of a comparison: a YAML, and settings over it."""
+
+    name: str
+    config: Path
+    overrides: tuple[str, ...] = ()
+
+
+def methods_in(folder: Path, names: Iterable[str]) -> tuple[Method, ...]:
+    """Methods that differ in one YAML each, ``<name>.yaml`` of a folder."""
+    return tuple(Method(name, folder / f"{name}.yaml") for name in names)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A table of its own on the page.
 
     Args:
-        title: of the page.
-        configs: folder of ``<method>.yaml``.
-        methods: in the order of the table.
-        baselines: the methods that gains are counted from.
-        adapts: draw curves of scores and pseudo-labels, and a table by class of the last test set.
+        title: of the table.
+        baseline: the method that differences are counted from.
+        rows: names of methods by how they are called in this table.
     """
 
     title: str
-    configs: Path
-    methods: tuple[str, ...]
-    baselines: tuple[str, ...]
+    baseline: str
+    rows: dict[str, str]
+
+    def label(self, method: str) -> str:
+        """How a method is called in this table."""
+        return next(label for label, name in self.rows.items() if name == method)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Methods to compare.
+
+    Args:
+        title: of the page.
+        name: of the folder that its runs are kept in.
+        methods: in the order of the table.
+        baselines: the methods that gains are counted from.
+        adapts: draw curves of scores and pseudo-labels, and a table by class of the last test set.
+        text: a sentence on what is compared.
+        parts: several tables instead of one.
+    """
+
+    title: str
+    name: str
+    methods: tuple[Method, ...]
+    baselines: tuple[str, ...] = ()
     adapts: bool = False
+    text: str = ""
+    parts: tuple[Part, ...] = ()
+
+    def names_of(self, patterns: Iterable[str]) -> list[str]:
+        """As `matching`, of this suite."""
+        return matching([method.name for method in self.methods], patterns)
+
+
+def matching(known: list[str], patterns: Iterable[str]) -> list[str]:
+    """The methods that are meant by names or shell patterns, each once.
+
+    Raises:
+        UserError: nothing is called so.
+    """
+    chosen: dict[str, None] = {}
+    for pattern in patterns:
+        matched = fnmatch.filter(known, pattern)
+        if not matched:
+            raise UserError(f"unknown method {pattern!r}{nearest(pattern, known)}")
+        chosen.update(dict.fromkeys(matched))
+    return list(chosen)
 
 
 @dataclass(frozen=True)
@@ -39,6 +97,7 @@ class Run:
     seed: int
     config: Path
     folder: Path
+    overrides: tuple[str, ...] = ()
 
     @property
     def finished(self) -> bool:
@@ -62,7 +121,7 @@ class Run:
 
     def words(self, overrides: list[str]) -> list[str]:
         """The settings of the run as they stand on its command line."""
-        return [f"output_dir={self.folder}", f"train.seed={self.seed}", *overrides]
+        return [f"output_dir={self.folder}", f"train.seed={self.seed}", *self.overrides, *overrides]
 
     def about(self) -> dict[str, Any] | None:
         """What the run recorded of itself; None if it has not begun."""
@@ -83,9 +142,10 @@ def planned(suite: Suite, folder: Path, methods: Iterable[str], seeds: Iterable[
         folder: that the runs of all suites are kept in.
         methods, seeds: in order; one that is named twice is taken once.
     """
-    place, methods = folder / suite.configs.name, dict.fromkeys(methods)
+    by_name = {method.name: method for method in suite.methods}
+    chosen = [by_name[name] for name in dict.fromkeys(methods)]
     return [
-        Run(method, seed, suite.configs / f"{method}.yaml", place / f"{method}_seed{seed}")
+        Run(method.name, seed, method.config, folder / suite.name / f"{method.name}_seed{seed}", method.overrides)
         for seed in dict.fromkeys(seeds)
-        for method in methods
+        for method in chosen
     ]

@@ -13,12 +13,25 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.steps import LONG_SIDE, NETWORKS, SHORT_SIDE, SIZE, SIZES, STEPS, Bench, pixels_per_pixel, sizes_file
-from benchmarks.timing import command_line, ratio
+from benchmarks.steps import (
+    NETWORKS,
+    SIZES,
+    STEPS,
+    Bench,
+    Setup,
+    frame_of,
+    longest_of,
+    pixels_per_pixel,
+    short_side_of,
+    sizes_file,
+)
+from benchmarks.timing import clock_text, command_of, ratio
 from lossmix_det.errors import UserError
 from lossmix_det.files import write_atomically
 
 log = logging.getLogger(__name__)
+
+SHORT_SIDE = 300  # half of what Adaptive Teacher trains at, so that a step takes seconds on a CPU
 
 
 @dataclass
@@ -30,19 +43,17 @@ class Measured:
     pixels: float
 
 
-def measure(network: str, overrides: list[str], rounds: int, sizes: str) -> Measured:
+def measure(setup: Setup, rounds: int) -> Measured:
     """Take the steps in turns, in another order every round.
 
     Args:
-        network: of `NETWORKS`.
-        overrides: settings over those above.
+        setup: what to measure on.
         rounds: how often each step is measured.
-        sizes: of `SIZES`.
     """
     names = list(STEPS)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(network, overrides, folder, sizes)
+        bench = Bench(setup, folder)
         pixels = pixels_per_pixel(bench)
         for step in STEPS.values():
             bench.seconds(step)
@@ -50,33 +61,33 @@ def measure(network: str, overrides: list[str], rounds: int, sizes: str) -> Meas
             first = bench.done % len(names)
             for name in (*names[first:], *names[:first]):
                 seconds[name].append(bench.seconds(STEPS[name]))
-            log.info("%s, %s sizes: round %d of %d", network, sizes, bench.done + 1, rounds)
-        memory = MEMORY[bench.fabric.device.type](bench, network, overrides, sizes)
+            log.info("%s, %s sizes: round %d of %d", setup.network, setup.sizes, bench.done + 1, rounds)
+        memory = MEMORY[bench.fabric.device.type](bench, setup)
     return Measured(seconds, memory, pixels)
 
 
-def _peaks_on_gpu(bench: Bench, network: str, overrides: list[str], sizes: str) -> dict[str, float]:
+def _peaks_on_gpu(bench: Bench, setup: Setup) -> dict[str, float]:
     return {name: bench.gpu_peak(step) for name, step in STEPS.items()}
 
 
-def _peaks_of_processes(bench: Bench, network: str, overrides: list[str], sizes: str) -> dict[str, float]:
-    return {name: _peak_of_process(network, overrides, sizes, name) for name in STEPS}
+def _peaks_of_processes(bench: Bench, setup: Setup) -> dict[str, float]:
+    return {name: _peak_of_process(setup, name) for name in STEPS}
 
 
 # By kind of device: GiB at the peak of each step.
 MEMORY = {"cpu": _peaks_of_processes, "cuda": _peaks_on_gpu}
 
 
-def _peak_of_process(network: str, overrides: list[str], sizes: str, name: str) -> float:
+def _peak_of_process(setup: Setup, name: str) -> float:
     """Peak memory of a process of its own, which takes one such step."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
-        return pool.apply(_one_step, (network, overrides, sizes, name))
+        return pool.apply(_one_step, (setup, name))
 
 
-def _one_step(network: str, overrides: list[str], sizes: str, name: str) -> float:
+def _one_step(setup: Setup, name: str) -> float:
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(network, overrides, folder, sizes)
+        bench = Bench(setup, folder)
         for bench.done in range(2):  # momenta come with the first
             bench.seconds(STEPS[name])
     return _peak()
@@ -105,35 +116,46 @@ def measure_speed(options: argparse.Namespace, default_output: Path) -> None:
         import detectron2
     except ModuleNotFoundError:
         raise UserError("--suite speed measures beside Detectron2, which is not installed; see the README") from None
-    lines = _head(options, detectron2.__version__)
+    short_side = short_side_of(options, SHORT_SIDE)
+    lines = _head(options, short_side, detectron2.__version__)
     sizes_file()  # a missing one is said before anything is measured
-    for network in NETWORKS:
-        for sizes in SIZES:
-            measured = measure(network, options.overrides, options.pairs, sizes)
+    for network in options.networks:
+        for sizes in options.sizes:
+            measured = measure(Setup(network, sizes, short_side, tuple(options.overrides)), options.pairs)
             lines.append(_row(f"{network}, {sizes}", measured))
     output = options.output or default_output
     write_atomically(output, "\n".join(lines) + "\n")
     log.info("wrote %s", output)
 
 
-def _head(options: argparse.Namespace, detectron2_version: str) -> list[str]:
+def _words(options: argparse.Namespace) -> list[str]:
+    """The options of this suite that were given."""
+    words = ["--short-side", str(options.short_side)] if options.short_side else []
+    words += ["--networks", *options.networks] if options.networks != list(NETWORKS) else []
+    return [*words, *(["--sizes", *options.sizes] if options.sizes != list(SIZES) else [])]
+
+
+def _head(options: argparse.Namespace, short_side: int, detectron2_version: str) -> list[str]:
     """The page up to the rows of its table."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU thread(s)"
+    gpu = torch.cuda.is_available()
+    device = torch.cuda.get_device_name() if gpu else f"{torch.get_num_threads()} CPU thread(s)"
+    height, width = frame_of(short_side)
     return [
         "# What a whole adaptation step costs",
         "",
         "```",
-        command_line("speed", options.pairs, options.overrides),
+        command_of(options, *_words(options)),
         "```",
         "",
         f"torch {torch.__version__}, Detectron2 {detectron2_version}, {device}; B = 2 source and 2 target images, "
-        "weak and strong views, weights at random. "
-        f"*Equal*: all of {SIZE[0]}×{SIZE[1]} pixels. *Real*: sizes drawn from 500 photos of PASCAL VOC and 500 "
-        f"paintings as training draws them, the short side {SHORT_SIDE} pixels, the long one at most {LONG_SIDE}. The "
-        "steps take turns on the same images and model; medians, and the 10th and 90th percentile of the ratio of each "
-        "round. Ours keeps its convolutions channels last where `train.channels_last` does (left alone: on CPUs), the "
+        "weak and strong views, weights at random. R50-C4 has 2 FC layers on res4. "
+        f"*Equal*: all of {height}×{width} pixels. *Real*: sizes drawn from 500 photos of PASCAL VOC and 500 "
+        f"paintings as training draws them, the short side {short_side} pixels, the long one at most "
+        f"{longest_of(short_side)}. The steps take turns on the same images and model; medians, and the 10th and 90th "
+        f"percentile of the ratio of each round. {clock_text(torch.device('cuda' if gpu else 'cpu'))} "
+        "Ours keeps its convolutions channels last where `train.channels_last` does (left alone: on CPUs), the "
         "others in Detectron2's own layout. Memory is the peak of "
-        f"{'the GPU' if torch.cuda.is_available() else 'a process of its own, libraries included'}.",
+        f"{'the GPU' if gpu else 'a process of its own, libraries included'}.",
         "",
         *(f"* {step.text[0].upper()}{step.text[1:]}: *{name}*." for name, step in STEPS.items()),
         "",

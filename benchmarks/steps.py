@@ -6,7 +6,9 @@ from.
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,7 +31,7 @@ from lossmix_det.training.student import weight_of
 from lossmix_det.training.trainer import Trainer
 
 NETWORKS = {
-    "R50-C4, 2 FC on res4": ("configs/detectron2/r101_c4_2fc.yaml", ["MODEL.RESNETS.DEPTH", "50"]),
+    "R50-C4": ("configs/detectron2/r101_c4_2fc.yaml", ["MODEL.RESNETS.DEPTH", "50"]),
     "R50-FPN": ("configs/detectron2/r50_fpn.yaml", []),
 }
 SETTINGS = (
@@ -39,35 +41,51 @@ SETTINGS = (
     *("mixing.rule=lossmix", "alignment.parts=[image]", "pseudo_labels.max_per_image=5", "pseudo_labels.score=0.1"),
     *("optimizer.name=sgd", "optimizer.lr=0.0", "train.steps=100000"),
 )
-# Half of what Adaptive Teacher trains at, so that a step takes seconds on a CPU.
-SIZE = (300, 600)  # a frame of Cityscapes
-SHORT_SIDE, LONG_SIDE = 300, 667  # of VOC's photos, and of paintings
 CLASS_LOSSES = ("loss_rpn_cls", "loss_cls")
 CHANNELS = {"RGB": [0, 1, 2], "BGR": [2, 1, 0]}  # where Detectron2's input formats take ours from
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the steps are compared on.
+
+    Args:
+        network: of `NETWORKS`.
+        sizes: of `SIZES`.
+        short_side: of the images, in pixels; papers train at 600.
+        overrides: of the settings above.
+    """
+
+    network: str
+    sizes: str
+    short_side: int
+    overrides: tuple[str, ...] = ()
+
+    def settings(self, folder: str) -> list[str]:
+        """Of a run that writes to a folder."""
+        path, options = NETWORKS[self.network]
+        words = ",".join(f"'{word}'" for word in options)
+        model = [f"model.detectron2_config={path}", f"model.detectron2_options=[{words}]"]
+        return [*SETTINGS, *model, f"output_dir={folder}", *self.overrides]
 
 
 class Bench:
     """One student and teacher that all steps are taken with.
 
     Args:
-        network: of `NETWORKS`.
-        overrides: of the settings above.
+        setup: the network and the images.
         folder: for what a run writes.
-        sizes: of `SIZES`.
     """
 
-    def __init__(self, network: str, overrides: list[str], folder: str, sizes: str = "equal") -> None:
-        path, options = NETWORKS[network]
-        words = ",".join(f"'{word}'" for word in options)
-        model = [f"model.detectron2_config={path}", f"model.detectron2_options=[{words}]"]
-        config = load_config(None, [*SETTINGS, *model, f"output_dir={folder}", *overrides])
+    def __init__(self, setup: Setup, folder: str) -> None:
+        config = load_config(None, setup.settings(folder))
         self.fabric = launch(config)
         self.trainer = Trainer(config, self.fabric)
         self.state = self.trainer.state
         self.state.begin_adaptation(self.fabric)
         self.student, self.teacher = self.state.detector, self.state.teacher.module
         batches = self.trainer.streams.batches(0, lambda: False, set())
-        drawn = SIZES[sizes](config.data.batch_size)
+        drawn = SIZES[setup.sizes](config.data.batch_size, setup.short_side)
         self.batches = [self._prepared(batch, next(drawn)) for batch, _ in islice(batches, BATCHES)]
         for detector in (self.student, self.teacher):
             _spread_proposals(detector, self.batches[0].target.weak)
@@ -179,41 +197,67 @@ class Bench:
     def _prepared(self, batch: StepBatch, sizes: tuple[list[Size], list[Size]]) -> StepBatch:
         """The images enlarged to the sizes that the steps are compared on, those of the source and of the target."""
         pairs = zip((batch.source, batch.target), sizes, strict=True)
-        return StepBatch(*(_enlarged(views, to).to(self.fabric.device) for views, to in pairs))
+        return StepBatch(*(enlarged(views, to).to(self.fabric.device) for views, to in pairs))
 
 
-def _enlarged(views: Views, sizes: list[Size]) -> Views:
-    images, truths = [], []
-    for view in (views.weak, views.strong):
-        crops = [
-            view.to_float().pixels[index : index + 1, :, :rows, :columns]
-            for index, (rows, columns) in enumerate(view.sizes)
-        ]
-        pixels = [F.interpolate(crop, size, mode="bilinear")[0] for crop, size in zip(crops, sizes, strict=True)]
-        images.append(to_batch(pixels, view.keys))
-    for truth, (rows, columns), (height, width) in zip(views.truths, views.weak.sizes, sizes, strict=True):
+def enlarged(views: Views, sizes: list[Size]) -> Views:
+    """The same images and truths at other (height, width)."""
+    weak, strong = (None if view is None else _interpolated(view, sizes) for view in (views.weak, views.strong))
+    before, truths = (views.weak or views.strong).sizes, []
+    for truth, (rows, columns), (height, width) in zip(views.truths, before, sizes, strict=True):
         scale = torch.tensor([width / columns, height / rows] * 2)
         truths.append(Instances(truth.boxes * scale, truth.classes))
-    return Views(*images, tuple(truths))
+    return Views(weak, strong, tuple(truths))
 
 
-def _equal_sizes(count: int) -> Iterator[tuple[list[Size], list[Size]]]:
-    return repeat(([SIZE] * count, [SIZE] * count))
+def _interpolated(view: ImageBatch, sizes: list[Size]) -> ImageBatch:
+    pixels = []
+    for index, ((rows, columns), size) in enumerate(zip(view.sizes, sizes, strict=True)):
+        crop = view.to_float().pixels[index : index + 1, :, :rows, :columns]
+        pixels.append(F.interpolate(crop, size, mode="bilinear")[0])
+    return to_batch(pixels, view.keys)
 
 
-def _real_sizes(count: int) -> Iterator[tuple[list[Size], list[Size]]]:
+def short_side_of(options: argparse.Namespace, default: int) -> int:
+    """Of the images, in pixels, as the options say.
+
+    Raises:
+        UserError: images would be too small for a network.
+    """
+    short_side = default if options.short_side is None else options.short_side
+    if short_side < 32:
+        raise UserError(f"--short-side {short_side}: networks need images of at least 32 pixels")
+    return short_side
+
+
+def frame_of(short_side: int) -> Size:
+    """(height, width) of a frame of Cityscapes."""
+    return short_side, 2 * short_side
+
+
+def longest_of(short_side: int) -> int:
+    """The most pixels of the long side: 1333 for 600, as Detectron2 and the papers limit it."""
+    return math.ceil(short_side * 1333 / 600)
+
+
+def _equal_sizes(count: int, short_side: int) -> Iterator[tuple[list[Size], list[Size]]]:
+    return repeat(([frame_of(short_side)] * count, [frame_of(short_side)] * count))
+
+
+def _real_sizes(count: int, short_side: int) -> Iterator[tuple[list[Size], list[Size]]]:
     """Of VOC's photos and of paintings, drawn as training draws them."""
     content = json.loads(sizes_file().read_text())
-    photos, paintings = ([_resized(*size) for size in content[key]] for key in ("voc", "paintings"))
+    photos, paintings = ([resized(size, short_side) for size in content[key]] for key in ("voc", "paintings"))
     source, target = StreamSampler(photos, count, seed=0), StreamSampler(paintings, count, seed=0, stream=1)
     target.meets = source
     for batch, other in zip(source, target, strict=False):
         yield [photos[draw.index] for draw in batch], [paintings[draw.index] for draw in other]
 
 
-def _resized(height: int, width: int) -> Size:
-    scale = min(SHORT_SIDE / min(height, width), LONG_SIDE / max(height, width))
-    return round(height * scale), round(width * scale)
+def resized(size: Size, short_side: int) -> Size:
+    """(height, width) of an image as it enters the network."""
+    scale = min(short_side / min(size), longest_of(short_side) / max(size))
+    return round(size[0] * scale), round(size[1] * scale)
 
 
 def sizes_file() -> Path:
@@ -228,8 +272,8 @@ def sizes_file() -> Path:
     return path
 
 
-# By name: an endless supply of (height, width) of B source and B target images.
-SIZES: dict[str, Callable[[int], Iterator[tuple[list[Size], list[Size]]]]] = {
+# By name: an endless supply of (height, width) of B source and B target images, given B and the short side.
+SIZES: dict[str, Callable[[int, int], Iterator[tuple[list[Size], list[Size]]]]] = {
     "equal": _equal_sizes,
     "real": _real_sizes,
 }

@@ -8,16 +8,22 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from benchmarks.compare import DEFAULT_RUNS, Suite, compare
+from benchmarks.compare import DEFAULT_RUNS, compare
 from benchmarks.cost import measure_cost
+from benchmarks.mixer_cost import measure_mixers
+from benchmarks.runs import Suite, methods_in
 from benchmarks.speed import measure_speed
+from benchmarks.steps import NETWORKS, SIZES
+from benchmarks.sweeps import ablation, mixers
 from lossmix_det.commands.options import parse, run_tool
 from lossmix_det.errors import UserError
 
 MIXING = Suite(
     title="Mixing on labelled data: the generated `shapes` benchmark",
-    configs=Path("configs/shapes"),
-    methods=("source_only", "noise", "union", "lossmix", "lossmix_instance", "oracle"),
+    name="shapes",
+    methods=methods_in(
+        Path("configs/shapes"), ("source_only", "noise", "union", "lossmix", "lossmix_instance", "oracle")
+    ),
     baselines=("source_only",),
 )
 ADAPTERS = (
@@ -32,15 +38,21 @@ ADAPTERS = (
 )
 SHAPES = Suite(
     title="Adaptation without target labels: the generated `shapes` benchmark, photo to clip-art",
-    configs=Path("configs/shapes_adapt"),
-    methods=ADAPTERS,
+    name="shapes_adapt",
+    methods=methods_in(Path("configs/shapes_adapt"), ADAPTERS),
     baselines=("source_only", "adaptive_teacher"),
     adapts=True,
 )
 SHARED = replace(
     SHAPES,
     title="Adaptation without target labels: blood cells, from one microscope to another",
-    configs=Path("configs/blood_adapt"),
+    name="blood_adapt",
+    methods=methods_in(Path("configs/blood_adapt"), ADAPTERS),
+)
+ABLATION = ablation()
+MIXERS = mixers("Mixers: the generated `shapes` benchmark", "mixers", Path("configs/shapes_adapt"))
+MIXERS_SHARED = mixers(
+    "Mixers: blood cells, from one microscope to another", "mixers_blood", Path("configs/blood_adapt")
 )
 
 
@@ -49,7 +61,11 @@ SUITES: dict[str, tuple[Callable[[argparse.Namespace, Path], None], Path]] = {
     "mixing": (partial(compare, MIXING), Path("docs/results/shapes_mixing.md")),
     "shapes": (partial(compare, SHAPES), Path("docs/results/shapes_adapt.md")),
     "shared": (partial(compare, SHARED), Path("docs/results/blood_adapt.md")),
+    "ablation": (partial(compare, ABLATION), Path("docs/results/ablation.md")),
+    "mixers": (partial(compare, MIXERS), Path("docs/results/mixers.md")),
+    "mixers_shared": (partial(compare, MIXERS_SHARED), Path("docs/results/mixers_blood.md")),
     "cost": (measure_cost, Path("docs/results/cost.md")),
+    "mixer_cost": (measure_mixers, Path("docs/results/mixer_cost.md")),
     "speed": (measure_speed, Path("docs/results/speed.md")),
 }
 
@@ -59,11 +75,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Compare methods over seeds, or measure what a step costs.")
     parser.add_argument("--suite", choices=SUITES, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="train every method with each seed")
-    parser.add_argument("--methods", nargs="+", default=None, help="only these methods")
+    parser.add_argument("--methods", nargs="+", default=None, help="only these, by name or shell pattern")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time, each on its own GPU")
     parser.add_argument("--runs", type=Path, default=DEFAULT_RUNS, help="folder that the runs are kept in")
     parser.add_argument("--output", type=Path, default=None, help="Markdown file to write; default: in docs/results")
-    parser.add_argument("--pairs", type=int, default=40, help="rounds of measurements; for cost and speed")
+    parser.add_argument("--pairs", type=int, default=40, help="rounds of measurements; for cost, mixer_cost and speed")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="only these; for speed")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="of images; for speed")
+    parser.add_argument(
+        "--short-side", type=int, default=None, metavar="PIXELS", help="of images; for mixer_cost and speed"
+    )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings for every run")
     return parser
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import shlex
 import statistics
 import time
 from collections.abc import Callable
@@ -14,13 +16,41 @@ import torch
 FINISH: dict[str, Callable[[], None]] = {"cpu": lambda: None, "cuda": torch.cuda.synchronize}
 
 
-def seconds_of(action: Callable[[], object], device: torch.device) -> float:
-    """Wall-clock time of an action, the device's work included."""
+def seconds_of(action: Callable[[], object], device: torch.device, clock: Callable[[], float] | None = None) -> float:
+    """How long an action takes, the device's work included.
+
+    Args:
+        action: what to measure.
+        device: that it works on.
+        clock: that tells the seconds; default: `clock_of` the device.
+    """
+    clock = clock or clock_of(device)
     FINISH[device.type]()
-    started = time.perf_counter()
+    started = clock()
     action()
     FINISH[device.type]()
-    return time.perf_counter() - started
+    return clock() - started
+
+
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """The CPU time of this process where one thread does all the work, else wall-clock time.
+
+    CPU time does not depend on what else runs on the machine. It says nothing about the work of a GPU, and of several
+    threads it is the sum.
+    """
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    return time.process_time if alone else time.perf_counter
+
+
+def clock_text(device: torch.device) -> str:
+    """What the seconds of `seconds_of` are, as a sentence for a page."""
+    return CLOCK_TEXTS[clock_of(device)]
+
+
+CLOCK_TEXTS = {
+    time.process_time: "Seconds are CPU time of the process, which does not depend on what else the machine does.",
+    time.perf_counter: "Seconds are wall-clock time.",
+}
 
 
 def ratio(above: list[float], below: list[float]) -> str:
@@ -30,7 +60,14 @@ def ratio(above: list[float], below: list[float]) -> str:
     return f"{statistics.median(ratios):.2f} ({low:.2f}–{high:.2f})"
 
 
-def command_line(suite: str, pairs: int, overrides: list[str]) -> str:
-    """The command that made a page of measurements; the number of CPU threads is a part of it."""
+def command_of(options: argparse.Namespace, *words: str) -> str:
+    """The command that made a page of measurements; the number of CPU threads is a part of it.
+
+    Args:
+        options: of `benchmarks.suites`.
+        words: of the options that only this suite has.
+    """
     threads = [f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}"] if "OMP_NUM_THREADS" in os.environ else []
-    return " ".join([*threads, f"python tools/benchmark.py --suite {suite} --pairs {pairs}", *overrides])
+    words = ("--suite", options.suite, *words, "--pairs", str(options.pairs))
+    words += ("--output", str(options.output)) if options.output else ()
+    return " ".join([*threads, "python tools/benchmark.py", shlex.join([*words, *options.overrides])])

@@ -2,7 +2,10 @@
 """Compare methods over seeds, or measure what a step costs.
 
 python tools/benchmark.py --suite mixing --seeds 1 2 3     # trains every method with every seed; may be interrupted
+python tools/benchmark.py --suite ablation                 # one setting of LossMix at a time
+python tools/benchmark.py --suite mixers --methods 'source_only*' oracle   # every mixer; rows by name or shell pattern
 python tools/benchmark.py --suite cost                     # time of a LossMix step, of loading, of the average
+python tools/benchmark.py --suite mixer_cost               # time of a step with each mixer
 """
 
 import sys

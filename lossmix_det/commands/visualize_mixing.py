@@ -7,16 +7,21 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lossmix_det.commands.options import new_parser, parse, run_tool
 from lossmix_det.config import Config, MixingConfig, choices, load_config
 from lossmix_det.errors import UserError
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
     from lossmix_det.data.records import ImageSet
+    from lossmix_det.mixing import Mix, Recipe
+    from lossmix_det.report.mixed import Drawn
     from lossmix_det.report.sheets import Picture
-    from lossmix_det.structures import StepBatch, Supervision
+    from lossmix_det.structures import ImageBatch, StepBatch, Supervision
     from lossmix_det.training.student_batch import StudentBatch
 
 log = logging.getLogger(__name__)
@@ -36,6 +41,11 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--teacher", metavar="FILE", help="checkpoint or export: draw burn-in and adaptation to data.target with it"
     )
+    parser.add_argument(
+        "--sources",
+        action="store_true",
+        help="one row for each mixed image: what it is made of, saliency, masks, result; with --teacher in adaptation",
+    )
     return parser
 
 
@@ -52,8 +62,12 @@ def _run(options: argparse.Namespace) -> int:
     from lossmix_det.report.sheets import draw_sheet
 
     source = load(config.data.train[0], config)
-    rows = _phases(config, source, options.teacher) if options.teacher else _rules(config, source, options.rules)
-    save(draw_sheet(rows, source.classes), options.output)
+    if options.sources:
+        figure = _mixed(config, source, options.teacher)
+    else:
+        rows = _phases(config, source, options.teacher) if options.teacher else _rules(config, source, options.rules)
+        figure = draw_sheet(rows, source.classes)
+    save(figure, options.output, dpi=80, colours=128)
     log.info("wrote %s", options.output)
     return 0
 
@@ -62,15 +76,12 @@ def _rules(config: Config, source: ImageSet, rules: list[str]) -> Rows:
     """A row for each rule; partners and λ are the same in every row."""
     import numpy as np
 
-    from lossmix_det.data.loaders import training_loader
-    from lossmix_det.structures import StepBatch
     from lossmix_det.training.phases import SourceOnly
 
-    views, _ = next(iter(training_loader([source], config.data, seed=config.train.seed)))
-    rows = {}
+    batch, rows = _source_batch(config, source), {}
     for rule in rules:
         mixing = replace(config.mixing, rule=rule, probability=1.0)
-        student_batch = SourceOnly(mixing).compose(StepBatch(views), np.random.default_rng(config.train.seed))
+        student_batch = SourceOnly(mixing).compose(batch, np.random.default_rng(config.train.seed))
         rows[rule] = _pictures(student_batch)[: config.data.batch_size]
     return rows
 
@@ -81,13 +92,79 @@ def _phases(config: Config, source: ImageSet, teacher: str) -> Rows:
 
     from lossmix_det.training.phases import Adaptation, BurnIn
 
-    if not config.data.target:
-        raise UserError("--teacher needs data.target, the images that it is to label")
+    _check_target(config)
     batch = _batch(config, source)
     labels = _label(config, source.classes, teacher, batch)
     burn_in = BurnIn(config, config.mixing).compose(batch, np.random.default_rng(config.train.seed))
     adaptation = Adaptation(config, config.mixing).compose(batch, np.random.default_rng(config.train.seed), labels)
     return {"burn-in": _pictures(burn_in), "adaptation": _pictures(adaptation)}
+
+
+def _mixed(config: Config, source: ImageSet, teacher: str | None) -> Figure:
+    """The images of one view of a step, all of them mixed, with what they are made of."""
+    import numpy as np
+
+    from lossmix_det.report.mixed import draw_mixed, explain
+    from lossmix_det.structures import Supervision
+    from lossmix_det.training.phases import Adaptation, SourceOnly
+
+    mixing = replace(config.mixing, probability=1.0)
+    if teacher:
+        _check_target(config)
+        batch = _batch(config, source)
+        labels = _label(config, source.classes, teacher, batch)
+        phase, supervision = Adaptation(config, mixing), Supervision.full(batch.source.truths)
+        supervision = Supervision.cat([supervision.scaled(config.adaptation.supervised_weight), labels])
+    else:
+        batch, labels = _source_batch(config, source), None
+        phase, supervision = SourceOnly(mixing), Supervision.full(batch.source.truths)
+    recorder = Recorder(phase.recipe)
+    images = phase.compose(batch, np.random.default_rng(config.train.seed), labels).images
+    if not recorder.drawn:
+        raise UserError(f"mixing.views={config.mixing.views}: no view of data.views={config.data.views} is mixed")
+    drawn = recorder.drawn[0]
+    return draw_mixed(explain(drawn, supervision, phase.recipe, images), source.classes)
+
+
+class Recorder:
+    """Keeps what a recipe draws from here on.
+
+    Args:
+        recipe: that goes on as before.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.drawn: list[Drawn] = []
+        self._saliency: Tensor | None = None
+        self._draw, self._mix = recipe.draw, recipe.mixer.draw
+        recipe.draw, recipe.mixer.draw = self.draw, self.mix
+
+    def draw(self, pool: ImageBatch, *given: Any, **named: Any) -> Mix:
+        """As `Recipe.draw`."""
+        from lossmix_det.report.mixed import Drawn
+
+        mix = self._draw(pool, *given, **named)
+        self.drawn.append(Drawn(pool, mix, self._saliency))
+        return mix
+
+    def mix(self, pool: ImageBatch, partners: Any, saliency: Tensor | None, *given: Any, **named: Any) -> Mix:
+        """As `Mixer.draw`."""
+        self._saliency = saliency
+        return self._mix(pool, partners, saliency, *given, **named)
+
+
+def _source_batch(config: Config, source: ImageSet) -> StepBatch:
+    """The first batch of the source."""
+    from lossmix_det.data.loaders import training_loader
+    from lossmix_det.structures import StepBatch
+
+    views, _ = next(iter(training_loader([source], config.data, seed=config.train.seed)))
+    return StepBatch(views)
+
+
+def _check_target(config: Config) -> None:
+    if not config.data.target:
+        raise UserError("--teacher needs data.target, the images that it is to label")
 
 
 def _batch(config: Config, source: ImageSet) -> StepBatch:

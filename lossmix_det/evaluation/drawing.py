@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
+from PIL import Image
 
 from lossmix_det.data.images import read
 from lossmix_det.data.packed import ImageRecord
@@ -26,6 +30,9 @@ from lossmix_det.structures import Instances
 
 COLOURS = ("#e6550d", "#3182bd", "#31a354", "#756bb1")
 SHOWN = 0.5  # least score of a drawn detection
+FONT_SIZE, PAD = 7, 1  # of labels, in points
+
+Area = tuple[float, float, float, float]  # x1, y1, x2, y2
 
 
 def draw_instances(axis: Axes, instances: Instances, classes: list[str], colour: str, weight: float = 1.0) -> None:
@@ -39,13 +46,74 @@ def draw_instances(axis: Axes, instances: Instances, classes: list[str], colour:
         weight: of boxes without weights or scores of their own, in [0, 1].
     """
     values = instances.weights if instances.weights is not None else instances.scores
-    for index, (x1, y1, x2, y2) in enumerate(instances.boxes.tolist()):
+    for index, box in enumerate(instances.boxes.tolist()):
         strength = weight if values is None else float(values[index])
         text = classes[int(instances.classes[index])] + ("" if values is None else f" {strength:.2f}")
-        alpha = 0.35 + 0.65 * min(strength, 1.0)
-        axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=2, alpha=alpha))
-        outline = [withStroke(linewidth=2, foreground="white")]
-        axis.text(x1, y1 - 1, text, color=colour, fontsize=8, path_effects=outline)
+        draw_box(axis, box, text, colour, strength)
+
+
+def draw_box(axis: Axes, box: Sequence[float], text: str, colour: str, strength: float = 1.0) -> None:
+    """Draw a box and its label, which lies inside the image and on no other label if there is room.
+
+    Args:
+        axis: that shows the image.
+        box: ``xyxy`` pixels.
+        text: of the label.
+        colour: of the box, and behind the text.
+        strength: in [0, 1]; the less, the fainter.
+    """
+    x1, y1, x2, y2 = box
+    alpha = 0.35 + 0.65 * min(strength, 1.0)
+    outline = [withStroke(linewidth=3.2, foreground="white", alpha=0.6 * alpha)]  # to be seen on any picture
+    rectangle = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=1.8, alpha=alpha)
+    rectangle.set_path_effects(outline)
+    axis.add_patch(rectangle)
+    x, y, _, _ = _place(box, _extent(axis, text), [_area_of(axis, other) for other in axis.texts], _frame(axis))
+    behind = {"facecolor": colour, "edgecolor": "none", "pad": PAD, "alpha": 0.45 + 0.4 * min(strength, 1.0)}
+    axis.text(x, y, text, color="white", fontsize=FONT_SIZE, bbox=behind, va="top", ha="left")
+
+
+def _place(
+    box: Sequence[float], extent: tuple[float, float], taken: Sequence[Area], frame: tuple[float, float]
+) -> Area:
+    """Where a label goes: of the places at the corners of its box, the one that covers least of other labels.
+
+    Args:
+        box: ``xyxy``.
+        extent: (width, height) of the label.
+        taken: by other labels.
+        frame: (width, height) of the image, in which labels stay.
+    """
+    (x1, y1, x2, y2), (width, height) = box, extent
+    corners = [(x, y) for y in (y1 - height, y1, y2 - height, y2) for x in (x1, x2 - width)]
+    places = []
+    for x, y in corners:
+        x, y = (max(min(low, whole - side), 0.0) for low, whole, side in zip((x, y), frame, extent, strict=True))
+        places.append((x, y, x + width, y + height))
+    return min(places, key=lambda place: sum(_overlap(place, other) for other in taken))
+
+
+def _overlap(one: Area, other: Area) -> float:
+    sides = (min(one[axis + 2], other[axis + 2]) - max(one[axis], other[axis]) for axis in (0, 1))
+    return math.prod(max(side, 0.0) for side in sides)
+
+
+def _frame(axis: Axes) -> tuple[float, float]:
+    rows, columns = axis.images[0].get_size()
+    return columns - 0.5, rows - 0.5
+
+
+def _extent(axis: Axes, text: str) -> tuple[float, float]:
+    """(width, height) of a label in pixels of the image, a little more than it will be."""
+    figure, place, (columns, rows) = axis.get_figure(), axis.get_position(), _frame(axis)
+    width, height = place.width * figure.get_figwidth() * 72, place.height * figure.get_figheight() * 72
+    pixels = max(columns / width, rows / height)  # to a point
+    return (0.62 * FONT_SIZE * len(text) + 2 * PAD) * pixels, (1.2 * FONT_SIZE + 2 * PAD) * pixels
+
+
+def _area_of(axis: Axes, label: Text) -> Area:
+    (x, y), (width, height) = label.get_position(), _extent(axis, label.get_text())
+    return x, y, x + width, y + height
 
 
 def hide_ticks(axis: Axes) -> None:
@@ -54,11 +122,21 @@ def hide_ticks(axis: Axes) -> None:
     axis.set_yticks([])
 
 
-def save(figure: Figure, path: Path, dpi: int = 64) -> None:
-    """Write a figure as PNG, atomically, and close it."""
+def save(figure: Figure, path: Path, dpi: int = 64, colours: int | None = None) -> None:
+    """Write a figure as PNG, atomically, and close it.
+
+    Args:
+        figure: to write.
+        path: of the PNG.
+        dpi: pixels to an inch.
+        colours: at most so many different ones, up to 256, which makes photos a third as large; absent: all.
+    """
     content = io.BytesIO()
     figure.savefig(content, dpi=dpi, format="png")
     plt.close(figure)
+    if colours:
+        picture = Image.open(content).convert("RGB").quantize(colours, dither=Image.Dither.NONE)
+        picture.save(content := io.BytesIO(), format="png", optimize=True)
     write_atomically(path, content.getvalue())
 
 

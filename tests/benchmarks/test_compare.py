@@ -10,7 +10,7 @@ from runs import ROOT, TINY, assert_same_tensors, last_checkpoint
 
 from benchmarks import burn_in, compare, cost, curves, runs, suites
 from benchmarks.page import page
-from benchmarks.runs import Run, Suite
+from benchmarks.runs import Run, Suite, methods_in
 from lossmix_det.config import load_config
 from lossmix_det.errors import UserError
 
@@ -71,7 +71,7 @@ def adapted(folder, method: str, seed: int) -> None:
 
 
 def test_adaptation_has_classes_gains_over_both_baselines_and_curves(tmp_path):
-    suite = Suite("s", Path("configs/shapes"), ("a", "b"), ("a", "b"), adapts=True)
+    suite = Suite("s", "shapes", methods_in(Path("configs/shapes"), ("a", "b")), ("a", "b"), adapts=True)
     chosen = options(tmp_path, "--seeds", "1", "2", "--methods", "a", "b")
     for seed, (one, two) in enumerate([(10, 20), (12, 26)], start=1):
         for method, value in (("a", one), ("b", two)):
@@ -109,7 +109,7 @@ def test_curves_are_means_over_seeds_of_the_model_that_is_reported(tmp_path):
     for seed in (1, 2):
         results(tmp_path, "a", seed, 0, 1)
         adapted(tmp_path, "a", seed)
-    both = planned(suites.MIXING, chosen)
+    both = planned(Suite("s", "shapes", methods_in(Path("configs/shapes"), ("a",))), chosen)
     assert dict(curves._scores(both)) == {("a", 5): [10.0, 10.0], ("a", 10): [30.0, 30.0]}
     assert dict(curves._metric(both, "pseudo/recall")) == {("a", 10): [0.25, 0.25], ("a", 20): [0.25, 0.25]}
     assert curves._detection_scores(both[0]) == [0.9]
@@ -143,7 +143,9 @@ def test_a_failed_run_is_shown_and_not_dropped(tmp_path, monkeypatch):
 
 def test_a_suite_trains_and_what_is_done_is_not_done_again(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    suite = Suite("small", ROOT / "configs" / "shapes", ("source_only", "union"), ("source_only",))
+    suite = Suite(
+        "small", "shapes", methods_in(ROOT / "configs" / "shapes", ("source_only", "union")), ("source_only",)
+    )
     words = ["--seeds", "5", "--output", str(tmp_path / "t.md"), "--jobs", "2"]
     chosen = options(tmp_path / "runs", *words)
     chosen.overrides = [*TINY, "train.steps=2"]
@@ -198,7 +200,7 @@ def test_told_to_stop_it_begins_no_other_run(tmp_path, monkeypatch):
 def test_methods_share_a_burn_in_and_end_as_if_each_had_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     methods = ("adaptive_teacher", "adaptive_teacher_lossmix")
-    suite = Suite("small", ROOT / "configs" / "shapes_adapt", methods, (), adapts=True)
+    suite = Suite("small", "shapes_adapt", methods_in(ROOT / "configs" / "shapes_adapt", methods), adapts=True)
     words = [*TINY, "data.target=[shapes_clipart_train]", "adaptation.burn_in_steps=4", "train.steps=6"]
     words += ["train.eval_every=2", "train.save_every=2", "pseudo_labels.score=0.05"]
     for folder, own in (("shared", methods), ("alone", methods[1:])):

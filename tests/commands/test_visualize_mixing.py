@@ -1,4 +1,7 @@
+from dataclasses import replace
+
 import numpy as np
+import pytest
 from conftest import write_image
 from matplotlib import pyplot as plt
 from PIL import Image
@@ -8,6 +11,8 @@ from lossmix_det.commands import visualize_mixing as pictures
 from lossmix_det.config import load_config
 from lossmix_det.data.catalog import load
 from lossmix_det.evaluation import drawing
+from lossmix_det.report import mixed
+from lossmix_det.training.phases import SourceOnly
 
 
 def draw(path, *words: str) -> int:
@@ -62,8 +67,52 @@ def test_burn_in_and_adaptation_are_drawn_with_a_teachers_pseudo_labels(tmp_path
     assert np.asarray(Image.open(tmp_path / "phases.png")).std() > 20
 
 
-def test_a_teacher_needs_a_target(tmp_path, capsys):
-    assert draw(tmp_path / "x.png", "--teacher", "x.pth") == 2
+@pytest.fixture
+def shown(monkeypatch):
+    """The pictures of a sheet of sources, as they are drawn."""
+    kept = []
+    draw_mixed = mixed.draw_mixed
+    monkeypatch.setattr(mixed, "draw_mixed", lambda found, classes: kept.extend(found) or draw_mixed(found, classes))
+    return kept
+
+
+def test_sources_saliency_masks_and_result_are_those_of_a_training_step(tmp_path, shown):
+    words = ["--sources", "--images", "3", "mixing.mixer=sage", "mixing.probability=0.0", "train.seed=3"]
+    assert draw(tmp_path / "x.png", *words) == 0
+    assert len(shown) == 3
+    seen = [source for picture in shown for source in picture.sources]
+    assert {source.number for source in seen} == {0, 1}  # all are mixed
+    assert all(source.saliency.shape == source.pixels.shape[:2] for source in seen)
+    assert all(picture.masks.shape == picture.pixels.shape for picture in shown)
+    config = load_config(None, [*TINY, "data.batch_size=3", "train.seed=3", "mixing.mixer=sage"])
+    batch = pictures._source_batch(config, load("shapes_photo_train", config))
+    phase = SourceOnly(replace(config.mixing, probability=1.0))
+    expected = phase.compose(batch, np.random.default_rng(3)).images
+    for index, picture in enumerate(shown):
+        height, width = expected.sizes[index]
+        np.testing.assert_array_equal(picture.pixels, expected.pixels[index, :, :height, :width].permute(1, 2, 0))
+    assert np.asarray(Image.open(tmp_path / "x.png").convert("L")).std() > 20
+
+
+@pytest.mark.slow
+def test_with_a_teacher_sources_are_those_of_adaptation(tmp_path, shown):
+    trainer(tmp_path / "run", "train.steps=1").train()
+    words = ["--sources", "--images", "2", "--teacher", str(tmp_path / "run" / "export" / "student.pth"), *ADAPT]
+    assert draw(tmp_path / "x.png", *words, "pseudo_labels.score=0.05", "mixing.pairs.source_source=0") == 0
+    assert len(shown) == 4  # of both domains
+    assert [source.saliency for picture in shown for source in picture.sources] == [None] * 8
+    across = shown[0].sources[1].truth, shown[2].sources[0].truth
+    assert all(truth.scores is not None for truth in across)  # pseudo-labels
+
+
+def test_where_no_view_is_mixed_it_is_one_sentence(tmp_path, capsys):
+    assert draw(tmp_path / "x.png", "--sources", "data.views=[weak]", "mixing.views=[strong]") == 2
+    assert "no view of data.views=['weak'] is mixed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [[], ["--sources"]])
+def test_a_teacher_needs_a_target(tmp_path, capsys, words):
+    assert draw(tmp_path / "x.png", "--teacher", "x.pth", *words) == 2
     assert "--teacher needs data.target" in capsys.readouterr().err
 
 

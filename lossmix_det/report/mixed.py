@@ -1,0 +1,250 @@
+"""Sheets that show how images were mixed: sources, saliency, masks, and what the mixed image is taught."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from matplotlib import colors
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.nn import functional as F
+
+from lossmix_det.config import MixingConfig
+from lossmix_det.evaluation.drawing import COLOURS, draw_box
+from lossmix_det.mixing import RULES, Mix, Recipe, supervise
+from lossmix_det.structures import ImageBatch, Instances, Size, Supervision
+
+SOURCE_COLOURS = (*COLOURS, "#c51b7d", "#8c6d31", "#1b9e9e", "#636363")  # of sources, in order
+INCHES, TITLE, HEAD = 2.0, 0.2, 0.24  # width of a picture, height of its title, height of the names of columns
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A mix with what it was drawn from.
+
+    Args:
+        pool: all images that may be sources.
+        mix: of the first B of them.
+        saliency: (P, h, w) over the canvas, if the mixer asks for it.
+    """
+
+    pool: ImageBatch
+    mix: Mix
+    saliency: Tensor | None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One source of a mixed image.
+
+    Args:
+        number: 0 for the image itself, then its partners.
+        pixels: (H, W, 3) in [0, 1].
+        truth: of this image alone.
+        title: its share, and how far it was moved.
+        colour: that it is shown in everywhere.
+        saliency: (H, W), if the mixer used it.
+    """
+
+    number: int
+    pixels: np.ndarray
+    truth: Instances
+    title: str
+    colour: str
+    saliency: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Label:
+    """A box of an image, with its weight where the image is mixed."""
+
+    box: Sequence[float]
+    class_index: int
+    weight: float | None
+    colour: str
+
+
+@dataclass(frozen=True)
+class MixedPicture:
+    """A mixed image, what it was made of, and what it is taught.
+
+    Args:
+        pixels: (H, W, 3) in [0, 1].
+        sources: of which anything is seen, the image itself first.
+        masks: (H, W, 3) the colour of each source where it is seen; absent: shares everywhere.
+        labels: the boxes of every truth.
+    """
+
+    pixels: np.ndarray
+    sources: list[Seen]
+    masks: np.ndarray | None
+    labels: list[Label]
+
+
+def explain(drawn: Drawn, supervision: Supervision, recipe: Recipe, images: ImageBatch) -> list[MixedPicture]:
+    """How each mixed image came about.
+
+    Args:
+        drawn: the mix.
+        supervision: of each image of the pool.
+        recipe: that drew the mix.
+        images: the mixed ones first.
+    """
+    images = images.take(range(len(drawn.mix)))
+    supervisions = recipe.supervise(supervision, drawn.mix, images)
+    origins = supervisions
+    if recipe.rule.joins_boxes:  # each source apart, to tell which box came from where
+        apart = RULES["lossmix"](MixingConfig())
+        origins = supervise(supervision, drawn.mix, images, apart, least_visible=recipe.least_visible)
+    return [
+        MixedPicture(
+            _shown(images.pixels[index], size),
+            _sources(drawn, supervision, index),
+            _mask_colours(drawn.mix, index, drawn.pool.canvas, size),
+            _labels(supervisions, index, iter(_colours_of(origins, index))),
+        )
+        for index, size in enumerate(images.sizes)
+    ]
+
+
+def _colours_of(origins: Sequence[Supervision], index: int) -> list[str]:
+    """The colour of each box that an image is taught, source by source."""
+    return [
+        _colour(k)
+        for k, supervision in enumerate(origins)
+        if supervision.class_weights[index] > 0
+        for _ in range(len(supervision.truths[index]))
+    ]
+
+
+def _colour(source: int) -> str:
+    return SOURCE_COLOURS[source % len(SOURCE_COLOURS)]
+
+
+def _labels(supervisions: Sequence[Supervision], index: int, colours: Iterator[str]) -> list[Label]:
+    labels = []
+    for supervision in supervisions:
+        truth, weight = supervision.truths[index], float(supervision.class_weights[index])
+        if not weight:
+            continue
+        weights = torch.ones(len(truth)) if truth.weights is None else truth.weights
+        rows = zip(truth.boxes.tolist(), truth.classes.tolist(), (weight * weights).tolist(), strict=True)
+        labels += [Label(*row, next(colours)) for row in rows]
+    return labels
+
+
+def _sources(drawn: Drawn, supervision: Supervision, index: int) -> list[Seen]:
+    mix, seen = drawn.mix, []
+    for k, (number, share) in enumerate(zip(mix.sources[index].tolist(), mix.shares[index].tolist(), strict=True)):
+        if not share:
+            continue
+        size, saliency = drawn.pool.sizes[number], None
+        if drawn.saliency is not None:
+            saliency = _over(drawn.saliency[number], drawn.pool.canvas, size).numpy()
+        title = f"share {share:.2f}" + ("" if mix.offsets is None else _moved(*mix.offsets[index, k].tolist()))
+        truth, pixels = supervision.truths[number], _shown(drawn.pool.pixels[number], size)
+        seen.append(Seen(k, pixels, truth, title, _colour(k), saliency))
+    return seen
+
+
+def _moved(down: int, right: int) -> str:
+    steps = [f"{abs(by)} {sign[by > 0]}" for by, sign in ((down, ("up", "down")), (right, ("left", "right"))) if by]
+    return ", moved " + " and ".join(steps) if steps else ""
+
+
+def _mask_colours(mix: Mix, index: int, canvas: Size, size: Size) -> np.ndarray | None:
+    if mix.masks is None:
+        return None
+    shown = torch.stack([_over(mask, canvas, size) for mask in mix.masks[index]])  # (K, H, W)
+    palette = torch.tensor([colors.to_rgb(_colour(k)) for k in range(len(shown))], dtype=shown.dtype)
+    return torch.einsum("khw,kc->hwc", shown, palette).clamp(0, 1).numpy()
+
+
+def _over(values: Tensor, canvas: Size, size: Size) -> Tensor:
+    """Values on a grid over a canvas, for each pixel of an image on it."""
+    height, width = size
+    return F.interpolate(values[None, None].float().cpu(), size=canvas, mode="nearest")[0, 0, :height, :width]
+
+
+def _shown(pixels: Tensor, size: Size) -> np.ndarray:
+    height, width = size
+    return pixels[:, :height, :width].permute(1, 2, 0).clamp(0, 1).cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A picture of the sheet."""
+
+    pixels: np.ndarray
+    title: str = ""
+    colour: str = "black"
+    labels: Sequence[Label] = ()
+
+
+# What a column shows: the kind, and the number of the source.
+Column = tuple[int, int]
+SOURCE, SALIENCY, MASKS, MIXED = range(4)
+
+
+def draw_mixed(pictures: list[MixedPicture], classes: list[str]) -> Figure:
+    """Draw a row for each mixed image: its sources, their saliency, the masks, and the image with every box taught.
+
+    Args:
+        pictures: of the rows.
+        classes: names of the K classes.
+    """
+    rows = [_cells(picture) for picture in pictures]
+    columns = sorted({column for row in rows for column in row})
+    aspect = max(cell.pixels.shape[0] / cell.pixels.shape[1] for row in rows for cell in row.values())
+    height = (INCHES * min(aspect, 2) + TITLE) * len(rows) + HEAD
+    figure, axes = plt.subplots(len(rows), len(columns), figsize=(INCHES * len(columns), height), squeeze=False)
+    figure.subplots_adjust(0.005, 0.01, 0.995, 1 - (HEAD + TITLE) / height, 0.03, TITLE / INCHES)
+    for row, cells in zip(axes, rows, strict=True):
+        for axis, column in zip(row, columns, strict=True):
+            axis.axis("off")
+            axis.set_anchor("N")
+            if column in cells:
+                _draw(axis, cells[column], classes)
+    for axis, column in zip(axes[0], columns, strict=True):
+        place = axis.get_position()
+        figure.text((place.x0 + place.x1) / 2, 1 - 0.06 / height, _head(column, columns), ha="center", va="top")
+    return figure
+
+
+def _head(column: Column, columns: Sequence[Column]) -> str:
+    kind, source = column
+    several = (SOURCE, 2) in columns
+    name = "image" if not source else f"partner {source}" if several else "partner"
+    return {SOURCE: name, SALIENCY: f"saliency of the {name}", MASKS: "masks", MIXED: "mixed image"}[kind]
+
+
+def _cells(picture: MixedPicture) -> dict[Column, Cell]:
+    cells = {(MIXED, 0): Cell(picture.pixels, "boxes with their weights", labels=picture.labels)}
+    if picture.masks is not None:
+        cells[MASKS, 0] = Cell(picture.masks)
+    for seen in picture.sources:
+        labels = [
+            Label(box, number, None, seen.colour)
+            for box, number in zip(seen.truth.boxes.tolist(), seen.truth.classes.tolist(), strict=True)
+        ]
+        cells[SOURCE, seen.number] = Cell(seen.pixels, seen.title, seen.colour, labels)
+        if seen.saliency is not None:
+            heat = plt.get_cmap("inferno")(seen.saliency / max(float(seen.saliency.max()), 1e-12))[:, :, :3]
+            cells[SALIENCY, seen.number] = Cell(heat)
+    return cells
+
+
+def _draw(axis: Axes, cell: Cell, classes: list[str]) -> None:
+    axis.imshow(cell.pixels)
+    axis.set_title(cell.title, fontsize=7.5, color=cell.colour, pad=2)
+    for label in cell.labels:
+        name = classes[label.class_index]
+        if label.weight is None:
+            draw_box(axis, label.box, name, label.colour)
+        else:
+            draw_box(axis, label.box, f"{name} {label.weight:.2f}", label.colour, label.weight)
