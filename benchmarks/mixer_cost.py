@@ -86,6 +86,7 @@ class TimedPhases(Phases):
     def at(self, step: int) -> TimedPhases:
         """Itself, to be timed when it composes."""
         self.phase = super().at(step)
+        self.recipe = self.phase.recipe
         return self
 
     def compose(self, *given: Any) -> StudentBatch:

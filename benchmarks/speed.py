@@ -43,12 +43,13 @@ class Measured:
     pixels: float
 
 
-def measure(setup: Setup, rounds: int) -> Measured:
+def measure(setup: Setup, rounds: int, memory_too: bool = True) -> Measured:
     """Take the steps in turns, in another order every round.
 
     Args:
         setup: what to measure on.
         rounds: how often each step is measured.
+        memory_too: measure the memory of each step as well, which takes two more steps of each.
     """
     names = list(STEPS)
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -62,7 +63,7 @@ def measure(setup: Setup, rounds: int) -> Measured:
             for name in (*names[first:], *names[:first]):
                 seconds[name].append(bench.seconds(STEPS[name]))
             log.info("%s, %s sizes: round %d of %d", setup.network, setup.sizes, bench.done + 1, rounds)
-        memory = MEMORY[bench.fabric.device.type](bench, setup)
+        memory = MEMORY[bench.fabric.device.type](bench, setup) if memory_too else {}
     return Measured(seconds, memory, pixels)
 
 
@@ -121,7 +122,8 @@ def measure_speed(options: argparse.Namespace, default_output: Path) -> None:
     sizes_file()  # a missing one is said before anything is measured
     for network in options.networks:
         for sizes in options.sizes:
-            measured = measure(Setup(network, sizes, short_side, tuple(options.overrides)), options.pairs)
+            setup = Setup(network, sizes, short_side, tuple(options.overrides))
+            measured = measure(setup, options.pairs, not options.no_memory)
             lines.append(_row(f"{network}, {sizes}", measured))
     output = options.output or default_output
     write_atomically(output, "\n".join(lines) + "\n")
@@ -132,7 +134,8 @@ def _words(options: argparse.Namespace) -> list[str]:
     """The options of this suite that were given."""
     words = ["--short-side", str(options.short_side)] if options.short_side else []
     words += ["--networks", *options.networks] if options.networks != list(NETWORKS) else []
-    return [*words, *(["--sizes", *options.sizes] if options.sizes != list(SIZES) else [])]
+    words += ["--sizes", *options.sizes] if options.sizes != list(SIZES) else []
+    return [*words, *(["--no-memory"] if options.no_memory else [])]
 
 
 def _head(options: argparse.Namespace, short_side: int, detectron2_version: str) -> list[str]:
@@ -173,4 +176,5 @@ def _row(network: str, measured: Measured) -> str:
     cells = [network, median["floor"], median["ours"], ratio(seconds["ours"], seconds["floor"])]
     cells += [median["adaptive_teacher"], ratio(seconds["adaptive_teacher"], seconds["ours"])]
     cells.append(f"{measured.pixels:.2f}")
-    return "| " + " | ".join([*cells, " / ".join(f"{memory[name]:.2f}" for name in STEPS) + " GiB"]) + " |"
+    cells.append(" / ".join(f"{memory[name]:.2f}" for name in STEPS) + " GiB" if memory else "not measured")
+    return "| " + " | ".join(cells) + " |"

@@ -82,6 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--pairs", type=int, default=40, help="rounds of measurements; for cost, mixer_cost and speed")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="only these; for speed")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="of images; for speed")
+    parser.add_argument("--no-memory", action="store_true", help="leave out the memory of each step; for speed")
     parser.add_argument(
         "--short-side", type=int, default=None, metavar="PIXELS", help="of images; for mixer_cost and speed"
     )

@@ -42,5 +42,7 @@ class Manifold:
         config: ``stages``, ``alpha``, ``lam_range``.
     """
 
+    needs_saliency = False
+
     def __init__(self, config: MixingConfig) -> None:
         self.mixers = [StageMixup(config, "" if stage == PIXELS else stage) for stage in config.stages]
