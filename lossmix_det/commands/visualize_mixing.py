@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lossmix_det.commands.options import new_parser, parse, run_tool
 from lossmix_det.config import Config, MixingConfig, choices, load_config
@@ -15,13 +15,10 @@ from lossmix_det.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from torch import Tensor
 
     from lossmix_det.data.records import ImageSet
-    from lossmix_det.mixing import Mix, Recipe
-    from lossmix_det.report.mixed import Drawn
     from lossmix_det.report.sheets import Picture
-    from lossmix_det.structures import ImageBatch, StepBatch, Supervision
+    from lossmix_det.structures import StepBatch, Supervision
     from lossmix_det.training.student_batch import StudentBatch
 
 log = logging.getLogger(__name__)
@@ -104,7 +101,7 @@ def _mixed(config: Config, source: ImageSet, teacher: str | None) -> Figure:
     """The images of one view of a step, all of them mixed, with what they are made of."""
     import numpy as np
 
-    from lossmix_det.report.mixed import draw_mixed, explain
+    from lossmix_det.report.mixed import Drawn, draw_mixed, explain
     from lossmix_det.structures import Supervision
     from lossmix_det.training.phases import Adaptation, SourceOnly
 
@@ -118,39 +115,12 @@ def _mixed(config: Config, source: ImageSet, teacher: str | None) -> Figure:
     else:
         batch, labels = _source_batch(config, source), None
         phase, supervision = SourceOnly(mixing), Supervision.full(batch.source.truths)
-    recorder = Recorder(phase.recipe)
-    images = phase.compose(batch, np.random.default_rng(config.train.seed), labels).images
-    if not recorder.drawn:
+    drawn: list[Drawn] = []
+    phase.recipe.watch = lambda *seen: drawn.append(Drawn(*seen))
+    phase.compose(batch, np.random.default_rng(config.train.seed), labels)
+    if not drawn:
         raise UserError(f"mixing.views={config.mixing.views}: no view of data.views={config.data.views} is mixed")
-    drawn = recorder.drawn[0]
-    return draw_mixed(explain(drawn, supervision, phase.recipe, images), source.classes)
-
-
-class Recorder:
-    """Keeps what a recipe draws from here on.
-
-    Args:
-        recipe: that goes on as before.
-    """
-
-    def __init__(self, recipe: Recipe) -> None:
-        self.drawn: list[Drawn] = []
-        self._saliency: Tensor | None = None
-        self._draw, self._mix = recipe.draw, recipe.mixer.draw
-        recipe.draw, recipe.mixer.draw = self.draw, self.mix
-
-    def draw(self, pool: ImageBatch, *given: Any, **named: Any) -> Mix:
-        """As `Recipe.draw`."""
-        from lossmix_det.report.mixed import Drawn
-
-        mix = self._draw(pool, *given, **named)
-        self.drawn.append(Drawn(pool, mix, self._saliency))
-        return mix
-
-    def mix(self, pool: ImageBatch, partners: Any, saliency: Tensor | None, *given: Any, **named: Any) -> Mix:
-        """As `Mixer.draw`."""
-        self._saliency = saliency
-        return self._mix(pool, partners, saliency, *given, **named)
+    return draw_mixed(explain(drawn[0], supervision, phase.recipe), source.classes)
 
 
 def _source_batch(config: Config, source: ImageSet) -> StepBatch:
@@ -196,12 +166,12 @@ def _label(config: Config, classes: list[str], weights: str, batch: StepBatch) -
 
 
 def _pictures(batch: StudentBatch) -> list[Picture]:
-    """Each student image of a step with every truth that it is taught."""
+    """Each student image of a step with every truth that it is taught; mixed features are shown as mixed pixels."""
     from lossmix_det.report.sheets import Picture, Taught
 
-    pictures = []
-    for index, (height, width) in enumerate(batch.images.sizes):
-        pixels = batch.images.pixels[index, :, :height, :width].permute(1, 2, 0).clamp(0, 1).numpy()
+    pictures, seen = [], batch.images.pixels if batch.features is None else batch.features(batch.images.pixels)
+    for index, (height, width) in enumerate(batch.sizes):
+        pixels = seen[index, :, :height, :width].permute(1, 2, 0).clamp(0, 1).numpy()
         taught = [
             Taught(name, supervision.truths[index], float(supervision.class_weights[index]))
             for name, supervisions in batch.supervisions.items()

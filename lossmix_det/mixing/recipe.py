@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lossmix_det.config import MixingConfig
 from lossmix_det.errors import pick
@@ -40,6 +41,8 @@ class Recipe:
         self.rule: Rule = pick(RULES, config.rule, "mixing.rule")(config)
         self.weighting = pick(WEIGHTINGS, config.weighting, "mixing.weighting")
         self.probability = config.probability
+        # Told of every draw: the pool, the mix and the saliency, if there was any.
+        self.watch: Callable[[ImageBatch, Mix, Tensor | None], None] = lambda pool, mix, saliency: None
 
     @property
     def needs_gradient(self) -> bool:
@@ -81,14 +84,16 @@ class Recipe:
         if not self.probability:
             return self.unmixed(len(partners))
         known = truths or [Instances.empty()] * len(pool)
+        saliency = self.saliency(pool, known, gradient).cpu() if _needs_saliency(self.mixer) else None
         if isinstance(self.mixer, MixesObjects):
             mix = self.mixer.draw_objects(pool, partners, known, rng)
         else:
-            saliency = self.saliency(pool, known, gradient).cpu() if self.mixer.needs_saliency else None
             mix = self.mixer.draw(pool, partners, saliency, rng)
         chosen = rng.random(len(partners)) < self.probability
         paired = (partners != np.arange(len(partners))[:, None]).all(axis=1)
-        return mix.where(torch.from_numpy(chosen & paired))
+        mix = mix.where(torch.from_numpy(chosen & paired))
+        self.watch(pool, mix, saliency)
+        return mix
 
     def unmixed(self, count: int) -> Mix:
         """Every image alone, with as many sources as a mix of this recipe has."""

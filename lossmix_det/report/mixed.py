@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from lossmix_det.config import MixingConfig
 from lossmix_det.evaluation.drawing import COLOURS, draw_box
-from lossmix_det.mixing import RULES, Mix, Recipe, supervise
+from lossmix_det.mixing import RULES, Mix, Recipe, blend, supervise
 from lossmix_det.structures import ImageBatch, Instances, Size, Supervision
 
 SOURCE_COLOURS = (*COLOURS, "#c51b7d", "#8c6d31", "#1b9e9e", "#636363")  # of sources, in order
@@ -86,16 +86,15 @@ class MixedPicture:
     labels: list[Label]
 
 
-def explain(drawn: Drawn, supervision: Supervision, recipe: Recipe, images: ImageBatch) -> list[MixedPicture]:
-    """How each mixed image came about.
+def explain(drawn: Drawn, supervision: Supervision, recipe: Recipe) -> list[MixedPicture]:
+    """How each mixed image came about; features that are mixed are shown as if the pixels were.
 
     Args:
         drawn: the mix.
         supervision: of each image of the pool.
         recipe: that drew the mix.
-        images: the mixed ones first.
     """
-    images = images.take(range(len(drawn.mix)))
+    images = blend(drawn.pool, replace(drawn.mix, stage=""))
     supervisions = recipe.supervise(supervision, drawn.mix, images)
     origins = supervisions
     if recipe.rule.joins_boxes:  # each source apart, to tell which box came from where

@@ -32,7 +32,7 @@ KNOWN = Supervision.full(TRUTHS)
 
 def explained(mix, saliency=None, known=KNOWN, **settings):
     config = MixingConfig(mixer="cutmix", **{"least_visible": 0.0, **settings})
-    return explain(Drawn(POOL, mix, saliency), known, Recipe(config), blend(POOL, mix))
+    return explain(Drawn(POOL, mix, saliency), known, Recipe(config))
 
 
 def labelled(picture):
