@@ -6,7 +6,7 @@ The paper's rule is unknown (docs/method.md).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -65,4 +65,4 @@ def _applied(moved: Mix, mix: Mix, across: Tensor) -> Mix:
     masks = mix.masks
     if masks is not None:
         masks = torch.where(across.view(-1, 1, 1, 1), moved.masks, masks)
-    return Mix(mix.sources, torch.where(across[:, None], moved.shares, mix.shares), masks, mix.offsets)
+    return replace(mix, shares=torch.where(across[:, None], moved.shares, mix.shares), masks=masks)

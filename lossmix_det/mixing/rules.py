@@ -26,6 +26,7 @@ from torch import Tensor
 
 from lossmix_det.config import MixingConfig
 from lossmix_det.mixing.blend import Mix
+from lossmix_det.mixing.blocks import follow, is_in_place
 from lossmix_det.mixing.weightings import Weighting, by_share, clipped_to_mask
 from lossmix_det.structures import ImageBatch, Instances, Supervision
 
@@ -75,7 +76,8 @@ def supervise(
         rule: of `RULES`.
         weighting: of `WEIGHTINGS`.
         least_visible: of boxes under masks, those of which a smaller share is seen are dropped, and the others clipped
-            to what is seen of them; 0: all stay as they are.
+            to what is seen of them; 0: all stay as they are. Torn into blocks, a box goes to the smallest box around
+            those of its pieces that are seen, which must fill as large a share of that box too.
 
     Raises:
         ValueError: the mix names an image that the pool does not have.
@@ -87,8 +89,10 @@ def supervise(
     sources = []
     for k in range(mix.sources.shape[1]):
         supervision = _moved(pool.take(mix.sources[:, k].tolist()), mix, k, images)
-        supervision = _seen(supervision, mix, k, images, least_visible)
+        supervision, torn = _seen(supervision, mix, k, images, least_visible)
         visible = weighting(mix, k, supervision.truths, images)
+        # Only who follows the pieces of a torn box knows how much of it is seen.
+        visible = [seen if one is None or seen is None else one for one, seen in zip(torn, visible, strict=True)]
         sources.append(Source(supervision, mix.shares[:, k], visible))
     return rule(sources, mix.mixed)
 
@@ -101,15 +105,22 @@ def _moved(supervision: Supervision, mix: Mix, k: int, images: ImageBatch) -> Su
     return replace(supervision, truths=tuple(truth.moved(offset, size) for truth, offset, size in moved))
 
 
-def _seen(supervision: Supervision, mix: Mix, k: int, images: ImageBatch, least: float) -> Supervision:
-    """The truths of the k-th sources of mixed images, as far as their masks let them be seen."""
-    if mix.masks is None or not least:
-        return supervision
-    truths = [
-        clipped_to_mask(truth, mask, images.canvas, least) if is_mixed else truth
-        for truth, mask, is_mixed in zip(supervision.truths, mix.masks[:, k], mix.mixed.tolist(), strict=True)
-    ]
-    return replace(supervision, truths=tuple(truths))
+def _seen(
+    supervision: Supervision, mix: Mix, k: int, images: ImageBatch, least: float
+) -> tuple[Supervision, list[Tensor | None]]:
+    """The truths of the k-th sources of mixed images, as far as their masks let them be seen.
+
+    Returns:
+        The truths, and by image how much of each box (N,) is seen, or None where the source is not torn into blocks.
+    """
+    truths, torn = list(supervision.truths), [None] * len(mix)
+    for index in mix.mixed.nonzero().flatten().tolist() if mix.masks is not None else ():
+        mask, blocks = mix.masks[index, k], None if mix.blocks is None else mix.blocks[index, k]
+        if blocks is not None and not is_in_place(blocks):
+            truths[index], torn[index] = follow(truths[index], mask, blocks, images.canvas, least)
+        elif least:
+            truths[index] = clipped_to_mask(truths[index], mask, images.canvas, least)
+    return replace(supervision, truths=tuple(truths)), torn
 
 
 class LossMix:

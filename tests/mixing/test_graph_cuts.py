@@ -79,7 +79,7 @@ def test_an_expansion_of_two_labels_has_the_least_energy(seed):
 
 
 def test_expansions_of_three_labels_are_within_their_bound_and_mostly_least():
-    """At most twice the least where costs are positive; here never above 1.05 times, and equal in nine of ten."""
+    """At most twice the least where costs are positive; here never above 1.1 times, and equal in nine of ten."""
     every, ratios = labellings(9, 3), []
     for seed in range(50):
         costs, *edges = problem(seed, (3, 3), 3)
@@ -89,7 +89,7 @@ def test_expansions_of_three_labels_are_within_their_bound_and_mostly_least():
         found = potts_energy(costs, *edges, potts(costs, *edges, start))
         assert total.min() - 1e-6 <= found <= potts_energy(costs, *edges, start) + 1e-9
         ratios.append(found / total.min())
-    assert max(ratios) <= 1.05
+    assert max(ratios) <= 1.1
     assert np.mean(np.array(ratios) < 1 + 1e-6) >= 0.9
 
 
