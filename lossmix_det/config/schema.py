@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 
 from lossmix_det.config.fields import Rule, Settings, among, choice, file, items, names, number, shares, weights
+from lossmix_det.config.mixers import CoMixupConfig, PuzzleConfig
 
 VIEWS = ("weak", "strong")
 ALIGNED = ("image", "instance")
@@ -167,10 +168,10 @@ class PairsConfig(Settings):
 class MixingConfig(Settings):
     """How images are mixed, and what a mixed image is taught."""
 
-    mixer: str = "mixup"  # how pixels are mixed: mixup, cutmix, saliencymix, sage
+    mixer: str = "mixup"  # how pixels are mixed: mixup, cutmix, saliencymix, sage, puzzlemix, comixup
     rule: str = choice("lossmix", "lossmix_instance", "union", "own", gone=GONE_RULES)  # what a mixed image is taught
     weighting: str = choice("share", "visibility")  # a truth weighs its share of the image, or a box what is seen of it
-    saliency: str = choice("spectral", "boxes")  # saliencymix, sage: by the image's spectrum, or by its boxes
+    saliency: str = choice("spectral", "boxes")  # of mixers that need it: by the image's spectrum, or by its boxes
     least_visible: float = number(0.1, 0, 1)  # under masks, boxes of which a smaller share is seen are dropped
     alpha: float = number(1.0, 1e-3, 1e3)  # lam ~ Beta(alpha, alpha)
     probability: float = number(0.5, 0, 1)  # share of the images that are mixed
@@ -182,6 +183,8 @@ class MixingConfig(Settings):
     lam_range: list[float] = items(0.0, 1.0)  # lam is moved into this range: low + (high - low)·lam
     views: list[str] = items("weak", "strong")  # views whose images are mixed; partners are of the same view
     pairs: PairsConfig = field(default_factory=PairsConfig)
+    puzzle: PuzzleConfig = field(default_factory=PuzzleConfig)  # mixer puzzlemix
+    comixup: CoMixupConfig = field(default_factory=CoMixupConfig)  # mixer comixup
     burn_in_rule: str = choice("noise", "lam", "max")  # source×target while the target has no truth; see docs/method.md
 
     def rules(self) -> list[Rule]:

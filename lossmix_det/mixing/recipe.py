@@ -31,6 +31,7 @@ class Recipe:
     def __init__(self, config: MixingConfig) -> None:
         self.mixer = pick(MIXERS, config.mixer, "mixing.mixer")(config)
         self.saliency = pick(SALIENCIES, config.saliency, "mixing.saliency") if self.mixer.needs_saliency else None
+        self.tears_boxes: bool = getattr(self.mixer, "tears_boxes", False)
         self.least_visible = config.least_visible
         self.rule: Rule = pick(RULES, config.rule, "mixing.rule")(config)
         self.weighting = pick(WEIGHTINGS, config.weighting, "mixing.weighting")
@@ -52,7 +53,7 @@ class Recipe:
         saliency = None if self.saliency is None else self.saliency(pool, known).cpu()
         mix = self.mixer.draw(pool, partners, saliency, rng)
         chosen = rng.random(len(partners)) < self.probability
-        paired = (partners != np.arange(len(partners))[:, None]).all(axis=1)
+        paired = (partners != np.arange(len(partners))[:, None]).any(axis=1)
         return mix.where(torch.from_numpy(chosen & paired))
 
     def unmixed(self, count: int) -> Mix:

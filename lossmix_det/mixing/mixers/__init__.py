@@ -3,9 +3,11 @@
 from collections.abc import Callable
 
 from lossmix_det.config import MixingConfig
+from lossmix_det.mixing.mixers.comixup import CoMixup
 from lossmix_det.mixing.mixers.contract import Mixer
 from lossmix_det.mixing.mixers.cutmix import CutMix
 from lossmix_det.mixing.mixers.mixup import Mixup
+from lossmix_det.mixing.mixers.puzzlemix import PuzzleMix
 from lossmix_det.mixing.mixers.sage import Sage
 from lossmix_det.mixing.mixers.saliencymix import SaliencyMix
 
@@ -14,4 +16,6 @@ MIXERS: dict[str, Callable[[MixingConfig], Mixer]] = {
     "cutmix": CutMix,
     "saliencymix": SaliencyMix,
     "sage": Sage,
+    "puzzlemix": PuzzleMix,
+    "comixup": CoMixup,
 }
