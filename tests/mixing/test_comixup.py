@@ -91,7 +91,7 @@ def test_what_others_show_enough_of_is_not_shown_again():
     outputs = [Output(np.array([0, 1]), (2, 2), costs), Output(np.array([1, 0]), (2, 2), costs[:, ::-1])]
     for gamma, expected in ((0.0, 8), (1.0, 4)):
         joint = Joint(outputs, np.eye(2), CoMixupConfig(gamma=gamma, thres=0.83))
-        found = joint.improved([np.array([0, 0, 0, 1]), np.array([0, 1, 0, 0])])
+        found = joint.improved([np.array([0, 0, 0, 0]), np.array([0, 1, 1, 0])])
         shown = sum((output.sources[labels] == 0).sum() for output, labels in zip(outputs, found, strict=True))
         assert shown == expected
 
@@ -188,7 +188,7 @@ def test_an_image_with_one_partner_besides_itself_is_mixed():
 
     class Pairs:
         def __init__(self):
-            self.columns = [np.array([1, 1]), np.array([0, 1])]
+            self.columns = [np.array([1, 0]), np.array([0, 1])]
 
         def draw(self, rng):
             return self.columns.pop(0)
@@ -197,9 +197,8 @@ def test_an_image_with_one_partner_besides_itself_is_mixed():
     for seed in range(10):
         mix = recipe.draw(images((96, 96), (96, 96)), Pairs(), np.random.default_rng(seed))
         mixed += mix.mixed.numpy()
-        assert mix.shares[0, 2] == 0
-    assert mixed[0] > 5
-    assert mixed[1] == 0
+        assert not mix.shares[:, 2].any()
+    assert (mixed > 5).all()
 
 
 def test_what_is_salient_is_shown():
