@@ -85,15 +85,36 @@ def test_without_the_penalty_each_mask_has_the_least_energy_of_its_own():
             assert alone.energy([labels]) == pytest.approx(min(alone.energy([one]) for one in every), abs=1e-6)
 
 
-def test_what_others_show_enough_of_is_not_shown_again():
-    """Image 0 is the most salient everywhere. Where the penalty counts, only one of the two outputs shows it."""
+def two_outputs(**settings) -> tuple[Joint, list[np.ndarray]]:
+    """Image 0 is the most salient everywhere. Output 0 shows it alone, output 1 in two of four blocks."""
     costs = np.array([[-0.9, -0.1]] * 4)
     outputs = [Output(np.array([0, 1]), (2, 2), costs), Output(np.array([1, 0]), (2, 2), costs[:, ::-1])]
-    for gamma, expected in ((0.0, 8), (1.0, 4)):
-        joint = Joint(outputs, np.eye(2), CoMixupConfig(gamma=gamma, thres=0.83))
-        found = joint.improved([np.array([0, 0, 0, 0]), np.array([0, 1, 1, 0])])
-        shown = sum((output.sources[labels] == 0).sum() for output, labels in zip(outputs, found, strict=True))
-        assert shown == expected
+    joint = Joint(outputs, np.eye(2), CoMixupConfig(beta=0.0, thres=0.83, **settings))
+    return joint, [np.array([0, 0, 0, 0]), np.array([0, 1, 1, 0])]
+
+
+@pytest.mark.parametrize(("gamma", "expected"), [(0.0, 4), (1.0, 3)])
+def test_what_others_show_enough_of_is_not_shown_again(gamma, expected):
+    """Four blocks of image 0 in one output forbid it in the other; three (0.75 < 0.83) in both are allowed."""
+    joint, start = two_outputs(gamma=gamma)
+    found = joint.improved(start)
+    assert [int((of == label).sum()) for of, label in zip(found, (0, 1), strict=True)] == [expected] * 2
+
+
+def test_a_cut_of_one_output_counts_what_the_others_show():
+    """Output 0 shows image 0 alone, so output 1 is given image 1; without the penalty, image 0."""
+    joint, start = two_outputs()
+    joint._cut(start, 1)
+    assert start[1].tolist() == [0, 0, 0, 0]
+    joint, start = two_outputs(gamma=0.0)
+    joint._cut(start, 1)
+    assert start[1].tolist() == [1, 1, 1, 1]
+
+
+def test_the_start_is_left_as_it_is():
+    joint, start = two_outputs()
+    joint.improved(start)
+    assert start[1].tolist() == [0, 1, 1, 0]
 
 
 def test_fewer_rounds_end_no_lower():

@@ -18,6 +18,7 @@ from lossmix_det.mixing.mixers.pairwise import with_partners
 from lossmix_det.structures import ImageBatch, Size
 
 TINY = 1e-8  # keeps the logarithm of a share finite
+SMALL = 1e-9  # less than any gain in energy that counts
 
 
 class CoMixup:
@@ -113,6 +114,13 @@ class Output:
         """Neighbouring blocks."""
         return grid_edges(*self.shape)
 
+    @cached_property
+    def neighbours(self) -> list[np.ndarray]:
+        """Of each block."""
+        first, second = self.edges
+        one, other = np.concatenate([first, second]), np.concatenate([second, first])
+        return [other[one == block] for block in range(len(self.costs))]
+
     def shares(self, labels: np.ndarray, images: int) -> np.ndarray:
         """(P,) share of the blocks that show each image."""
         return np.bincount(self.sources[labels], minlength=images) / len(labels)
@@ -132,9 +140,11 @@ class Joint:
         Σ_j  Σ_blocks -salience - η/n_j·log λ_jk  +  β/n_j·[neighbours that show different sources]
              + γ·Σ_k n_jk·h((A·Σ_{i≠j} o_i)_k),   h(x) = x where x > τ, else 0
 
-    It equals the authors' thresholded objective where all outputs have equally many blocks. Outputs are improved in
-    turn: with the others held, the penalty is taken as linear in n_jk, as theirs is, and alpha-expansion finds labels;
-    they are kept if the whole energy is lower. So it never rises, and may end in a local minimum.
+    It equals the authors' thresholded objective where all outputs have equally many blocks. A round improves the
+    single blocks of every output, and then each output as a whole: alpha-expansion with the penalty taken as linear in
+    n_jk, as theirs is. Changes are kept where they lower the whole energy, so it never rises; it may end in a local
+    minimum. The authors keep every labelling that a cut gives, which changes all blocks of an output at once and so
+    overshoots the threshold.
 
     Args:
         outputs: to be shown.
@@ -144,29 +154,54 @@ class Joint:
 
     def __init__(self, outputs: list[Output], compatible: np.ndarray, settings: CoMixupConfig) -> None:
         self.outputs, self.compatible, self.settings = outputs, compatible, settings
+        self.blocks = np.array([len(each.costs) for each in outputs])[:, None]
 
     def energy(self, labels: list[np.ndarray]) -> float:
         """Of the labels of all outputs, (n,) each."""
-        alone = [potts_energy(each.costs, *self._smoothness(each), of) for each, of in self._pairs(labels)]
-        shares = self._shares(labels)
-        blocks = np.array([len(of) for of in labels])[:, None]
-        return sum(alone) + self.settings.gamma * float((blocks * shares * self._elsewhere(shares)).sum())
+        pairs = zip(self.outputs, labels, strict=True)
+        alone = sum(potts_energy(each.costs, *self._smoothness(each), of) for each, of in pairs)
+        return alone + self._penalty(self._shares(labels))
 
     def improved(self, labels: list[np.ndarray]) -> list[np.ndarray]:
         """Labels of no higher energy."""
-        best, labels = self.energy(labels), list(labels)
+        labels = [of.copy() for of in labels]
+        best = self.energy(labels)
         for _ in range(self.settings.iterations):
-            before = best
-            for index, output in enumerate(self.outputs):
-                penalty = 2 * self.settings.gamma * self._elsewhere(self._shares(labels))[index, output.sources]
-                found = potts(output.costs + penalty, *self._smoothness(output), labels[index])
-                offered = [*labels[:index], found, *labels[index + 1 :]]
-                energy = self.energy(offered)
-                if energy < best:
-                    best, labels = energy, offered
-            if best == before:
+            for change in (self._move_blocks, self._cut):
+                for index in range(len(self.outputs)):
+                    change(labels, index)
+            before, best = best, self.energy(labels)
+            if best >= before - SMALL:
                 break
         return labels
+
+    def _move_blocks(self, labels: list[np.ndarray], index: int) -> None:
+        """Give each block of an output another label in turn, where that lowers the energy."""
+        output, of, shares = self.outputs[index], labels[index], self._shares(labels)
+        penalty, part, beta = self._penalty(shares), 1 / len(of), self.settings.beta / len(of)
+        for block, neighbours in enumerate(output.neighbours):
+            for label in np.flatnonzero(np.isfinite(output.costs[block])):
+                alone = output.costs[block, label] - output.costs[block, of[block]]
+                alone += beta * ((of[neighbours] != label).sum() - (of[neighbours] != of[block]).sum())
+                moved = shares.copy()
+                moved[index, output.sources[of[block]]] -= part
+                moved[index, output.sources[label]] += part
+                other = self._penalty(moved)
+                if alone + other - penalty < -SMALL:
+                    of[block], shares, penalty = label, moved, other
+
+    def _cut(self, labels: list[np.ndarray], index: int) -> None:
+        """Give all blocks of an output new labels, if that lowers the energy."""
+        output = self.outputs[index]
+        penalty = 2 * self.settings.gamma * self._elsewhere(self._shares(labels))[index, output.sources]
+        found = potts(output.costs + penalty, *self._smoothness(output), labels[index])
+        offered = [*labels[:index], found, *labels[index + 1 :]]
+        if self.energy(offered) < self.energy(labels) - SMALL:
+            labels[index] = found
+
+    def _penalty(self, shares: np.ndarray) -> float:
+        """γ·Σ_jk n_jk·h of (J, P) shares."""
+        return self.settings.gamma * float((self.blocks * shares * self._elsewhere(shares)).sum())
 
     def _elsewhere(self, shares: np.ndarray) -> np.ndarray:
         """(J, P) h of how much of what is compatible with each image the other outputs show."""
@@ -176,12 +211,10 @@ class Joint:
     def _shares(self, labels: list[np.ndarray]) -> np.ndarray:
         """(J, P) how much each output shows of each image."""
         images = len(self.compatible)
-        return np.array([each.shares(of, images) for each, of in self._pairs(labels)]).reshape(-1, images)
+        pairs = zip(self.outputs, labels, strict=True)
+        return np.array([each.shares(of, images) for each, of in pairs]).reshape(-1, images)
 
     def _smoothness(self, output: Output) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Neighbours, and the weight of each pair."""
         first, second = output.edges
         return first, second, np.full(len(first), self.settings.beta / len(output.costs))
-
-    def _pairs(self, labels: list[np.ndarray]) -> zip:
-        return zip(self.outputs, labels, strict=True)
