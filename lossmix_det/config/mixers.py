@@ -14,7 +14,7 @@ class PuzzleConfig(Settings):
     beta: float = number(1.2, 0, 1e3)  # neighbouring blocks are shown alike
     gamma: float = number(0.5, 0, 1)  # pixels on both sides of a border between blocks are alike; a share of beta
     eta: float = number(0.2, 0, 1e3)  # the mask shows lam of the image
-    labels: int = number(3, 2, 16)  # different shares that a block may have, from 0 to 1
+    labels: int = number(3, 2, 8)  # different shares that a block may have, from 0 to 1
     transport: bool = True  # blocks of each image are moved, and torn boxes follow them, so that less is hidden
     t_eps: float = number(0.8, 0, 1e3)  # cost of moving a block as far as the longer side is long
 

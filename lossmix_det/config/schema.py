@@ -173,14 +173,14 @@ class MixingConfig(Settings):
     weighting: str = choice("share", "visibility")  # a truth weighs its share of the image, or a box what is seen of it
     saliency: str = choice("spectral", "boxes")  # of mixers that need it: by the image's spectrum, or by its boxes
     least_visible: float = number(0.1, 0, 1)  # under masks, boxes of which a smaller share is seen are dropped
-    alpha: float = number(1.0, 1e-3, 1e3)  # lam ~ Beta(alpha, alpha)
+    alpha: float = number(1.0, 1e-3, 1e3)  # lam ~ Beta(alpha, alpha); not read by comixup
     probability: float = number(0.5, 0, 1)  # share of the images that are mixed
     burn_in_probability: float | None = number(None, 0, 1)  # the same in burn-in; null: probability
     off_last_steps: int = number(0, 0)  # train on clean images at the end
     weight_sum: float | None = number(None, 1e-3, 1e3)  # of one mixed image; null: K for union, else 1
     background_weight: float = number(1.0, 0, 1e3)  # lossmix_instance: weight of background samples
     noise_share: float = number(0.1, 0, 1)  # burn_in_rule noise: the largest share of the target image
-    lam_range: list[float] = items(0.0, 1.0)  # lam is moved into this range: low + (high - low)·lam
+    lam_range: list[float] = items(0.0, 1.0)  # lam becomes low + (high - low)·lam; not read by comixup
     views: list[str] = items("weak", "strong")  # views whose images are mixed; partners are of the same view
     pairs: PairsConfig = field(default_factory=PairsConfig)
     puzzle: PuzzleConfig = field(default_factory=PuzzleConfig)  # mixer puzzlemix

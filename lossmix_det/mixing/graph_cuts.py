@@ -1,7 +1,7 @@
 """Labellings of least energy by minimal cuts of a graph; scipy finds the maximal flow.
 
 N nodes, L labels, E edges. scipy is a dependency anyway, and its licence is BSD; PyMaxflow, which knows grids, is GPL.
-The largest graph of a mixer has 512 nodes, which scipy cuts in about a millisecond.
+With the published settings graphs have at most 512 nodes, which scipy cuts in about a millisecond.
 """
 
 from __future__ import annotations
