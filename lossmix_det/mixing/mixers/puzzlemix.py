@@ -26,9 +26,9 @@ class PuzzleMix(Pairwise):
     """x~ = (1 - q)·T(x) + q·T'(partner), where q of each block is one of evenly spaced shares from 0 to 1.
 
     The blocks are squares over the area that both images cover. There are 2^k along its longer side, k uniform in 1…4
-    for each image, or as many as blocks of whole cells allow. Outside of that area the image is not mixed; it keeps its
-    size. One cut finds the labels of least energy exactly, where the authors use alpha-beta swaps. `puzzle_costs` is the
-    energy.
+    for each image, or as many as blocks of whole cells allow. Outside of that area the image is not mixed, and it keeps
+    its size. One cut finds the labels of least energy exactly, where the authors use alpha-beta swaps. `puzzle_costs`
+    is the energy.
 
     T and T' permute the whole blocks of each image, so that less of what is salient is hidden (`best_order`).
 
