@@ -13,7 +13,8 @@ in the data loader instead, and changes only the other two names: they read the 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -34,7 +35,7 @@ from detectron2.structures import Instances as D2Instances
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor
 
-from lossmix_det.config import Config, MixingConfig, check
+from lossmix_det.config import Config, MixingConfig, Settings, check
 from lossmix_det.data.catalog import find, known_classes, load
 from lossmix_det.data.formats import FORMATS
 from lossmix_det.data.formats.detectron2 import register
@@ -44,11 +45,14 @@ from lossmix_det.engines.two_stage.encoding import AnchorGrid, EncodedCanvas, Tw
 from lossmix_det.engines.two_stage.stages import Scored, Stage
 from lossmix_det.errors import UserError
 from lossmix_det.mixing import Among, Recipe, blend
-from lossmix_det.structures import ImageBatch, Instances, Supervision
+from lossmix_det.structures import ImageBatch, Instances, Supervision, pad_to, smallest_canvas
 
 log = logging.getLogger(__name__)
 
-SETTINGS = ("mixer", "rule", "weighting", "alpha", "probability", "weight_sum", "background_weight", "lam_range")
+SETTINGS = (
+    *("mixer", "rule", "weighting", "alpha", "probability", "weight_sum", "background_weight", "lam_range"),
+    *("saliency", "least_visible", "puzzle", "comixup"),
+)
 
 
 class MixedInstances(D2Instances):
@@ -89,8 +93,18 @@ class MixedInstances(D2Instances):
 def add_lossmix_config(cfg: CfgNode) -> None:
     """Add ``LOSSMIX`` to a Detectron2 configuration, with the defaults; its keys are those of `MixingConfig` that do
     without a target domain. Without it the defaults hold."""
-    default = MixingConfig()
-    cfg.LOSSMIX = CfgNode({name.upper(): getattr(default, name) for name in SETTINGS})
+    cfg.LOSSMIX = _node(MixingConfig(), SETTINGS)
+
+
+def _node(settings: Settings, names: Sequence[str]) -> CfgNode:
+    """Some of a group of settings in Detectron2's manner; a group within it is a node within."""
+    values = {name: getattr(settings, name) for name in names}
+    return CfgNode(
+        {
+            name.upper(): _node(value, [spec.name for spec in fields(value)]) if isinstance(value, Settings) else value
+            for name, value in values.items()
+        }
+    )
 
 
 def mixing_of(cfg: CfgNode) -> MixingConfig:
@@ -99,13 +113,23 @@ def mixing_of(cfg: CfgNode) -> MixingConfig:
     Raises:
         UserError: a value lies outside its limits, or a key is unknown.
     """
-    values = {name.lower(): value for name, value in cfg.get("LOSSMIX", {}).items()}
-    unknown = set(values) - set(SETTINGS)
-    if unknown:
-        raise UserError(f"LOSSMIX.{unknown.pop().upper()} is unknown; it takes {', '.join(SETTINGS).upper()}")
-    mixing = MixingConfig(**values)
+    mixing = _read(MixingConfig(), cfg.get("LOSSMIX", {}), SETTINGS, "LOSSMIX.")
     check(mixing, "LOSSMIX.")
     return mixing
+
+
+def _read(settings: Settings, node: Mapping[str, Any], names: Sequence[str], prefix: str) -> Any:
+    """A group of settings with the values of a node of Detectron2's."""
+    unknown = {key for key in node if key.lower() not in names}
+    if unknown:
+        raise UserError(f"{prefix}{unknown.pop()} is unknown; it takes {', '.join(names).upper()}")
+    values = {}
+    for key, value in node.items():
+        group = getattr(settings, key.lower())
+        if isinstance(group, Settings):
+            value = _read(group, value, [spec.name for spec in fields(group)], f"{prefix}{key}.")
+        values[key.lower()] = value
+    return replace(settings, **values)
 
 
 def mix_inputs(inputs: list[dict], recipe: Recipe, rng: np.random.Generator) -> list[dict]:
@@ -123,8 +147,10 @@ def mix_inputs(inputs: list[dict], recipe: Recipe, rng: np.random.Generator) -> 
     batch = ImageBatch.cat(
         [ImageBatch(each["image"][None].float(), (tuple(each["image"].shape[1:]),)) for each in inputs]
     )
+    batch = replace(batch, pixels=pad_to(batch.pixels, *smallest_canvas(batch.sizes)))
     truths = [_truth(each["instances"]) for each in inputs]
-    mix = recipe.draw(batch, Among(len(batch), batch.sizes), rng, truths)
+    unit = replace(batch, pixels=batch.pixels / 255)  # as mixers expect it; what is blended stays exact
+    mix = recipe.draw(unit, Among(len(batch), batch.sizes), rng, truths)
     mixed = blend(batch, mix)
     supervisions = recipe.supervise(truths, mix, mixed)
     result = []
@@ -149,9 +175,10 @@ def _field(instances: D2Instances, name: str) -> Tensor | None:
 
 
 def _joined(size: tuple[int, int], supervisions: list[Supervision], index: int) -> MixedInstances:
-    """All truths that an image is taught, one after the other."""
-    parts = [(each.truths[index], each) for each in supervisions if index in each.active]
-    truths = [truth for truth, _ in parts]
+    """All truths that an image is taught, one after the other, up to the last that teaches anything."""
+    teaches = [index in each.active for each in supervisions]
+    parts = supervisions[: max([place for place, does in enumerate(teaches) if does], default=0) + 1]
+    truths = [each.truths[index][: None if does else 0] for each, does in zip(parts, teaches, strict=False)]
     fields = {
         "gt_boxes": Boxes(torch.cat([truth.boxes for truth in truths])),
         "gt_classes": torch.cat([truth.classes for truth in truths]),
@@ -163,7 +190,7 @@ def _joined(size: tuple[int, int], supervisions: list[Supervision], index: int) 
         fields["gt_box_weights"] = torch.cat(
             [truth.weights if truth.box_weights is None else truth.box_weights for truth in full]
         )
-    weights = [(float(each.class_weights[index]), float(each.box_weights[index])) for _, each in parts]
+    weights = [(float(each.class_weights[index]), float(each.box_weights[index])) for each in parts]
     return MixedInstances(size, weights, supervisions[0].background_weight, **fields)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lossmix_det.config import MixingConfig, ModelConfig
+from lossmix_det.config import CoMixupConfig, MixingConfig, ModelConfig, PuzzleConfig
 from lossmix_det.engines import build_detector
 from lossmix_det.errors import UserError
-from lossmix_det.structures import ImageBatch, Instances, Supervision
+from lossmix_det.structures import ImageBatch, Instances, Supervision, pad_to
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
@@ -225,7 +226,8 @@ def test_pixels_truths_and_names_of_a_mixed_batch():
 @pytest.mark.parametrize(
     ("mixer", "rule"),
     [("mixup", "union"), ("mixup", "own"), ("mixup", "lossmix_instance"), ("halves", "lossmix"), ("halves", "union")]
-    + [("cutmix", "lossmix"), ("sage", "lossmix_instance"), ("saliencymix", "union")],
+    + [("cutmix", "lossmix"), ("sage", "lossmix_instance"), ("saliencymix", "union")]
+    + [("puzzlemix", "lossmix"), ("comixup", "union")],
 )
 def test_other_rules_and_mixers_are_those_of_the_engine(monkeypatch, mixer, rule):
     """The same mixed images, scored by the engine against the supervisions that the rule gives."""
@@ -242,6 +244,7 @@ def test_other_rules_and_mixers_are_those_of_the_engine(monkeypatch, mixer, rule
     batch = ImageBatch.cat(
         [ImageBatch(each["image"][None].flip(1) / 255, (each["image"].shape[1:],)) for each in plain]
     )
+    batch = ImageBatch(pad_to(batch.pixels, 96, 96), batch.sizes)  # multiples of 32, as those of a run
     truths = [Instances(each["instances"].gt_boxes.tensor, each["instances"].gt_classes) for each in plain]
     recipe = Recipe(settings)
     mix = recipe.draw(batch, Among(3), np.random.default_rng(3))
@@ -354,6 +357,32 @@ def test_what_cannot_be_weighted_is_refused():
     with pytest.raises(UserError, match="LOSSMIX.ALFA is unknown; it takes MIXER, RULE, WEIGHTING, ALPHA"):
         plugin.mixing_of(cfg)
     assert plugin.mixing_of(get_cfg()) == MixingConfig()
+
+
+def test_settings_of_saliency_and_of_single_mixers_are_read():
+    cfg = mixing(configured(LOSSMIX__PUZZLE__TRANSPORT=False, LOSSMIX__COMIXUP__PARTNERS=3), SALIENCY="boxes")
+    cfg.LOSSMIX.LEAST_VISIBLE = 0.3
+    found = plugin.mixing_of(cfg)
+    expected = MixingConfig(saliency="boxes", least_visible=0.3, puzzle=PuzzleConfig(transport=False))
+    assert found == replace(expected, comixup=CoMixupConfig(partners=3))
+    cfg.LOSSMIX.PUZZLE.BETA = -1.0
+    with pytest.raises(UserError, match=r"LOSSMIX\.puzzle\.beta=-1\.0 lies outside of 0"):
+        plugin.mixing_of(cfg)
+    cfg.LOSSMIX.PUZZLE = plugin.CfgNode({"BETTA": 1.0})
+    with pytest.raises(UserError, match="LOSSMIX.PUZZLE.BETTA is unknown; it takes BETA, GAMMA"):
+        plugin.mixing_of(cfg)
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_images_of_any_size_are_mixed_by_every_mixer(mixer):
+    """Detectron2's images are not multiples of 32, and their pixels run to 255."""
+    plain = inputs()
+    for each, (height, width) in zip(plain, ((61, 95), (97, 63), (33, 70)), strict=True):
+        each["image"] = torch.nn.functional.pad(each["image"], (0, 100, 0, 100))[:, :height, :width]
+    mixed = plugin.mix_inputs(plain, Recipe(MixingConfig(mixer, probability=1.0)), np.random.default_rng(3))
+    for each in mixed:
+        assert 0 <= float(each["image"].min()) <= float(each["image"].max()) <= 255.001
+        assert (each["instances"].gt_boxes.tensor >= 0).all()
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from lossmix_det.config import Config, PseudoLabelConfig
 from lossmix_det.engines import Detector, Encoding, ScoresBoxes, SoftTeacher, require
 from lossmix_det.engines.contract import inference_mode_of
 from lossmix_det.errors import UserError
-from lossmix_det.mixing import RULES
+from lossmix_det.mixing import RULES, Recipe
 from lossmix_det.structures import ImageBatch, Instances, Supervision, Views
 
 
@@ -94,6 +94,11 @@ class Labeller:
         if RULES[config.mixing.rule].joins_boxes and not self.kind.has_boxes:
             raise UserError(
                 f"{setting} has no boxes that mixing.rule={config.mixing.rule} could join; use lossmix or own"
+            )
+        if Recipe(config.mixing).tears_boxes and not self.kind.has_boxes:
+            raise UserError(
+                f"{setting} has no boxes that could follow the blocks of mixing.mixer={config.mixing.mixer}; "
+                "set mixing.puzzle.transport=false"
             )
         self.thresholds = build_thresholds(self.labels, classes)
         self.guard = Guard(config.adaptation, self.labels.score)

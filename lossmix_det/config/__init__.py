@@ -2,6 +2,7 @@
 
 from lossmix_det.config.fields import Settings, as_dict, check, choices, flat
 from lossmix_det.config.files import load_config, overrides_set, save_config
+from lossmix_det.config.mixers import CoMixupConfig, PuzzleConfig
 from lossmix_det.config.schema import (
     AdaptationConfig,
     AlignmentConfig,
@@ -23,6 +24,7 @@ __all__ = [
     "AdaptationConfig",
     "AlignmentConfig",
     "AugmentConfig",
+    "CoMixupConfig",
     "Config",
     "DataConfig",
     "DatasetConfig",
@@ -32,6 +34,7 @@ __all__ = [
     "OptimizerConfig",
     "PairsConfig",
     "PseudoLabelConfig",
+    "PuzzleConfig",
     "Settings",
     "ShapesConfig",
     "TrainConfig",

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from lossmix_det.config.fields import Rule, Settings, among, choice, file, items, names, number, shares, weights
+from lossmix_det.config.mixers import CoMixupConfig, PuzzleConfig
 
 VIEWS = ("weak", "strong")
 ALIGNED = ("image", "instance")
@@ -180,16 +181,18 @@ class MixingConfig(Settings):
     fmix_decay: float = number(3.0, 0, 100)  # fmix: how smooth the outlines of the patches are
     confmix_sure: float = number(0.5, 0, 1)  # confmix: a pseudo-label that scores more is sure
     least_visible: float = number(0.1, 0, 1)  # under masks, boxes of which a smaller share is seen are dropped
-    alpha: float = number(1.0, 1e-3, 1e3)  # lam ~ Beta(alpha, alpha)
+    alpha: float = number(1.0, 1e-3, 1e3)  # lam ~ Beta(alpha, alpha); not read by comixup
     probability: float = number(0.5, 0, 1)  # share of the images that are mixed
     burn_in_probability: float | None = number(None, 0, 1)  # the same in burn-in; null: probability
     off_last_steps: int = number(0, 0)  # train on clean images at the end
     weight_sum: float | None = number(None, 1e-3, 1e3)  # of one mixed image; null: K for union, else 1
     background_weight: float = number(1.0, 0, 1e3)  # lossmix_instance: weight of background samples
     noise_share: float = number(0.1, 0, 1)  # burn_in_rule noise: the largest share of the target image
-    lam_range: list[float] = items(0.0, 1.0)  # lam is moved into this range: low + (high - low)·lam
+    lam_range: list[float] = items(0.0, 1.0)  # lam becomes low + (high - low)·lam; not read by comixup
     views: list[str] = items("weak", "strong")  # views whose images are mixed; partners are of the same view
     pairs: PairsConfig = field(default_factory=PairsConfig)
+    puzzle: PuzzleConfig = field(default_factory=PuzzleConfig)  # mixer puzzlemix
+    comixup: CoMixupConfig = field(default_factory=CoMixupConfig)  # mixer comixup
     burn_in_rule: str = choice("noise", "lam", "max")  # source×target while the target has no truth; see docs/method.md
 
     def rules(self) -> list[Rule]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lossmix_det.mixing.blocks import in_place, moved_blocks
 from lossmix_det.structures import ImageBatch, Size
 
 SUM_TOLERANCE = 1e-5
@@ -28,17 +29,21 @@ class Mix:
         masks: (B, K, h, w) float in [0, 1], sums to 1 over K: how much of each source is seen where. It covers the
             canvas, in full or in a lower resolution. Absent: the share everywhere.
         offsets: (B, K, 2) whole pixels (down, right) that each source was moved by. Absent: none was moved.
+        blocks: (B, K, h, w) int64 over the cells of the masks, which are numbered row by row: the cell of the source
+            whose pixels each cell shows; a permutation for each source. Absent: each shows its own. A source is either
+            moved or torn into blocks.
         factors: (B,) float ≥ 0, how much a mixed image teaches, on top of the rule. Absent: 1.
         stage: of the network, whose features are mixed in place of pixels (Manifold Mixup); empty: pixels are.
 
     Raises:
-        ValueError: shapes disagree, or shares lie outside [0, 1] or do not sum to 1.
+        ValueError: shapes disagree, shares lie outside [0, 1] or do not sum to 1, or there are offsets and blocks.
     """
 
     sources: Tensor
     shares: Tensor
     masks: Tensor | None = None
     offsets: Tensor | None = None
+    blocks: Tensor | None = None
     factors: Tensor | None = None
     stage: str = ""
 
@@ -51,6 +56,10 @@ class Mix:
         for name, values in (("masks", self.masks), ("offsets", self.offsets)):
             if values is not None and values.shape[:2] != self.shares.shape:
                 raise ValueError(f"{name} must begin with shape {tuple(self.shares.shape)}, got {tuple(values.shape)}")
+        if self.blocks is not None and (self.offsets is not None or self.masks is None):
+            raise ValueError("blocks need masks, and no offsets")
+        if self.blocks is not None and self.blocks.shape != self.masks.shape:
+            raise ValueError(f"blocks must have shape {tuple(self.masks.shape)}, got {tuple(self.blocks.shape)}")
         if len(self.shares) and not (self.shares.min() >= 0 and self.shares.max() <= 1):
             raise ValueError(f"shares must lie in [0, 1], got {self.shares.tolist()}")
         if ((self.shares.sum(1) - 1).abs() > SUM_TOLERANCE).any():
@@ -73,13 +82,23 @@ class Mix:
         """The same mix for the images chosen by a (B,) bool, and none for the others."""
         alone = torch.zeros_like(self.shares)
         alone[:, 0] = 1
-        masks, offsets = self.masks, self.offsets
+        masks, offsets, blocks = self.masks, self.offsets, self.blocks
         if masks is not None:
             masks = torch.where(chosen.view(-1, 1, 1, 1), masks, alone[:, :, None, None])
         if offsets is not None:
             offsets = torch.where(chosen.view(-1, 1, 1), offsets, 0)
+        if blocks is not None:
+            blocks = torch.where(chosen.view(-1, 1, 1, 1), blocks, in_place(blocks.shape[2:]))
         shares = torch.where(chosen[:, None], self.shares, alone)
-        return replace(self, shares=shares, masks=masks, offsets=offsets)
+        return replace(self, shares=shares, masks=masks, offsets=offsets, blocks=blocks)
+
+    def whole(self, chosen: Tensor) -> Mix:
+        """The same mix, but the images themselves that are chosen by a (B,) bool are not torn into blocks."""
+        if self.blocks is None:
+            return self
+        itself = (torch.arange(self.shares.shape[1]) == 0).view(1, -1, 1, 1)
+        kept = chosen.view(-1, 1, 1, 1) & itself
+        return replace(self, blocks=torch.where(kept, in_place(self.blocks.shape[2:]), self.blocks))
 
     def with_lam(self, lam: Tensor) -> Mix:
         """Another share (B,) of the images themselves; those of their partners shrink or grow alike, masks too."""
@@ -144,6 +163,8 @@ def _source(pool: ImageBatch, mix: Mix, k: int, device: torch.device) -> Tensor:
     index = mix.sources[:, k]
     in_order = torch.equal(index, torch.arange(len(index)))
     pixels = pool.pixels[: len(index)] if in_order else pool.pixels[index.to(device)]
+    if mix.blocks is not None:
+        return moved_blocks(pixels, mix.blocks[:, k])
     if mix.offsets is None or not mix.offsets[:, k].any():
         return pixels
     return torch.stack(

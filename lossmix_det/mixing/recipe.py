@@ -37,6 +37,7 @@ class Recipe:
         self.mixers, self.odds = _mixers(config)
         self.mixer = self.mixers[0]
         self.saliency = pick(SALIENCIES, config.saliency, "mixing.saliency")
+        self.tears_boxes = any(getattr(mixer, "tears_boxes", False) for mixer in self.mixers)
         self.least_visible = config.least_visible
         self.rule: Rule = pick(RULES, config.rule, "mixing.rule")(config)
         self.weighting = pick(WEIGHTINGS, config.weighting, "mixing.weighting")
@@ -90,7 +91,7 @@ class Recipe:
         else:
             mix = self.mixer.draw(pool, partners, saliency, rng)
         chosen = rng.random(len(partners)) < self.probability
-        paired = (partners != np.arange(len(partners))[:, None]).all(axis=1)
+        paired = (partners != np.arange(len(partners))[:, None]).any(axis=1)
         mix = mix.where(torch.from_numpy(chosen & paired))
         self.watch(pool, mix, saliency)
         return mix

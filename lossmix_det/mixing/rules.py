@@ -26,7 +26,8 @@ from torch import Tensor
 
 from lossmix_det.config import MixingConfig
 from lossmix_det.mixing.blend import Mix
-from lossmix_det.mixing.weightings import Weighting, by_share, clipped_to_mask
+from lossmix_det.mixing.blocks import follow, is_in_place
+from lossmix_det.mixing.weightings import Weighting, by_share, clipped_to_mask, within
 from lossmix_det.structures import ImageBatch, Instances, Supervision
 
 
@@ -75,7 +76,8 @@ def supervise(
         rule: of `RULES`.
         weighting: of `WEIGHTINGS`.
         least_visible: of boxes under masks, those of which a smaller share is seen are dropped, and the others clipped
-            to what is seen of them; 0: all stay as they are.
+            to what is seen of them; 0: all stay as they are. Torn into blocks, a box goes to the smallest box around
+            those of its pieces that are seen, which must fill as large a share of that box too.
 
     Raises:
         ValueError: the mix names an image that the pool does not have.
@@ -86,9 +88,12 @@ def supervise(
         raise ValueError(f"the mix names image {int(mix.sources.max())} of {len(pool)} truths")
     sources = []
     for k in range(mix.sources.shape[1]):
-        supervision = _moved(pool.take(mix.sources[:, k].tolist()), mix, k, images)
-        supervision = _seen(supervision, mix, k, images, least_visible)
-        visible = weighting(mix, k, supervision.truths, images)
+        supervision, on_image = _moved(pool.take(mix.sources[:, k].tolist()), mix, k, images)
+        visible = [
+            seen if seen is None or share is None else seen * share
+            for seen, share in zip(weighting(mix, k, supervision.truths, images), on_image, strict=True)
+        ]
+        supervision, visible = _seen(Known(supervision, visible, on_image), mix, k, images, least_visible)
         sources.append(Source(supervision, mix.shares[:, k], visible))
     taught = rule(sources, mix.mixed)
     if mix.factors is None:
@@ -96,23 +101,44 @@ def supervise(
     return [supervision.scaled(torch.where(mix.mixed, mix.factors, 1.0)) for supervision in taught]
 
 
-def _moved(supervision: Supervision, mix: Mix, k: int, images: ImageBatch) -> Supervision:
-    """The truths of the k-th sources, along with their pixels."""
+@dataclass(frozen=True)
+class Known:
+    """The truths of one source of every image, where its pixels have moved to.
+
+    Args:
+        supervision: these.
+        visible: by image (N,) how much of each box is seen, or None where that is the share of the source.
+        on_image: by image (N,) how much of each box lies on the image, or None where all of them do.
+    """
+
+    supervision: Supervision
+    visible: list[Tensor | None]
+    on_image: list[Tensor | None]
+
+
+def _moved(supervision: Supervision, mix: Mix, k: int, images: ImageBatch) -> tuple[Supervision, list[Tensor | None]]:
+    """The truths of the k-th sources, along with their pixels; by image how much of each box lies on it."""
     if mix.offsets is None or not mix.offsets[:, k].any():
-        return supervision
-    moved = zip(supervision.truths, mix.offsets[:, k].tolist(), images.sizes, strict=True)
-    return replace(supervision, truths=tuple(truth.moved(offset, size) for truth, offset, size in moved))
+        return supervision, [None] * len(mix)
+    moves = list(zip(supervision.truths, mix.offsets[:, k].tolist(), images.sizes, strict=True))
+    moved = replace(supervision, truths=tuple(truth.moved(offset, size) for truth, offset, size in moves))
+    return moved, [within(*move) for move in moves]
 
 
-def _seen(supervision: Supervision, mix: Mix, k: int, images: ImageBatch, least: float) -> Supervision:
-    """The truths of the k-th sources of mixed images, as far as their masks let them be seen."""
-    if mix.masks is None or not least:
-        return supervision
-    truths = [
-        clipped_to_mask(truth, mask, images.canvas, least) if is_mixed else truth
-        for truth, mask, is_mixed in zip(supervision.truths, mix.masks[:, k], mix.mixed.tolist(), strict=True)
-    ]
-    return replace(supervision, truths=tuple(truths))
+def _seen(known: Known, mix: Mix, k: int, images: ImageBatch, least: float) -> tuple[Supervision, list[Tensor | None]]:
+    """The truths of the k-th sources as far as their masks let them be seen, and how much is seen of each box."""
+    truths, visible = list(known.supervision.truths), list(known.visible)
+    for index in mix.mixed.nonzero().flatten().tolist() if mix.masks is not None else ():
+        mask, blocks = mix.masks[index, k], None if mix.blocks is None else mix.blocks[index, k]
+        weighed = visible[index] is not None
+        if blocks is not None and not is_in_place(blocks):
+            truths[index], seen = follow(truths[index], mask, blocks, images.canvas, least)
+            visible[index] = seen if weighed else None
+        elif least:
+            share = known.on_image[index]
+            truths[index], kept = clipped_to_mask(truths[index], mask, images.canvas, least, share)
+            visible[index] = visible[index][kept] if weighed else None
+    return replace(known.supervision, truths=tuple(truths)), visible
 
 
 class LossMix:

@@ -22,7 +22,10 @@ def by_share(mix: Mix, source: int, truths: Sequence[Instances], images: ImageBa
 
 
 def by_visibility(mix: Mix, source: int, truths: Sequence[Instances], images: ImageBatch) -> list[Tensor | None]:
-    """One number for each box: the mean of its source's mask inside the box. Ours; without masks it is the share."""
+    """One number for each box: the mean of its source's mask inside it, before it is clipped to what is seen of it.
+
+    Ours. A box that is half covered weighs a half, whatever is left of it. Without masks it is the share.
+    """
     if mix.masks is None:
         return [None] * len(truths)
     height, width = images.pixels.shape[2:]
@@ -54,17 +57,38 @@ def mean_inside(mask: Tensor, boxes: Tensor) -> Tensor:
     return (inside / ((x2 - x1) * (y2 - y1)).clamp(min=1e-12)).clamp(0, 1)
 
 
-def clipped_to_mask(truth: Instances, mask: Tensor, canvas: Size, least: float) -> Instances:
+def within(truth: Instances, offset: Sequence[float], size: Size) -> Tensor:
+    """(N',) share of the area of each box that lies on the image after a move, for those that `Instances.moved` keeps.
+
+    Args:
+        truth: N boxes in pixels.
+        offset: (down, right) in pixels.
+        size: (height, width) of the image that they are on then.
+    """
+    (down, right), (height, width) = offset, size
+    boxes = truth.boxes + truth.boxes.new_tensor([right, down, right, down])
+    clipped = torch.minimum(boxes.clamp(min=0), boxes.new_tensor([width, height, width, height]))
+    sides, before = clipped[:, 2:] - clipped[:, :2], boxes[:, 2:] - boxes[:, :2]
+    return (sides / before.clamp(min=1e-12)).prod(1)[(sides > 0).all(1)]
+
+
+def clipped_to_mask(
+    truth: Instances, mask: Tensor, canvas: Size, least: float, share: Tensor | None = None
+) -> tuple[Instances, Tensor]:
     """Boxes of which enough is seen, each clipped to the smallest box around what is seen of it.
 
     Args:
         truth: N boxes in pixels.
         mask: (h, w) of their source, over the canvas.
         canvas: (height, width) in pixels.
-        least: the mean of the mask inside a box, under which the box is dropped; a box of which nothing is seen always.
+        least: the share that is seen of a box, under which it is dropped; a box of which nothing is seen always is.
+        share: (N,) of each box that lies on the image at all; absent: 1.
+
+    Returns:
+        The boxes, and (N,) bool: which of all they are.
     """
     if not len(truth):
-        return truth
+        return truth, torch.zeros(0, dtype=torch.bool, device=truth.boxes.device)
     scale = truth.boxes.new_tensor([mask.shape[1] / canvas[1], mask.shape[0] / canvas[0]] * 2)
     mask = mask.to(truth.boxes.device)
     cells = truth.boxes * scale
@@ -80,7 +104,8 @@ def clipped_to_mask(truth: Instances, mask: Tensor, canvas: Size, least: float) 
             clipped[index, :2] = torch.maximum(cells[index, :2], limits[:2])
             clipped[index, 2:] = torch.minimum(cells[index, 2:], limits[2:])
     boxes = torch.where(clipped == cells, truth.boxes, clipped / scale)  # what is not cut stays to the last bit
-    return replace(truth, boxes=boxes)[(visible >= least) & (visible > 0)]
+    kept = (visible * (1 if share is None else share) >= least) & (visible > 0)
+    return replace(truth, boxes=boxes)[kept], kept
 
 
 WEIGHTINGS: dict[str, Weighting] = {"share": by_share, "visibility": by_visibility}

@@ -214,7 +214,8 @@ class BurnIn:
     def _weigh_unknown(self, mix: Mix, pool: Pool) -> tuple[Mix, Tensor]:
         """The mix to apply, and (S,) the weight of the truth of images that have a target partner, nan for others."""
         partners = (mix.shares[:, 1:] > 0) & pool.is_target[mix.sources[:, 1:]]
-        return self.across_rule(mix, mix.mixed & partners.any(1))
+        across = mix.mixed & partners.any(1)
+        return self.across_rule(mix.whole(across), across)  # their truth is taught as that of an unmixed image
 
 
 class Adaptation(BurnIn):

@@ -235,3 +235,31 @@ def test_the_mean_inside_a_box_equals_that_of_a_fine_raster():
     found = mean_inside(mask, boxes.double() / 16)
     for (x1, y1, x2, y2), value in zip(boxes.tolist(), found.tolist(), strict=True):
         assert value == pytest.approx(float(fine[y1:y2, x1:x2].mean()), abs=1e-6)
+
+
+def test_visibility_is_of_the_whole_box_although_the_box_is_clipped():
+    """A box of 8×8 of which the left 6 columns are the image's own: 0.75 is seen, and the box ends there."""
+    masks = torch.zeros(1, 2, 2, 8)
+    masks[0, 0, :, :6], masks[0, 1, :, 6:] = 1.0, 1.0
+    mix = Mix(torch.tensor([[0, 1]]), torch.tensor([[0.75, 0.25]]), masks)
+    whole = [Instances(torch.tensor([[0.0, 0, 32, 32]]), torch.tensor([0]))] * 2
+    images = ImageBatch(torch.rand(2, 3, 32, 32), ((32, 32),) * 2)
+    rule = RULES["lossmix_instance"](MixingConfig())
+    (taught,) = supervise(whole, mix, blend(images, mix), rule, WEIGHTINGS["visibility"], least_visible=0.1)
+    assert_close(taught.truths[0].boxes, torch.tensor([[0.0, 0, 24, 32], [24, 0, 32, 32]]))
+    assert_close(taught.truths[0].weights, torch.tensor([0.75, 0.25]))
+
+
+def test_what_has_left_the_image_with_a_move_is_not_seen():
+    """The partner is moved by half of the image. Of its box a quarter stays, which the mask shows whole."""
+    masks = torch.zeros(1, 2, 2, 2)
+    masks[0, 0, :, 0], masks[0, 1, :, 1] = 1.0, 1.0
+    mix = Mix(torch.tensor([[0, 1]]), torch.tensor([[0.5, 0.5]]), masks, torch.tensor([[[0, 0], [0, 16]]]))
+    box = [Instances(torch.tensor([[12.0, 0, 28, 32]]), torch.tensor([0]))] * 2
+    images = ImageBatch(torch.rand(2, 3, 32, 32), ((32, 32),) * 2)
+    rule = RULES["lossmix_instance"](MixingConfig())
+    found = supervise(box, mix, blend(images, mix), rule, WEIGHTINGS["visibility"], least_visible=0.1)[0].truths[0]
+    assert_close(found.boxes, torch.tensor([[12.0, 0, 16, 32], [28, 0, 32, 32]]))
+    assert_close(found.weights, torch.tensor([0.25, 0.25]))
+    strict = supervise(box, mix, blend(images, mix), rule, WEIGHTINGS["visibility"], least_visible=0.3)[0].truths[0]
+    assert len(strict) == 0

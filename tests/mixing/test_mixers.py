@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import fields
 
 import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
-from lossmix_det.config import MixingConfig
+from lossmix_det.config import MixingConfig, PuzzleConfig
 from lossmix_det.mixing import MIXERS, RULES, Among, Mix, Recipe, blend, supervise
 from lossmix_det.mixing.mixers.cutmix import box_around
 from lossmix_det.mixing.mixers.sage import best_move, moved, soft_mask
 from lossmix_det.mixing.saliency import MOST_CELLS, boxes, cell_of, spectral
 from lossmix_det.structures import ImageBatch, Instances
 
-MASKING = [name for name in MIXERS if name not in {"mixup", "manifold"}]
+CASES = {name: {"mixer": name} for name in MIXERS if name not in {"mixup", "manifold"}}
+CASES["torn"] = {"mixer": "puzzlemix", "saliency": "boxes", "puzzle": PuzzleConfig(t_eps=1e-3)}
+MASKING = list(CASES)
 SIZES = ((64, 96), (96, 50), (33, 96), (96, 96), (64, 31))
 
 
@@ -38,7 +41,7 @@ def truths(sizes=SIZES) -> list[Instances]:
 
 def draw(name: str, seed: int, images: ImageBatch | None = None, **settings) -> Mix:
     images = pool(seed) if images is None else images
-    recipe = Recipe(MixingConfig(mixer=name, probability=1.0, **settings))
+    recipe = Recipe(MixingConfig(probability=1.0, **CASES[name], **settings))
     return recipe.draw(images, Among(len(images)), np.random.default_rng(seed), truths(images.sizes))
 
 
@@ -63,6 +66,20 @@ def test_masks_and_shares_are_shares(name, seed):
             assert_close(mix.shares[index, source], seen(mix, index, source, size).mean(), rtol=1e-4, atol=1e-5)
 
 
+def shown_at(mix: Mix, index: int, source: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(row, column) of the pixel of a source that each pixel of the canvas shows, by the definition of `Mix`."""
+    y, x = torch.meshgrid(torch.arange(96), torch.arange(96), indexing="ij")
+    if mix.offsets is not None:
+        down, right = mix.offsets[index, source].tolist()
+        return y - down, x - right
+    if mix.blocks is None:
+        return y, x
+    rows, columns = mix.blocks.shape[2:]
+    height, width = 96 // rows, 96 // columns
+    cell = mix.blocks[index, source, y // height, x // width]
+    return cell // columns * height + y % height, cell % columns * width + x % width
+
+
 @pytest.mark.parametrize("name", MASKING)
 @pytest.mark.parametrize("seed", range(8))
 def test_every_pixel_is_the_weighted_sum_of_real_pixels(name, seed):
@@ -72,16 +89,12 @@ def test_every_pixel_is_the_weighted_sum_of_real_pixels(name, seed):
     for index, (height, width) in enumerate(mixed.sizes):
         total = torch.zeros(3, height, width)
         for source in range(mix.shares.shape[1]):
-            picture, real = torch.zeros(3, 96, 96), torch.zeros(96, 96)
             origin = int(mix.sources[index, source])
-            down, right = (0, 0) if mix.offsets is None else mix.offsets[index, source].tolist()
-            rows, columns = images.sizes[origin]
-            for y, x in itertools.product(range(rows), range(columns)):
-                if 0 <= y + down < 96 and 0 <= x + right < 96:
-                    picture[:, y + down, x + right] = images.pixels[origin, :, y, x]
-                    real[y + down, x + right] = 1
+            (y, x), (rows, columns) = shown_at(mix, index, source), images.sizes[origin]
+            real = (y >= 0) & (y < rows) & (x >= 0) & (x < columns)
+            picture = images.pixels[origin][:, y.clamp(0, 95), x.clamp(0, 95)] * real
             share = seen(mix, index, source, (96, 96))[:height, :width]
-            assert not share[real[:height, :width] == 0].any()
+            assert not share[~real[:height, :width]].any()
             total += share * picture[:, :height, :width]
         assert_close(mixed.pixels[index, :, :height, :width], total)
         assert not mixed.pixels[index, :, height:].any()
@@ -104,18 +117,15 @@ def test_boxes_lie_on_what_is_painted_in_them(name, seed):
             sources = mix.shares.shape[1]
             paint = torch.zeros(sources, 3, 96, 96)  # of the sources of this image alone
             paint[source, :, y1:y2, x1:x2] = 1.0
-            alone = Mix(
-                torch.arange(sources)[None],
-                mix.shares[index : index + 1],
-                mix.masks[index : index + 1],
-                None if mix.offsets is None else mix.offsets[index : index + 1],
-            )
+            parts = {spec.name: getattr(mix, spec.name) for spec in fields(Mix)}
+            parts = {name: part[index : index + 1] for name, part in parts.items() if part is not None}
+            alone = Mix(**parts | {"sources": torch.arange(sources)[None]})
             sizes = tuple(images.sizes[image] for image in mix.sources[index].tolist())
             lit = blend(ImageBatch(paint, sizes), alone).pixels[0, 0] > 0
             kept = found[source].truths[index]
             of_label = kept.boxes[kept.classes == label]
             if not lit.any():
-                assert not len(of_label)
+                assert not len(of_label) or not mix.shares[index, source]  # then it weighs nothing
                 continue
             if not len(of_label):
                 continue  # too little of it is seen
@@ -134,8 +144,8 @@ def iou(a, b) -> float:
 @pytest.mark.parametrize("name", MASKING)
 def test_an_image_that_is_not_mixed_is_untouched_bit_for_bit(name):
     images = pool()
-    recipe = Recipe(MixingConfig(mixer=name, probability=0.5))
-    mix = recipe.draw(images, Among(5), np.random.default_rng(3), truths())
+    recipe = Recipe(MixingConfig(probability=0.5, **CASES[name]))
+    mix = recipe.draw(images, Among(5), np.random.default_rng(7), truths())
     mixed = blend(images, mix)
     supervisions = recipe.supervise(truths(), mix, mixed)
     alone = ~mix.mixed
@@ -143,7 +153,7 @@ def test_an_image_that_is_not_mixed_is_untouched_bit_for_bit(name):
     for index in alone.nonzero().flatten().tolist():
         assert torch.equal(mixed.pixels[index], images.pixels[index])
         assert torch.equal(supervisions[0].truths[index].boxes, truths()[index].boxes)
-        assert [float(each.class_weights[index]) for each in supervisions] == [1.0] + [0.0] * (len(supervisions) - 1)
+        assert [float(each.class_weights[index]) for each in supervisions] == [1.0] + [0.0] * recipe.mixer.partners
 
 
 @pytest.mark.parametrize("name", MASKING)
@@ -157,14 +167,14 @@ def test_the_same_seed_gives_the_same_mix_and_another_one_another(name):
 @pytest.mark.parametrize("sizes", [((96, 96),), ((1, 96), (96, 1)), ((5, 5), (96, 96)), ((96, 20),) * 3])
 def test_extreme_shapes_and_single_images_are_legal(name, sizes):
     images = pool(1, sizes)
-    recipe = Recipe(MixingConfig(mixer=name, probability=1.0))
+    recipe = Recipe(MixingConfig(probability=1.0, **CASES[name]))
     none = [Instances.empty()] * len(sizes)
     mix = recipe.draw(images, Among(len(sizes)), np.random.default_rng(0), none)
     mixed = blend(images, mix)
     assert torch.isfinite(mixed.pixels).all()
     recipe.supervise(none, mix, mixed)
     many = [Instances(torch.tensor([[0.0, 0, 1, 1]]).repeat(1000, 1), torch.zeros(1000).long())] * len(sizes)
-    assert len(recipe.supervise(many, mix, mixed)) == mix.shares.shape[1]
+    assert len(recipe.supervise(many, mix, mixed)) == 1 + recipe.mixer.partners
 
 
 # ------------------------------------------------------------------------------------------------ CutMix

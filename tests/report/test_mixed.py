@@ -7,7 +7,7 @@ from matplotlib import colors
 from matplotlib import pyplot as plt
 
 from lossmix_det.config import MixingConfig
-from lossmix_det.mixing import Mix, Recipe, blend
+from lossmix_det.mixing import Mix, Recipe
 from lossmix_det.report.mixed import SOURCE_COLOURS, Drawn, draw_mixed, explain
 from lossmix_det.structures import ImageBatch, Instances, Supervision
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from lossmix_det.config import MixingConfig
 from lossmix_det.mixing.mixers.classmix import ClassMix
+from lossmix_det.mixing.mixers.comixup import CoMixup
 from lossmix_det.mixing.mixers.confmix import ConfMix
 from lossmix_det.mixing.mixers.contract import Choice, Mixer, MixesObjects
 from lossmix_det.mixing.mixers.cutmix import CutMix
@@ -11,6 +12,7 @@ from lossmix_det.mixing.mixers.fmix import FMix
 from lossmix_det.mixing.mixers.manifold import Manifold
 from lossmix_det.mixing.mixers.mixup import Mixup
 from lossmix_det.mixing.mixers.mosaic import Mosaic
+from lossmix_det.mixing.mixers.puzzlemix import PuzzleMix
 from lossmix_det.mixing.mixers.sage import Sage
 from lossmix_det.mixing.mixers.saliencymix import SaliencyMix
 
@@ -19,6 +21,8 @@ MIXERS: dict[str, Callable[[MixingConfig], Mixer | MixesObjects | Choice]] = {
     "cutmix": CutMix,
     "saliencymix": SaliencyMix,
     "sage": Sage,
+    "puzzlemix": PuzzleMix,
+    "comixup": CoMixup,
     "manifold": Manifold,
     "classmix": ClassMix,
     "confmix": ConfMix,

@@ -13,7 +13,10 @@ from lossmix_det.structures import ImageBatch, Instances
 
 
 class Mixer(Protocol):
-    """Chooses pixels; what a mixed image is taught is the rule's affair."""
+    """Chooses pixels; what a mixed image is taught is the rule's affair.
+
+    One whose mixes have ``blocks`` also has ``tears_boxes = True``.
+    """
 
     partners: int  # of each image: K - 1
     needs_saliency: bool
@@ -23,7 +26,8 @@ class Mixer(Protocol):
 
         Args:
             pool: the B images first, then others that may be partners.
-            partners: (B, K - 1) index of each partner in the pool.
+            partners: (B, K - 1) index of each partner in the pool; the image's own index where it has none, and twice
+                the same where there are too few.
             saliency: (B, h, w) ≥ 0 in low resolution, over the canvas, of every image of the pool; if it is needed.
             rng: the only source of chance.
         """
