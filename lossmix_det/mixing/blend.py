@@ -108,7 +108,9 @@ class Mix:
         masks = self.masks
         if masks is not None:
             factor = torch.where(rest > 0, (1 - lam)[:, None] / rest, 0.0)
-            partners = masks[:, 1:] * factor[:, :, None, None]
+            # Shares are rounded; where a partner is hardly seen, the factor of what stays as it is may be more than 1.
+            partners = (masks[:, 1:] * factor[:, :, None, None]).clamp(max=1)
+            partners = partners / partners.sum(1, keepdim=True).clamp(min=1)
             masks = torch.cat([1 - partners.sum(1, keepdim=True), partners], dim=1)
         return replace(self, shares=torch.cat([lam[:, None], others], dim=1), masks=masks)
 
