@@ -21,7 +21,7 @@ from lossmix_det.structures import ImageBatch, Instances, Supervision, pad_to
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
 from detectron2.checkpoint import DetectionCheckpointer  # noqa: E402
-from detectron2.config import get_cfg  # noqa: E402
+from detectron2.config import CfgNode, get_cfg  # noqa: E402
 from detectron2.data import build_detection_train_loader  # noqa: E402
 from detectron2.modeling import build_model  # noqa: E402
 from detectron2.structures import Boxes  # noqa: E402
@@ -122,7 +122,7 @@ def losses(model, batch) -> dict[str, torch.Tensor]:
 
 def test_nothing_mixed_is_the_stock_loss(models):
     stock, ours = models
-    ours.collate.recipe.probability = 0.0
+    ours.recipe.probability = 0.0
     expected, found = losses(stock, inputs()), losses(ours, inputs())
     assert set(found) == set(NAMES)
     for name in NAMES:
@@ -140,7 +140,7 @@ def counters(model, batch) -> dict[str, float]:
 
 def test_samples_and_accuracies_are_counted_as_stock_does(models):
     stock, ours = models
-    ours.collate.recipe.probability = 0.0
+    ours.recipe.probability = 0.0
     expected, found = counters(stock, inputs()), counters(ours, inputs())
     assert {"rpn/num_pos_anchors", "roi_head/num_fg_samples", "fast_rcnn/cls_accuracy"} < set(expected)
     assert found == pytest.approx(expected)
@@ -275,7 +275,7 @@ def flat(cfg) -> list[str]:
 def test_weights_of_plain_instances_are_read(models):
     """A box of weight 0 leaves background and the other boxes."""
     _, ours = models
-    ours.collate.recipe.probability = 0.0
+    ours.recipe.probability = 0.0
     batch = inputs()[:1]
     whole = losses(ours, batch)
     parts = []
@@ -289,7 +289,7 @@ def test_weights_of_plain_instances_are_read(models):
 
 def test_the_model_mixes_by_itself_but_not_what_the_loader_has_mixed(models, monkeypatch):
     _, ours = models
-    ours.collate.recipe.probability = 1.0
+    ours.recipe.probability = 1.0
     seen = []
     monkeypatch.setattr(ours, "preprocess_image", lambda batch: seen.append(batch) or stop())
     with pytest.raises(Stop):
@@ -303,7 +303,7 @@ def test_the_model_mixes_by_itself_but_not_what_the_loader_has_mixed(models, mon
 
 def test_a_batch_of_one_image_has_no_partner_and_that_is_said_once(models, caplog):
     _, ours = models
-    ours.collate.recipe.probability, ours.warned = 1.0, False
+    ours.recipe.probability, ours.warned = 1.0, False
     for _ in range(2):
         losses(ours, inputs()[:1])
     assert caplog.text.count("a batch of one image is never mixed; raise SOLVER.IMS_PER_BATCH") == 1
@@ -368,7 +368,7 @@ def test_settings_of_saliency_and_of_single_mixers_are_read():
     cfg.LOSSMIX.PUZZLE.BETA = -1.0
     with pytest.raises(UserError, match=r"LOSSMIX\.puzzle\.beta=-1\.0 lies outside of 0"):
         plugin.mixing_of(cfg)
-    cfg.LOSSMIX.PUZZLE = plugin.CfgNode({"BETTA": 1.0})
+    cfg.LOSSMIX.PUZZLE = CfgNode({"BETTA": 1.0})
     with pytest.raises(UserError, match="LOSSMIX.PUZZLE.BETTA is unknown; it takes BETA, GAMMA"):
         plugin.mixing_of(cfg)
 
@@ -390,7 +390,7 @@ def test_the_example_trains_under_detectron2s_trainer(tmp_path, small_shapes, mo
     """And what it saves is a model of plain Detectron2."""
     lines = EXAMPLE.read_text().splitlines()
     assert len(lines) < 60
-    monkeypatch.setattr(plugin, "Config", lambda: small_shapes)
+    monkeypatch.setattr("lossmix_det.detectron2_plugin.datasets.Config", lambda: small_shapes)
     words = ["SOLVER.MAX_ITER", "3", "DATALOADER.NUM_WORKERS", "0", "SOLVER.IMS_PER_BATCH", "2"]
     runpy.run_path(str(EXAMPLE))["main"](str(tmp_path), [*words, "INPUT.MIN_SIZE_TEST", "64"])
     lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]

@@ -92,7 +92,7 @@ def test_a_circle_would_be_seen():
     assert [circle[0] for circle in circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}})] == ["b", "c"]
 
 
-DETECTRON2 = ("engines/detectron2", "data/formats/detectron2.py", "detectron2_plugin.py")
+DETECTRON2 = ("engines/detectron2", "data/formats/detectron2.py", "detectron2_plugin")
 
 
 def test_detectron2_is_known_to_few():

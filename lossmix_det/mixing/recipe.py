@@ -43,7 +43,7 @@ class Recipe:
         self.weighting = pick(WEIGHTINGS, config.weighting, "mixing.weighting")
         self.probability = config.probability
         # Told of every draw: the pool, the mix and the saliency, if there was any.
-        self.watch: Callable[[ImageBatch, Mix, Tensor | None], None] = lambda pool, mix, saliency: None
+        self.watch: Callable[[ImageBatch, Mix, Tensor | None], None] = _unwatched
 
     @property
     def needs_gradient(self) -> bool:
@@ -61,6 +61,7 @@ class Recipe:
             return self
         chosen = copy(self)
         chosen.mixer = self.mixers[rng.choice(len(self.mixers), p=self.odds)]
+        chosen.mixers, chosen.odds = [chosen.mixer], np.ones(1)
         return chosen
 
     def draw(
@@ -116,6 +117,10 @@ def _mixers(config: MixingConfig) -> tuple[list[Mixer | MixesObjects], np.ndarra
             mixers += several
             odds += [weight / len(several)] * len(several)
     return mixers, np.array(odds) / sum(odds)
+
+
+def _unwatched(pool: ImageBatch, mix: Mix, saliency: Tensor | None) -> None:
+    """Nobody looks; a function, so that recipes can be pickled."""
 
 
 def _needs_saliency(mixer: Mixer | MixesObjects) -> bool:
