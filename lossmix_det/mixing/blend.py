@@ -130,6 +130,34 @@ def unmixed(count: int, sources: int = 2) -> Mix:
     return Mix(torch.arange(count)[:, None].repeat(1, sources), alone)
 
 
+def confined(mix: Mix, chosen: Tensor, pool: ImageBatch) -> Mix:
+    """Partners are seen only in cells that they and the image cover whole; the image itself is seen in all others.
+
+    Args:
+        mix: with masks.
+        chosen: (B,) bool, the images that this is done to.
+        pool: that the mix is of.
+    """
+    masks, shares = mix.masks.clone(), mix.shares.clone()
+    cell = [side / count for side, count in zip(pool.canvas, masks.shape[2:], strict=True)]
+    for index in chosen.nonzero().flatten().tolist():
+        size = pool.sizes[int(mix.sources[index, 0])]
+        for k, source in enumerate(mix.sources[index, 1:].tolist(), start=1):
+            by = (0, 0) if mix.offsets is None else mix.offsets[index, k].tolist()
+            rows, columns = (
+                slice(math.ceil(max(move, 0) / side), max(int(min(own, other + move) / side), 0))
+                for own, other, move, side in zip(size, pool.sizes[source], by, cell, strict=True)
+            )
+            kept = torch.zeros_like(masks[index, k])
+            kept[rows, columns] = masks[index, k][rows, columns]
+            masks[index, k] = kept
+        masks[index, 0] = 1 - masks[index, 1:].sum(0)
+        area = size[0] * size[1] / (cell[0] * cell[1])
+        shares[index, 1:] = masks[index, 1:].sum((1, 2)) / area
+        shares[index, 0] = 1 - shares[index, 1:].sum()
+    return replace(mix, masks=masks, shares=shares)
+
+
 def blend(pool: ImageBatch, mix: Mix) -> ImageBatch:
     """Mix images: x~ = Σ_k share_k · x_k, by mask where there is one.
 

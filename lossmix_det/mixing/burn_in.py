@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from lossmix_det.config import MixingConfig
-from lossmix_det.mixing.blend import Mix
+from lossmix_det.mixing.blend import Mix, confined
 from lossmix_det.mixing.rules import Rule
+from lossmix_det.structures import ImageBatch
 
-# From a mix and the (B,) bool of images that have a target partner, to the mix that is applied, and (B,) the weight of
-# the image's own truth (nan for all other images, which the mixing rule weighs).
-BurnInRule = Callable[[Mix, Tensor], tuple[Mix, Tensor]]
+# From a mix, the (B,) bool of images that have a target partner, and the pool, to the mix that is applied, and (B,) the
+# weight of the image's own truth (nan for all other images, which the mixing rule weighs).
+BurnInRule = Callable[[Mix, Tensor, ImageBatch], tuple[Mix, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -32,19 +33,25 @@ class AsNoise:
     share: float
     shrink: bool
 
-    def __call__(self, mix: Mix, across: Tensor) -> tuple[Mix, Tensor]:
+    def __call__(self, mix: Mix, across: Tensor, pool: ImageBatch) -> tuple[Mix, Tensor]:
         lam = as_noise(mix.lam, self.share) if self.shrink else mix.lam
         return _applied(mix.with_lam(lam), mix, across), torch.where(across, torch.ones_like(lam), torch.nan)
 
 
-def as_drawn(mix: Mix, across: Tensor) -> tuple[Mix, Tensor]:
+def as_drawn(mix: Mix, across: Tensor, pool: ImageBatch) -> tuple[Mix, Tensor]:
     """``lam``: λ as it was drawn, and the image's own truth weighs λ."""
     return mix, torch.where(across, mix.lam, torch.nan)
 
 
-def largest(mix: Mix, across: Tensor) -> tuple[Mix, Tensor]:
-    """``max``: the image itself is given the largest share, which its own truth weighs: max(λ, 1 - λ)."""
+def largest(mix: Mix, across: Tensor, pool: ImageBatch) -> tuple[Mix, Tensor]:
+    """``max``: the image itself is given the largest share, which its own truth weighs: max(λ, 1 - λ).
+
+    Where masks are exchanged, a partner is seen only where both it and the image have pixels.
+    """
     moved = _applied(mix.largest_first(), mix, across)
+    exchanged = across & (mix.shares.argmax(1) > 0)
+    if moved.masks is not None and exchanged.any():
+        moved = confined(moved, exchanged, pool)
     return moved, torch.where(across, moved.lam, torch.nan)
 
 

@@ -8,7 +8,7 @@ partner.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -19,25 +19,28 @@ from lossmix_det.structures import Size, is_wide
 class Pairing(Protocol):
     """Chooses partners."""
 
-    def draw(self, rng: np.random.Generator) -> np.ndarray:
-        """(B,) index of a partner for each image; its own index where it has none."""
+    def draw(self, rng: np.random.Generator, partners: int = 1) -> np.ndarray:
+        """(B, P) index of each of P partners of each image; its own index where it has none."""
 
 
-def draw_partners(count: int, rng: np.random.Generator, sizes: Sequence[Size] = ()) -> np.ndarray:
-    """A partner for each of ``count`` images, each image being the partner of exactly one other.
+def draw_partners(count: int, rng: np.random.Generator, sizes: Sequence[Size] = (), partners: int = 1) -> np.ndarray:
+    """(count, P) partners of each image, each image being the p-th partner of exactly one other.
 
-    The images are laid in a random circle and everyone takes the next, so nobody is paired with itself (but one image
-    alone, which has nobody else). Wide images and the others have a circle each, if there are two or more of both.
+    The images are laid in a random circle and everyone takes the next ones, so nobody is paired with itself (but one
+    image alone, which has nobody else), and the partners of an image differ where there are enough others. Wide images
+    and the others have a circle each, if there are two or more of both.
 
     Args:
         count: of the images.
         rng: the only source of chance.
         sizes: (height, width) of each; absent: all are alike.
+        partners: P, of each image.
     """
-    partner = np.empty(count, dtype=np.int64)
+    partner = np.empty((count, partners), dtype=np.int64)
     circle = rng.permutation(count)
     for part in _by_shape(circle, sizes):
-        partner[part] = np.roll(part, -1)
+        for number in range(partners):
+            partner[part, number] = np.roll(part, -1 - number % max(len(part) - 1, 1))
     return partner
 
 
@@ -59,9 +62,9 @@ class Among:
     def __init__(self, count: int, sizes: Sequence[Size] = ()) -> None:
         self.count, self.sizes = count, sizes
 
-    def draw(self, rng: np.random.Generator) -> np.ndarray:
+    def draw(self, rng: np.random.Generator, partners: int = 1) -> np.ndarray:
         """As `Pairing.draw`."""
-        return draw_partners(self.count, rng, self.sizes)
+        return draw_partners(self.count, rng, self.sizes, partners)
 
 
 class AcrossDomains:
@@ -77,35 +80,39 @@ class AcrossDomains:
     def __init__(
         self, sources: int, targets: int, pairs: PairsConfig, *, both: bool, sizes: Sequence[Size] = ()
     ) -> None:
-        self.sources, self.targets, self.pairs, self.both = sources, targets, pairs, both
-        self.source_sizes, self.target_sizes = sizes[:sources], sizes[sources:]
+        self.pairs, self.both = pairs, both
+        self._source, self._target = Images(sources, sizes[:sources]), Images(targets, sizes[sources:])
 
-    def draw(self, rng: np.random.Generator) -> np.ndarray:
+    def draw(self, rng: np.random.Generator, partners: int = 1) -> np.ndarray:
         """As `Pairing.draw`."""
-        sources, targets, pairs = self.sources, self.targets, self.pairs
-        sizes, other_sizes = self.source_sizes, self.target_sizes
-        partner = _partners_of(sources, targets, (pairs.source_source, pairs.source_target), rng, sizes, other_sizes)
+        pairs, source, target = self.pairs, self._source, self._target
+        of_source = _partners_of(source, target, (pairs.source_source, pairs.source_target), rng, partners)
         if not self.both:
-            return partner
-        other = _partners_of(targets, sources, (pairs.target_target, pairs.source_target), rng, other_sizes, sizes)
-        return np.concatenate([partner, np.where(other < targets, other + sources, other - targets)])
+            return of_source
+        other = _partners_of(target, source, (pairs.target_target, pairs.source_target), rng, partners)
+        return np.concatenate([of_source, np.where(other < target.count, other + source.count, other - target.count)])
+
+
+class Images(NamedTuple):
+    """Those of one domain: how many, and (height, width) of each, absent where all are alike."""
+
+    count: int
+    sizes: Sequence[Size]
 
 
 def _partners_of(
-    count: int,
-    others: int,
-    odds: tuple[float, float],
-    rng: np.random.Generator,
-    sizes: Sequence[Size],
-    other_sizes: Sequence[Size],
+    images: Images, others: Images, odds: tuple[float, float], rng: np.random.Generator, partners: int
 ) -> np.ndarray:
     """Partners for the images of one domain, counting its own images before those of the other."""
-    within = draw_partners(count, rng, sizes)
+    within = draw_partners(images.count, rng, images.sizes, partners)
     across = within
-    if others:
-        across = count + _alike(np.resize(rng.permutation(others), count), sizes, other_sizes)
-    chosen = rng.random(count)
-    return np.where(chosen * sum(odds) < odds[1], across, within) if sum(odds) else np.arange(count)
+    if others.count:
+        drawn, rows = rng.permutation(others.count), range(partners)
+        columns = [np.resize(np.roll(drawn, -number), images.count) for number in rows]
+        across = images.count + np.stack([_alike(column, images.sizes, others.sizes) for column in columns], axis=1)
+    chosen = rng.random(within.shape)
+    own = np.arange(images.count)[:, None].repeat(partners, axis=1)
+    return np.where(chosen * sum(odds) < odds[1], across, within) if sum(odds) else own
 
 
 def _alike(drawn: np.ndarray, sizes: Sequence[Size], other_sizes: Sequence[Size]) -> np.ndarray:

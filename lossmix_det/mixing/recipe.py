@@ -82,7 +82,7 @@ class Recipe:
                 are known.
             gradient: of the student's loss by the pool's pixels, where saliency needs it.
         """
-        partners = np.stack([pairing.draw(rng) for _ in range(self.mixer.partners)], axis=1)
+        partners = pairing.draw(rng, self.mixer.partners)
         if not self.probability:
             return self.unmixed(len(partners))
         known = truths or [Instances.empty()] * len(pool)

@@ -25,7 +25,9 @@ class Saliency(Protocol):
 
     needs_gradient: bool  # of a student's loss
 
-    def __call__(self, images: ImageBatch, truths: Sequence[Instances], gradient: InputGradient | None) -> Tensor:
+    def __call__(
+        self, images: ImageBatch, truths: Sequence[Instances], gradient: InputGradient | None = None
+    ) -> Tensor:
         """(P, h, w) ≥ 0, zero outside of each image; sums to 1 over each image that has a whole cell.
 
         Args:
@@ -109,7 +111,9 @@ class OfImages:
     def __init__(self, function: Callable[[ImageBatch, Sequence[Instances]], Tensor]) -> None:
         self.function = function
 
-    def __call__(self, images: ImageBatch, truths: Sequence[Instances], gradient: InputGradient | None) -> Tensor:
+    def __call__(
+        self, images: ImageBatch, truths: Sequence[Instances], gradient: InputGradient | None = None
+    ) -> Tensor:
         """As `Saliency.__call__`."""
         return self.function(images, truths)
 
@@ -119,7 +123,9 @@ class OfGradient:
 
     needs_gradient = True
 
-    def __call__(self, images: ImageBatch, truths: Sequence[Instances], gradient: InputGradient | None) -> Tensor:
+    def __call__(
+        self, images: ImageBatch, truths: Sequence[Instances], gradient: InputGradient | None = None
+    ) -> Tensor:
         """As `Saliency.__call__`.
 
         Raises:

@@ -152,8 +152,8 @@ def _sources(drawn: Drawn, supervision: Supervision, index: int) -> list[Seen]:
 
 
 def _moved(down: int, right: int) -> str:
-    steps = [f"{abs(by)} {sign[by > 0]}" for by, sign in ((down, ("up", "down")), (right, ("left", "right"))) if by]
-    return ", moved " + " and ".join(steps) if steps else ""
+    steps = [f"{sign[by > 0]}{abs(by)}" for by, sign in ((down, "↑↓"), (right, "←→")) if by]
+    return ", " + " ".join(steps) if steps else ""
 
 
 def _mask_colours(mix: Mix, index: int, canvas: Size, size: Size) -> np.ndarray | None:

@@ -215,7 +215,8 @@ class BurnIn:
         """The mix to apply, and (S,) the weight of the truth of images that have a target partner, nan for others."""
         partners = (mix.shares[:, 1:] > 0) & pool.is_target[mix.sources[:, 1:]]
         across = mix.mixed & partners.any(1)
-        return self.across_rule(mix.whole(across), across)  # their truth is taught as that of an unmixed image
+        # Their truth is taught as that of an unmixed image.
+        return self.across_rule(mix.whole(across), across, pool.images)
 
 
 class Adaptation(BurnIn):

@@ -211,7 +211,7 @@ def test_an_image_with_one_partner_besides_itself_is_mixed():
         def __init__(self):
             self.columns = [np.array([1, 0]), np.array([0, 1])]
 
-        def draw(self, rng):
+        def draw(self, rng, partners=1):
             return self.columns.pop(0)
 
     recipe, mixed = Recipe(MixingConfig(mixer="comixup", probability=1.0)), np.zeros(2, dtype=int)

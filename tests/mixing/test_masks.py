@@ -127,12 +127,13 @@ def test_rules_for_unlabelled_partners_keep_masks_and_shares_in_step(name):
     rule = BURN_IN_RULES[name](config, RULES["lossmix"](config))
     drawn = quarters()
     drawn = Mix(drawn.sources, drawn.shares[:, [1, 0, 2]], drawn.masks[:, [1, 0, 2]])
-    mix, weights = rule(drawn, torch.tensor([True]))
+    whole = ImageBatch(torch.rand(3, 3, 32, 32), ((32, 32),) * 3)
+    mix, weights = rule(drawn, torch.tensor([True]), whole)
     assert_close(mix.masks.mean((2, 3)), mix.shares)
     assert_close(mix.shares.sum(1), torch.ones(1))
     expected = {"noise": (1 - 0.2 * 0.75, 1.0), "lam": (0.25, 0.25), "max": (0.5, 0.5)}[name]
     assert (float(mix.lam), float(weights)) == pytest.approx(expected)
-    untouched, none = rule(drawn, torch.tensor([False]))
+    untouched, none = rule(drawn, torch.tensor([False]), whole)
     assert_close(untouched.masks, drawn.masks)
     assert none.isnan().all()
 
@@ -263,3 +264,19 @@ def test_what_has_left_the_image_with_a_move_is_not_seen():
     assert_close(found.weights, torch.tensor([0.25, 0.25]))
     strict = supervise(box, mix, blend(images, mix), rule, WEIGHTINGS["visibility"], least_visible=0.3)[0].truths[0]
     assert len(strict) == 0
+
+
+def test_a_mask_that_is_exchanged_shows_a_smaller_partner_only_where_it_has_pixels():
+    """The partner, 16×16 of 32×32, showed the image in one of four columns; exchanged, it is seen in its own part."""
+    masks = torch.zeros(1, 2, 4, 4)
+    masks[0, 0, :, 0], masks[0, 1, :, 1:] = 1.0, 1.0
+    images = ImageBatch(torch.rand(2, 3, 32, 32), ((32, 32), (16, 16)))
+    mix = Mix(torch.tensor([[0, 1]]), torch.tensor([[0.25, 0.75]]), masks)
+    config = MixingConfig()
+    moved, weights = BURN_IN_RULES["max"](config, RULES["lossmix"](config))(mix, torch.tensor([True]), images)
+    expected = torch.zeros(4, 4)
+    expected[:2, 0] = 1.0  # of the first column the upper half
+    assert torch.equal(moved.masks[0, 1], expected)
+    assert torch.equal(moved.masks[0, 0], 1 - expected)
+    assert_close(moved.shares, torch.tensor([[1 - 2 / 16, 2 / 16]]))
+    assert_close(weights, torch.tensor([1 - 2 / 16]))

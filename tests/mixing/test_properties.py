@@ -103,7 +103,9 @@ def test_nothing_beyond_an_image_is_seen_and_what_is_not_mixed_is_untouched(give
 def test_burn_in_keeps_shares_and_masks(given_mix, name):
     config, pool, supervision, seed = given_mix
     recipe, mix = _drawn(config, pool, supervision, seed)
-    moved, weights = BURN_IN_RULES[name](config, recipe.rule)(mix, mix.mixed)
+    moved, weights = BURN_IN_RULES[name](config, recipe.rule)(mix.whole(mix.mixed), mix.mixed, pool)
+    if not mix.stage:
+        _nothing_black(pool, moved)
     assert_close(moved.shares.sum(1), torch.ones(len(mix)))
     assert ((moved.shares >= 0) & (moved.shares <= 1 + 1e-6)).all()
     if moved.masks is not None:
@@ -111,6 +113,16 @@ def test_burn_in_keeps_shares_and_masks(given_mix, name):
         assert_close(moved.masks.sum(1), torch.ones_like(moved.masks[:, 0]), atol=1e-5, rtol=0)
     assert torch.equal(moved.lam[~mix.mixed], torch.ones(int((~mix.mixed).sum())))
     assert torch.equal(weights.isnan(), ~mix.mixed)
+
+
+def _nothing_black(pool, mix) -> None:
+    """Images that keep their size and show masked partners show pixels of some image everywhere."""
+    images = blend(pool, mix)
+    for index in mix.mixed.nonzero().flatten().tolist() if mix.masks is not None else ():
+        height, width = pool.sizes[index]
+        assert images.sizes[index][0] <= height
+        assert images.sizes[index][1] <= width
+        assert (images.pixels[index, :, : images.sizes[index][0], : images.sizes[index][1]] > 0.05).all()
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

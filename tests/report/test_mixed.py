@@ -95,9 +95,7 @@ def test_only_sources_that_are_seen_are_shown_with_their_shares():
     assert float(mixed.pixels[0, 0, 0]) == 0.25
 
 
-@pytest.mark.parametrize(
-    ("offset", "text"), [((4, -8), ", moved 4 down and 8 left"), ((0, 8), ", moved 8 right"), ((0, 0), "")]
-)
+@pytest.mark.parametrize(("offset", "text"), [((4, -8), ", ↓4 ←8"), ((0, 8), ", →8"), ((0, 0), "")])
 def test_a_title_says_how_far_a_source_was_moved(offset, text):
     offsets = torch.zeros(2, 2, 2, dtype=torch.int64)
     offsets[0, 1] = torch.tensor(offset)
