@@ -86,6 +86,9 @@ def _peak_of_process(setup: Setup, name: str) -> float:
         return pool.apply(_one_step, (setup, name))
 
 
+MEASURED = {True: "the GPU", False: "a process of its own, libraries included"}
+
+
 def _one_step(setup: Setup, name: str) -> float:
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(setup, folder)
@@ -157,8 +160,8 @@ def _head(options: argparse.Namespace, short_side: int, detectron2_version: str)
         f"{longest_of(short_side)}. The steps take turns on the same images and model; medians, and the 10th and 90th "
         f"percentile of the ratio of each round. {clock_text(torch.device('cuda' if gpu else 'cpu'))} "
         "Ours keeps its convolutions channels last where `train.channels_last` does (left alone: on CPUs), the "
-        "others in Detectron2's own layout. Memory is the peak of "
-        f"{'the GPU' if gpu else 'a process of its own, libraries included'}.",
+        "others in Detectron2's own layout."
+        + ("" if options.no_memory else f" Memory is the peak of {MEASURED[gpu]}."),
         "",
         *(f"* {step.text[0].upper()}{step.text[1:]}: *{name}*." for name, step in STEPS.items()),
         "",
