@@ -92,7 +92,7 @@ class TrainingImages(Dataset):
         for step in range(len(self.records)):
             record = self.records[(draw.index + step) % len(self.records)]
             try:
-                image = read(record.path, self.config.high_bit_depth)
+                image = read(record.path, self.config.high_bit_depth, exif=record.exif)
             except OSError as error:
                 problems.append(Unreadable(record.path, str(error)))
                 continue
@@ -128,7 +128,7 @@ class EvaluationImages(Dataset):
         record = self.records[index]
         problems: tuple[Unreadable, ...] = ()
         try:
-            image = read(record.path, self.config.high_bit_depth)
+            image = read(record.path, self.config.high_bit_depth, exif=record.exif)
         except OSError as error:
             problems = (Unreadable(record.path, str(error)),)
             image = np.zeros((*record.size, 3), dtype=np.uint8)

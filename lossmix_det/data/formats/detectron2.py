@@ -9,7 +9,8 @@ from typing import Any
 
 from lossmix_det.config import DatasetConfig
 from lossmix_det.data.formats.contract import Format
-from lossmix_det.data.records import ImageSet, Problems, RawImage, RawObject
+from lossmix_det.data.problems import Problems
+from lossmix_det.data.records import ImageSet, RawImage, RawObject
 from lossmix_det.errors import UserError, first_line
 
 
