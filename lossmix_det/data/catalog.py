@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lossmix_det.config import Config, DatasetConfig
+from lossmix_det.config import Config, DataConfig, DatasetConfig
 from lossmix_det.data import shapes
 from lossmix_det.data.builtin import builtin_datasets, builtin_root, datasets_root
 from lossmix_det.data.formats import FORMATS
@@ -199,14 +199,19 @@ def load_sets(config: Config) -> tuple[list[ImageSet], list[ImageSet]]:
 
 
 def load_test_sets(config: Config) -> list[ImageSet]:
-    """The test sets alone; the first training set is read too if nothing else tells the classes.
+    """The test sets alone; another set is read too if nothing else tells the classes.
+
+    They are those of the first training set; of the first test set if no training set is named, and the default one,
+    which is generated, is of other images.
 
     Raises:
         UserError: something is missing or wrong.
     """
-    classes = config.data.classes
-    if not classes and config.data.train:
-        classes = known_classes(config.data.train[0], config) or load(config.data.train[0], config).classes
+    classes, (first, *_) = config.data.classes, (*config.data.train, *config.data.test, "")
+    if config.data.train == DataConfig().train and not set(config.data.test) & set(shapes.NAMES):
+        first = next(iter(config.data.test), "")
+    if not classes and first:
+        classes = known_classes(first, config) or load(first, config).classes
     return [load(name, config, classes) for name in config.data.test]
 
 

@@ -291,7 +291,7 @@ def _size_message(declared: tuple[int, int], header: Header, file: str, name: st
             f"file, and the annotation was made {made} turning them; set datasets.{name}.exif={value}"
         )
     if declared == (height, width):
-        return f"{message}: width and height seem to be exchanged in the annotation (the file has no EXIF rotation)"
+        return f"{message}: width and height seem to be exchanged, and no EXIF rotation of the file explains it"
     return message
 
 

@@ -26,7 +26,7 @@ Id = int | str
 Entry = dict[str, Any]
 
 FLAG = (1, "1")  # a flag that is set; some tools write text
-PLACES = ("*.json", "annotations/*.json", "*/*.json")  # where the files of a data set are looked for
+PLACES = ("*.json", "*/*.json")  # where the files of a data set are looked for
 KEYS = (b'"annotations"', b'"file_name"')  # one of these tells a COCO file, with "images", at its start or end
 ENDS = 1 << 16  # bytes
 LARGEST_CATEGORY = 2**31 - 1

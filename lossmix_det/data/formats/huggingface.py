@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from lossmix_det.data.paths import contained, read_text
 from lossmix_det.data.problems import Problems
 from lossmix_det.data.records import RawImage, RawObject
 from lossmix_det.errors import UserError
+
+Row = dict[str, Any]  # of one image
 
 FILE = "metadata.jsonl"
 HEAD = 1 << 16  # bytes that are looked at to tell the format
@@ -59,26 +62,25 @@ class HuggingFace(Format):
         Raises:
             UserError: the file is missing or not of this layout.
         """
-        images = self.read_images(entry, problems)
-        rows = dict(_rows(_file(entry), problems))
-        numbers = _Numbers(entry.classes)
-        for image in images:
+        rows = _rows(_file(entry), problems)
+        images, numbers = [], _Numbers(entry.classes)
+        for where, row, image in self._images(entry, rows, problems):
             try:
-                pairs = _pairs(rows[image.where].get("objects"))
+                pairs = _pairs(row.get("objects"))
             except ValueError as error:
-                problems.fail(f"{image.where}: {error}")
+                problems.fail(f"{where}: {error}")
                 continue
+            images.append(image)
             for index, (bbox, label) in enumerate(pairs):
-                where = f"{image.where}: objects[{index}]"
+                place = f"{where}: objects[{index}]"
                 try:
                     x, y, width, height = map(float, bbox)
-                    image.objects.append(RawObject(where, numbers.name(label), (x, y, x + width, y + height)))
-                except (ValueError, TypeError) as error:
-                    if isinstance(error, UserError):
-                        raise
-                    problems.fail(
-                        f"{where} has bbox {bbox!r:.60} and category {label!r:.40}, not four numbers and a class"
-                    )
+                    image.objects.append(RawObject(place, numbers.name(label), (x, y, x + width, y + height)))
+                except UserError:
+                    raise
+                except (ValueError, TypeError, OverflowError):
+                    pair = f"bbox {bbox!r:.60} and category {label!r:.40}"
+                    problems.fail(f"{place} has {pair}, not four numbers and a class")
         return images, numbers.known
 
     def read_images(self, entry: DatasetConfig, problems: Problems) -> list[RawImage]:
@@ -87,13 +89,19 @@ class HuggingFace(Format):
         Raises:
             UserError: the file is missing or not of this layout.
         """
-        images = []
-        for where, row in _rows(_file(entry), problems):
+        return [image for _, _, image in self._images(entry, _rows(_file(entry), problems), problems)]
+
+    def _images(
+        self, entry: DatasetConfig, rows: list[tuple[str, Row]], problems: Problems
+    ) -> Iterator[tuple[str, Row, RawImage]]:
+        folder = self.image_folder(entry)
+        for where, row in rows:
             try:
-                images.append(RawImage(where, contained(self.image_folder(entry), row["file_name"], where), []))
+                path = contained(folder, row["file_name"], where)
             except UserError as error:
                 problems.fail(str(error))
-        return images
+            else:
+                yield where, row, RawImage(where, path, [])
 
 
 def _file(entry: DatasetConfig) -> Path:
@@ -105,7 +113,7 @@ def _has_objects(path: Path) -> bool:
         return b'"objects"' in file.read(HEAD)
 
 
-def _rows(path: Path, problems: Problems) -> list[tuple[str, dict[str, Any]]]:
+def _rows(path: Path, problems: Problems) -> list[tuple[str, Row]]:
     """(file and line, content) of every line with an image."""
     try:
         lines = read_text(path).splitlines()
