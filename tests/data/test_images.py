@@ -1,5 +1,7 @@
 """Every kind of file that people have, read as upright 8-bit RGB."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -133,3 +135,48 @@ def test_a_broken_chunk_is_an_os_error(tmp_path):
     path.write_bytes(bytes(content))
     with pytest.raises(OSError, match=r"\w"):
         read(path)
+
+
+CORNERS = {1: (0, 0), 2: (0, -1), 3: (-1, -1), 4: (-1, 0), 5: (0, 0), 6: (0, -1), 7: (-1, -1), 8: (-1, 0)}
+KINDS = [("tif", {}), ("tif", {"compression": "tiff_lzw"}), ("png", {}), ("webp", {"lossless": True})]
+
+
+@pytest.mark.parametrize("orientation", list(CORNERS))
+@pytest.mark.parametrize(("suffix", "options"), KINDS)
+def test_every_kind_of_file_turns_by_every_orientation_and_back(tmp_path, suffix, options, orientation):
+    """Where the first pixel goes is the definition of EXIF's orientations."""
+    pixels = np.zeros((8, 12, 3), dtype=np.uint8)
+    pixels[0, 0] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(tmp_path / f"a.{suffix}", Image.fromarray(pixels), exif=exif, **options)
+    upright, stored, header = read(path), read(path, exif=False), probe(path)
+    assert upright[CORNERS[orientation]].tolist() == [255, 255, 255]
+    assert (
+        (upright.shape[1], upright.shape[0]) == header.upright == header.size() == ((12, 8), (8, 12))[orientation > 4]
+    )
+    np.testing.assert_array_equal(stored, pixels)
+    assert header.stored == header.size(exif=False) == (12, 8)
+
+
+@pytest.mark.parametrize("value", [0, 9, 77])
+def test_an_orientation_that_exif_does_not_know_is_upright(tmp_path, value):
+    exif = Image.Exif()
+    exif[0x0112] = value
+    path = save(tmp_path / "a.jpg", Image.new("RGB", (16, 8)), exif=exif)
+    assert probe(path).upright == (16, 8)
+    assert read(path).shape == (8, 16, 3)
+
+
+def test_what_is_no_regular_file_is_an_os_error(tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")
+    for path in (tmp_path / "a.jpg", tmp_path):
+        for reader in (read, probe):
+            with pytest.raises(OSError, match="no regular file"):
+                reader(path)
+
+
+def test_a_name_with_a_nul_is_an_os_error(tmp_path):
+    for reader in (read, probe):
+        with pytest.raises(OSError, match="null"):
+            reader(tmp_path / "a\0.jpg")
