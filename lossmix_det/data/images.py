@@ -94,7 +94,8 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would wait for its writer
             raise OSError("it is no regular file")
-        with Image.open(path) as image:
+        # Given a path, Pillow maps grey uncompressed TIFFs into memory, and mixes up their sides if they are turned.
+        with open(path, "rb") as file, Image.open(file) as image:
             yield image
     except OSError:
         raise
@@ -113,10 +114,9 @@ def _turned(image: Image.Image, exif: bool) -> Image.Image:
     image.load()
     if orientation == 1:
         return image
-    if exif:
-        return ImageOps.exif_transpose(image)  # changes nothing where Pillow has done so on loading
-    by_pillow = isinstance(image, TiffImageFile) and _orientation(image) == 1
-    return image.transpose(TURN_BACK[orientation]) if by_pillow else image
+    if isinstance(image, TiffImageFile) and EXIF_ORIENTATION not in image.tag_v2:  # Pillow has turned it on loading
+        return image if exif else image.transpose(TURN_BACK[orientation])
+    return ImageOps.exif_transpose(image) if exif else image
 
 
 def _orientation(image: Image.Image) -> int:

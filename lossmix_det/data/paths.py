@@ -59,7 +59,7 @@ def read_file(path: Path) -> bytes:
         FileNotFoundError: there is no such file.
         OSError: it cannot be read, or is no regular file, such as a pipe, which would wait for its writer.
     """
-    if path.exists() and not path.is_file():
+    if os.path.exists(path) and not os.path.isfile(path):
         raise OSError("it is no regular file")
     return path.read_bytes()
 

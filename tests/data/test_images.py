@@ -143,13 +143,14 @@ KINDS = [("tif", {}), ("tif", {"compression": "tiff_lzw"}), ("png", {}), ("webp"
 
 @pytest.mark.parametrize("orientation", list(CORNERS))
 @pytest.mark.parametrize(("suffix", "options"), KINDS)
-def test_every_kind_of_file_turns_by_every_orientation_and_back(tmp_path, suffix, options, orientation):
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_every_kind_of_file_turns_by_every_orientation_and_back(tmp_path, suffix, options, orientation, mode):
     """Where the first pixel goes is the definition of EXIF's orientations."""
     pixels = np.zeros((8, 12, 3), dtype=np.uint8)
     pixels[0, 0] = 255
     exif = Image.Exif()
     exif[0x0112] = orientation
-    path = save(tmp_path / f"a.{suffix}", Image.fromarray(pixels), exif=exif, **options)
+    path = save(tmp_path / f"a.{suffix}", Image.fromarray(pixels).convert(mode), exif=exif, **options)
     upright, stored, header = read(path), read(path, exif=False), probe(path)
     assert upright[CORNERS[orientation]].tolist() == [255, 255, 255]
     assert (

@@ -138,16 +138,14 @@ class _Reader:
 
         Roboflow writes the project as category 0 and as the parent of all others, also where it is called like one.
         """
-        taken: set[str] = set()
-        used_ids = {_plain(number) for number in used}
         rows = [entry if isinstance(entry, dict) else {} for entry in entries]
         parents = Counter(str(row.get("supercategory")) for row in rows)
-        used_names = {str(row.get("name")).strip() for row in rows if _plain(row.get("id")) in used_ids}
-        for index, (entry, row) in enumerate(zip(entries, rows, strict=True)):
-            where, number = f"{self.path}: categories[{index}]", _plain(row.get("id"))
-            if type(number) is not int or abs(number) > LARGEST_CATEGORY or not isinstance(row.get("name"), str):
-                raise UserError(f"{where} needs a whole number as id and a name, got {entry!r:.100}")
-            name = row["name"].strip()  # as in VOC files; some tools leave spaces around
+        used_ids = {_plain(number) for number in used}
+        numbered = [_category(entry, f"{self.path}: categories[{index}]") for index, entry in enumerate(entries)]
+        used_names = {name for number, name in numbered if number in used_ids}
+        taken: set[str] = set()
+        for index, ((number, name), row) in enumerate(zip(numbered, rows, strict=True)):
+            where = f"{self.path}: categories[{index}]"
             is_parent = parents[row["name"]] > (row.get("supercategory") == row["name"])
             if number not in used_ids and (is_parent or name in used_names):
                 self.problems.note(
@@ -275,6 +273,19 @@ class _Reader:
 
 def _is_annotation(entry: Any) -> bool:
     return isinstance(entry, dict) and isinstance(entry.get("category_id"), int | str | float)
+
+
+def _category(entry: Any, where: str) -> tuple[int, str]:
+    """The id and the name of a category; spaces around a name are no part of it, as in VOC files.
+
+    Raises:
+        UserError: it has none.
+    """
+    row = entry if isinstance(entry, dict) else {}
+    number, name = _plain(row.get("id")), row.get("name")
+    if type(number) is not int or abs(number) > LARGEST_CATEGORY or not isinstance(name, str):
+        raise UserError(f"{where} needs a whole number as id and a name, got {entry!r:.100}")
+    return number, name.strip()
 
 
 def _plain(value: Any) -> Any:

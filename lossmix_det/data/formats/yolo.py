@@ -143,7 +143,7 @@ class _Folders:
         names = sorted(splits.names(split))
         ways = [way for name in names for way in (f"{name}/images", f"images/{name}", f"{name}.txt", name)]
         places = [contained(self.root, way, "split") for way in ways]
-        place = next((place for place in places if place.exists()), None)
+        place = next((place for place in places if os.path.exists(place)), None)
         if place is None:
             raise UserError(f"{self.root}: no split {split!r}; looked for {', '.join(ways)}")
         return place
@@ -163,7 +163,7 @@ class _Folders:
             if not name:
                 continue
             beside = file.parent / os.path.normpath(name)
-            known = beside.is_relative_to(self.root) and os.pardir not in beside.parts and beside.is_file()
+            known = beside.is_relative_to(self.root) and os.pardir not in beside.parts and os.path.isfile(beside)
             path = beside if known else files.find(Path(name))
             yield where, path or contained(self.root, name, where)
 

@@ -114,21 +114,16 @@ class DataYaml:
 
     def _place(self, value: str, key: str) -> Path:
         """Relative to ``path`` in the file, to the file itself, or, as Roboflow writes it, below the file's folder."""
-        start = str(self.content.get("path") or "")
-        here = self.path.parent.relative_to(self.root).as_posix()
+        start, here = str(self.content.get("path") or ""), self.path.parent.relative_to(self.root).as_posix()
         inside = value
         while inside.startswith("../"):
             inside = inside[3:]
-        for way in (
-            f"{here}/{start}/{value}" if not start.startswith("/") else f"{start}/{value}",
-            f"{here}/{value}",
-            value,
-            f"{here}/{inside}",
-        ):
+        first = f"{start}/{value}" if start.startswith("/") else f"{here}/{start}/{value}"
+        for way in (first, f"{here}/{value}", value, f"{here}/{inside}"):
             try:
                 place = contained(self.root, way, str(self.path))
-            except UserError:
+                if place.exists():
+                    return place
+            except (UserError, ValueError, OSError):  # out of the root, or no path at all
                 continue
-            if place.exists():
-                return place
         raise UserError(f"{self.path}: {key}: {value!r:.100} is no folder and no list of images below {self.root}")
