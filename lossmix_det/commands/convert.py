@@ -6,7 +6,8 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,24 +48,14 @@ def _run(options: argparse.Namespace, settings: list[str]) -> int:
     from lossmix_det.data.writers import ALL, ONE_SPLIT, PUT, WRITERS  # loads torch
 
     kind, put = pick(WRITERS, options.to, "--to"), pick(PUT, options.images, "--images")
-    output = options.output
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} is not empty; give a new folder")
-    if any(set("/\\") & set(split) or split.startswith(".") for split in options.splits):
-        raise UserError(f"--splits {' '.join(options.splits)}: a split is a name, not a path")
-    sets = {split: _load(config, split) for split in options.splits}
+    _check(options)
+    sets = {split or ONE_SPLIT.get(options.to, ALL): _load(config, split) for split in options.splits}
     classes = list(dict.fromkeys(name for image_set in sets.values() for name in image_set.classes))
-    draft = output.with_name(f".{output.name}.{os.getpid()}")
-    draft.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        draft.mkdir()
+    with _draft(options.output) as draft:
         writer = kind(draft, classes, put)
         for split, image_set in sets.items():
-            writer.write(split or ONE_SPLIT.get(options.to, ALL), image_set)
+            writer.write(split, image_set)
         writer.finish()
-        os.replace(draft, output)  # an empty folder is replaced, a full one is not
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     for split, image_set in sets.items():
         _report(split, image_set)
     for what, count in writer.losses.items():
@@ -72,8 +63,30 @@ def _run(options: argparse.Namespace, settings: list[str]) -> int:
             print(f"lost: {count} {what}")
     if any(not image_set.records.exif.all() for image_set in sets.values()):
         print("set exif: ignore for the new data set too, because its images are the same")
-    print(f"{options.to} in {output}")
+    print(f"{options.to} in {options.output}")
     return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse a folder that holds anything, and splits that are no names."""
+    output = options.output
+    if os.path.lexists(output) and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"{output} is not empty; give a new folder")
+    if any(set("/\\") & set(split) or split.startswith(".") for split in options.splits):
+        raise UserError(f"--splits {' '.join(options.splits)}: a split is a name, not a path")
+
+
+@contextmanager
+def _draft(output: Path) -> Iterator[Path]:
+    """A new folder beside the output, which takes its place once all is written; else it is removed."""
+    draft = output.with_name(f".{output.name}.{os.getpid()}")
+    draft.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        draft.mkdir()
+        yield draft
+        os.replace(draft, output)  # an empty folder is replaced, a full one is not
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _config(root: Path, settings: list[str]) -> Config:
@@ -97,4 +110,4 @@ def _report(split: str, image_set: ImageSet) -> None:
     for title, lines in (("skipped", problems.skipped), ("left out", problems.left_out), ("noted", problems.notes)):
         for line in lines:
             print(f"{title}: {line}")
-    print(f"{split or 'all'}: {len(image_set)} images, {len(image_set.records.boxes)} boxes")
+    print(f"{split}: {len(image_set)} images, {len(image_set.records.boxes)} boxes")

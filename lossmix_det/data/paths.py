@@ -207,7 +207,10 @@ class ImageFolder:
         found = self._candidates(path)
         if len(found) > 1:
             return f"; there are {len(found)} images of that name, {found[0]} and {found[1]} for two"
-        return look_alike(path.name, (other.rpartition("/")[2] for group in self.by_name.values() for other in group))
+        names = [other.rpartition("/")[2] for group in self.by_name.values() for other in group]
+        stem = composed(path.stem).casefold()
+        other_suffix = next((name for name in names if composed(Path(name).stem).casefold() == stem), None)
+        return look_alike(path.name, names) or (f"; {other_suffix!r} is there" if other_suffix else "")
 
     def _candidates(self, path: Path) -> list[str]:
         wanted = _parts(_below(self.root, str(path)))

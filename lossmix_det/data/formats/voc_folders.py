@@ -45,10 +45,12 @@ class Folders:
 
     @cached_property
     def image_files(self) -> Listing:
+        """Everything below the folder of images; empty if there is none."""
         return listed(self.images) if self.images.is_dir() else Listing(self.images)
 
     @cached_property
     def annotation_files(self) -> Listing:
+        """Everything below the folder of annotations; empty if there is none."""
         if self.annotations == self.images:
             return self.image_files
         return listed(self.annotations) if self.annotations.is_dir() else Listing(self.annotations)

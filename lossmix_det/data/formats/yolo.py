@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from lossmix_det.config import DatasetConfig
 from lossmix_det.data.boxes import Box, around
 from lossmix_det.data.formats import splits
 from lossmix_det.data.formats.contract import Format
 from lossmix_det.data.formats.yolo_yaml import DataYaml, find_yaml
-from lossmix_det.data.paths import ImageFolder, contained, is_image, listed, read_text
+from lossmix_det.data.paths import ImageFolder, Listing, contained, is_image, listed, read_text
 from lossmix_det.data.problems import Problems
 from lossmix_det.data.records import RawImage, RawObject
 from lossmix_det.errors import UserError
@@ -46,8 +46,8 @@ class Yolo(Format):
             yaml = find_yaml(root)
             if yaml is not None:
                 return replace(entry, annotations=yaml.relative_to(root).as_posix())
-        elif entry.annotations.lower().endswith((".yaml", ".yml")):
-            return entry
+        elif not (root / entry.annotations).is_dir():
+            return entry if entry.annotations.lower().endswith((".yaml", ".yml")) else None
         labels = list(_Folders(entry).labels.values())[:LOOKED_AT]
         return entry if any(_is_label_file(path) for path in labels) else None
 
@@ -60,14 +60,19 @@ class Yolo(Format):
         folders = _Folders(entry)
         paths = folders.images(problems)
         reader = _Reader(folders.names(), problems)
-        images = []
+        label_of = {path: folders.label(path) for _, path in paths}
+        times, images = Counter(label_of.values()), []
         for where, path in paths:
-            label = folders.label(path)
+            label = label_of[path]
+            if label is not None and times[label] > 1:
+                problems.fail(
+                    f"{path}: {times[label]} images have this name without suffix, and one text file, {label}"
+                )
+                continue
             images.append(RawImage(where if label is None else str(label), path, reader.read(label, path)))
-        used = {folders.label(path) for _, path in paths}
-        unused = [path for path in folders.labels.values() if path not in used] if not entry.split else []
+        unused = [path for path in folders.labels.values() if path not in times] if not entry.split else []
         problems.leave_out(f"{path}: not read, because it has no image" for path in unused)
-        reader.report(entry.root, len(images))
+        reader.report(entry.root, len(paths))
         return images, {name: number for number, name in enumerate(reader.names)}
 
     def sources(self, entry: DatasetConfig) -> Iterator[Path]:
@@ -97,7 +102,8 @@ class _Folders:
         self.label_folder = "" if is_yaml or not entry.annotations else entry.annotations.strip("/")
 
     @cached_property
-    def listing(self) -> Any:
+    def listing(self) -> Listing:
+        """Everything below the root."""
         return listed(self.root)
 
     @cached_property

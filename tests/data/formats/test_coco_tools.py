@@ -311,6 +311,13 @@ def test_a_name_that_hardly_differs_is_shown_with_what_differs(content, read, na
         read(content)
 
 
+@pytest.mark.parametrize("name", ["a.jpg", "A.jpeg"])
+def test_a_name_of_another_suffix_is_shown_the_file_that_is_there(content, read, name):
+    content["images"][0]["file_name"] = name
+    with pytest.raises(UserError, match=f"{name} is missing; 'a.png' is there;"):
+        read(content)
+
+
 def test_an_image_that_is_listed_twice_is_noted(content, read):
     content["images"][1]["file_name"] = "a.png"
     assert "1 images are listed more than once and count as often" in read(content).problems.notes[0]

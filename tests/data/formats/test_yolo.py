@@ -237,3 +237,11 @@ def test_a_split_that_is_nowhere_is_told_where_it_was_looked_for(tmp_path):
     (tmp_path / "classes.txt").write_text("cat")
     with pytest.raises(UserError, match="no split 'train'; looked for .*images/train"):
         read(tmp_path, TRAIN)
+
+
+def test_two_images_of_one_stem_are_not_both_given_one_text_file(yolo):
+    write_image(yolo / "images" / "train" / "a.jpg")
+    with pytest.raises(
+        UserError, match=r"train/a.jpg: 2 images have this name without suffix, and one text file, .*a.txt"
+    ):
+        read(yolo, TRAIN)
