@@ -180,17 +180,17 @@ def look_alike(name: str, known: Iterable[str]) -> str:
 class ImageFolder:
     """The images below a folder by their names, for those that are not where an annotation says.
 
-    The folder is listed when it is first asked.
+    The folder is listed when it is first asked. Without a folder there are no images.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path | None) -> None:
         self.root = root
 
     @cached_property
     def by_name(self) -> dict[str, list[str]]:
         """Relative paths of the images, by their name without folder."""
         table: dict[str, list[str]] = {}
-        for path in listed(self.root).images() if self.root.is_dir() else ():
+        for path in listed(self.root).images() if self.root and self.root.is_dir() else ():
             table.setdefault(composed(path.rpartition("/")[2]), []).append(path)
         return table
 
@@ -213,7 +213,7 @@ class ImageFolder:
         return look_alike(path.name, names) or (f"; {other_suffix!r} is there" if other_suffix else "")
 
     def _candidates(self, path: Path) -> list[str]:
-        wanted = _parts(_below(self.root, str(path)))
+        wanted = _parts(_below(self.root, str(path))) if self.root else ()
         same = self.by_name.get(wanted[-1], []) if wanted else []
         return [other for other in same if _is_end(wanted, _parts(other))]
 

@@ -149,7 +149,7 @@ def build(
     problems: Problems,
     *,
     entry: DatasetConfig,
-    folder: Path,
+    folder: Path | None,
     labelled: bool = True,
 ) -> ImageSet:
     """Check every image and object, and match classes by name.
@@ -162,7 +162,8 @@ def build(
             counted. None: the same as ``classes``.
         problems: raises or collects what is wrong.
         entry: further names, whose boxes are left out without being counted, and whether EXIF orientations are applied.
-        folder: that the images lie in; those that are not where their annotation says are looked for below it.
+        folder: that the images lie in; those that are not where their annotation says are looked for below it. None: it
+            is not known.
         labelled: false if only the images are known.
 
     Raises:
@@ -196,7 +197,7 @@ def build(
         reason = problems.first() or "; check its root, split and format"
         raise UserError(f"data set {name!r} has no usable image{reason}")
     fingerprint = _fingerprint(records, classes)
-    return ImageSet(name, classes, records, labelled, [], fingerprint, problems, str(folder), ids.unusual)
+    return ImageSet(name, classes, records, labelled, [], fingerprint, problems, str(folder or ""), ids.unusual)
 
 
 class _Ids:
@@ -365,7 +366,7 @@ def _arrays(objects: list[RawObject], labels: list[int]) -> dict[str, np.ndarray
 
 def _fingerprint(records: Records, classes: list[str]) -> str:
     """SHA-256 over names, byte counts, sizes and annotations: 16 digits that are the same wherever the data lies."""
-    digest = hashlib.sha256("\n".join(classes).encode("utf-8", "surrogateescape"))
+    digest = hashlib.sha256("\n".join(classes).encode("utf-8", "surrogatepass"))
     for record in records:
         size = f" {record.path.stat().st_size} {record.size}{'' if record.exif else ' as stored'}"
         digest.update(os.fsencode(record.path.name) + size.encode())

@@ -35,8 +35,8 @@ class Format(ABC):
         """
         return None
 
-    def image_folder(self, entry: DatasetConfig) -> Path:
-        """The folder that names of images are relative to."""
+    def image_folder(self, entry: DatasetConfig) -> Path | None:
+        """The folder that names of images are relative to, and in which missing images are looked for; None: neither."""
         return Path(entry.root) / entry.images
 
     @abstractmethod

@@ -53,6 +53,10 @@ class Detectron2(Format):
             _read_objects(item.get("annotations", []), image, classes, problems)
         return images, {label: number for number, label in enumerate(classes, start=1)}
 
+    def image_folder(self, entry: DatasetConfig) -> None:
+        """Images may lie anywhere."""
+        return
+
     def read_images(self, entry: DatasetConfig, problems: Problems) -> list[RawImage]:
         """The images; their annotations are not looked at.
 

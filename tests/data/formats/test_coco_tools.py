@@ -338,3 +338,9 @@ def test_nested_lists_without_end_are_one_sentence(tmp_path):
     keys = ["datasets.mine.format=coco", f"datasets.mine.root={tmp_path}", "datasets.mine.annotations=bomb.json"]
     with pytest.raises(UserError, match="bomb.json"):
         load("mine", load_config(None, keys))
+
+
+def test_half_a_character_in_a_class_is_read(content, read):
+    """JSON can say what no encoding can."""
+    content["categories"][0]["name"] = "ca\ud800t"
+    assert read(content).classes == ["ca\ud800t", "dog"]
