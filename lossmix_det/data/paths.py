@@ -142,6 +142,12 @@ def listed(root: Path) -> Listing:
     return listing
 
 
+def visible(root: Path, pattern: str) -> list[Path]:
+    """The regular files below a root that fit a pattern such as ``*/*.json``, sorted; hidden files and folders not."""
+    paths = (path for path in sorted(root.glob(pattern)) if path.is_file())
+    return [path for path in paths if not any(part.startswith(".") for part in path.relative_to(root).parts)]
+
+
 def has_image(folder: Path) -> bool:
     """Whether an image lies in a folder itself."""
     return any(is_image(entry.name) for entry in os.scandir(folder))

@@ -211,14 +211,12 @@ def test_two_images_of_one_stem_are_not_mixed_up(tmp_path, capsys, kind):
     assert not (tmp_path / "new").exists()
 
 
-def test_an_image_that_is_listed_twice_is_not_written_twice(tmp_path, capsys):
-    write_image(tmp_path / "source" / "a.png")
-    images = [{"id": number, "file_name": "a.png"} for number in (1, 2)]
-    annotations = [{"image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5]}]
-    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "cat"}]}
-    (tmp_path / "source" / "a.json").write_text(json.dumps(content))
-    assert convert(tmp_path / "source", tmp_path / "new", "--to", "coco") == 2
-    assert "another image is written to images/all/a.png too" in capsys.readouterr().err
+def test_two_images_that_would_be_one_file_are_not_mixed_up(voc_folder, tmp_path, capsys):
+    """Two annotations of one image."""
+    text = (voc_folder / "Annotations" / "one.xml").read_text()
+    (voc_folder / "Annotations" / "copy.xml").write_text(text.replace("<size>", "<filename>one.png</filename><size>"))
+    assert convert(voc_folder, tmp_path / "new", "--to", "coco") == 2
+    assert "another image is written to images/all/one.png too" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["ca\x01t", "ca\udce9t"])

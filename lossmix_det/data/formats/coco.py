@@ -14,9 +14,10 @@ from lossmix_det.config import DatasetConfig
 from lossmix_det.data.boxes import Box, around, around_rotated
 from lossmix_det.data.formats.contract import Format
 from lossmix_det.data.formats.splits import choose
-from lossmix_det.data.paths import ImageFolder, contained, has_image, is_absolute, read_text
+from lossmix_det.data.paths import ImageFolder, contained, has_image, is_absolute, read_text, visible
 from lossmix_det.data.problems import Problems
 from lossmix_det.data.records import RawImage, RawObject
+from lossmix_det.data.repeats import once
 from lossmix_det.errors import UserError, nearest
 from lossmix_det.files import write_atomically
 
@@ -45,7 +46,7 @@ class Coco(Format):
         if entry.annotations:
             return entry if entry.annotations.lower().endswith(".json") else None
         root = Path(entry.root)
-        paths = [path for place in PLACES for path in sorted(root.glob(place)) if _is_coco(path)]
+        paths = [path for place in PLACES for path in visible(root, place) if _is_coco(path)]
         if not paths:
             return None
         path = choose(root, [path.relative_to(root).as_posix() for path in paths], entry.split, "annotations")
@@ -92,9 +93,7 @@ def _annotation_file(entry: DatasetConfig) -> Path:
 
 
 def _is_coco(path: Path) -> bool:
-    """Whether the start and the end of a file have the words of a COCO file; hidden and other files have not."""
-    if path.name.startswith(".") or not path.is_file():
-        return False
+    """Whether the start and the end of a file have the words of a COCO file."""
     with path.open("rb") as file:
         ends = file.read(ENDS)
         file.seek(max(0, path.stat().st_size - ENDS))
@@ -252,6 +251,7 @@ class _Reader:
                 self.problems.fail(f"{where} {error}")
             else:
                 result.append(RawImage(where, path, self.objects[image_id], size, image_id))
+        result = once(result, self.problems, self.path)
         note_all = self.problems.note_all
         note_all(
             self.surrounded, f"{self.path}: {{count}} polygons or rotated boxes became the upright box around them"

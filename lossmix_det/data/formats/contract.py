@@ -36,7 +36,7 @@ class Format(ABC):
         return None
 
     def image_folder(self, entry: DatasetConfig) -> Path | None:
-        """The folder that names of images are relative to, and in which missing images are looked for; None: neither."""
+        """The folder that names of images are relative to, and that missing images are looked for in; None: neither."""
         return Path(entry.root) / entry.images
 
     @abstractmethod

@@ -11,9 +11,10 @@ from typing import Any
 from lossmix_det.config import DatasetConfig
 from lossmix_det.data.formats.contract import Format
 from lossmix_det.data.formats.splits import choose
-from lossmix_det.data.paths import contained, read_text
+from lossmix_det.data.paths import contained, read_text, visible
 from lossmix_det.data.problems import Problems
 from lossmix_det.data.records import RawImage, RawObject
+from lossmix_det.data.repeats import once
 from lossmix_det.errors import UserError
 
 Row = dict[str, Any]  # of one image
@@ -38,9 +39,7 @@ class HuggingFace(Format):
         root = Path(entry.root)
         if entry.annotations:
             return entry if entry.annotations.lower().endswith(".jsonl") else None
-        paths = [
-            path for path in (root / FILE, *sorted(root.glob(f"*/{FILE}"))) if path.is_file() and _has_objects(path)
-        ]
+        paths = [path for place in (FILE, f"*/{FILE}") for path in visible(root, place) if _has_objects(path)]
         if not paths:
             return None
         return replace(
@@ -81,7 +80,7 @@ class HuggingFace(Format):
                 except (ValueError, TypeError, OverflowError):
                     pair = f"bbox {bbox!r:.60} and category {label!r:.40}"
                     problems.fail(f"{place} has {pair}, not four numbers and a class")
-        return images, numbers.known
+        return once(images, problems, _file(entry)), numbers.known
 
     def read_images(self, entry: DatasetConfig, problems: Problems) -> list[RawImage]:
         """Every image that the file lists.
@@ -89,7 +88,8 @@ class HuggingFace(Format):
         Raises:
             UserError: the file is missing or not of this layout.
         """
-        return [image for _, _, image in self._images(entry, _rows(_file(entry), problems), problems)]
+        images = [image for _, _, image in self._images(entry, _rows(_file(entry), problems), problems)]
+        return once(images, problems, _file(entry))
 
     def _images(
         self, entry: DatasetConfig, rows: list[tuple[str, Row]], problems: Problems

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lossmix_det.data.formats.voc_folders import Folders
 from lossmix_det.data.images import SUFFIXES
-from lossmix_det.data.paths import composed, contained, read_text
+from lossmix_det.data.paths import composed, contained, read_text, visible
 from lossmix_det.data.problems import Problems
 from lossmix_det.errors import UserError
 
@@ -100,5 +100,5 @@ def _lines(listing: Path) -> list[str]:
     try:
         return read_text(listing).splitlines()
     except FileNotFoundError:
-        splits = ", ".join(sorted(path.stem for path in listing.parent.glob("*.txt"))) or "none"
+        splits = ", ".join(path.stem for path in visible(listing.parent, "*.txt")) or "none"
         raise UserError(f"{listing}: no such split (found: {splits})") from None

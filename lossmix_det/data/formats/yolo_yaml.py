@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from lossmix_det.data.formats import splits
-from lossmix_det.data.paths import contained, read_text
+from lossmix_det.data.paths import contained, read_text, visible
 from lossmix_det.errors import UserError
 
 KEYS = ("train", "val", "valid", "test")
@@ -22,10 +22,7 @@ def find_yaml(root: Path) -> Path | None:
     Raises:
         UserError: several do, and none is called so.
     """
-    paths = sorted(
-        path for suffix in ("*.yaml", "*.yml") for path in root.glob(suffix) if not path.name.startswith(".")
-    )
-    found = [path for path in paths if path.is_file() and _names_classes(path)]
+    found = [path for suffix in ("*.yaml", "*.yml") for path in visible(root, suffix) if _names_classes(path)]
     usual = [path for path in found if path.stem in ("data", "dataset")]
     if len(found) > 1 and len(usual) != 1:
         names = ", ".join(path.name for path in found)

@@ -105,3 +105,11 @@ def test_what_was_chosen_is_logged(tmp_path, caplog):
     with caplog.at_level("INFO"):
         find("mine", config(tmp_path))
     assert f"data set mine: {tmp_path} is read as coco with instances.json" in caplog.text
+
+
+def test_hidden_copies_of_annotations_are_not_looked_at(tmp_path):
+    coco(tmp_path, "a.png", "instances.json")
+    for copy in (".ipynb_checkpoints/instances-checkpoint.json", "._instances.json", ".cache/metadata.jsonl"):
+        (tmp_path / copy).parent.mkdir(exist_ok=True)
+        (tmp_path / copy).write_bytes((tmp_path / "instances.json").read_bytes() + b'"objects"')
+    assert find("mine", config(tmp_path)).annotations == "instances.json"

@@ -318,9 +318,13 @@ def test_a_name_of_another_suffix_is_shown_the_file_that_is_there(content, read,
         read(content)
 
 
-def test_an_image_that_is_listed_twice_is_noted(content, read):
-    content["images"][1]["file_name"] = "a.png"
-    assert "1 images are listed more than once and count as often" in read(content).problems.notes[0]
+def test_an_image_that_is_listed_twice_is_one_with_the_boxes_of_both_entries(content, read):
+    content["images"][1]["file_name"] = "./a.png"
+    content["annotations"].append(content["annotations"][0] | {"id": 3, "image_id": 2})
+    found = read(content)
+    assert [record.boxes.tolist() for record in found.records] == [[*BOXES[0], *BOXES[1]]]
+    assert [found.classes[label] for label in found.records.classes] == ["cat", "dog"]
+    assert "1 entries are of images that are listed before, and were put together" in found.problems.notes[0]
 
 
 def test_a_pipe_in_place_of_an_image_or_the_file_is_not_opened(content, read, tmp_path):

@@ -102,3 +102,11 @@ def test_a_missing_file_is_named(tmp_path):
     keys = ["datasets.mine.format=huggingface", f"datasets.mine.root={tmp_path}"]
     with pytest.raises(UserError, match="metadata.jsonl: no such file"):
         load("mine", load_config(None, keys))
+
+
+def test_an_image_with_a_line_for_each_box_is_one_image(read):
+    boxes = ([1, 2, 10, 20], [5, 6, 7, 8])
+    rows = [{"file_name": "a.png", "objects": {"bbox": [box], "categories": ["cat"]}} for box in boxes]
+    found = read(rows)
+    assert [len(record.boxes) for record in found.records] == [2]
+    assert "1 entries are of images that are listed before" in found.problems.notes[0]
