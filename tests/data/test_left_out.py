@@ -64,7 +64,7 @@ def test_what_was_left_out_is_remembered(voc_folder, monkeypatch):
     assert len(second.problems.left_out) == 1
 
 
-@pytest.mark.parametrize("size", [(60, 40), (4000, 3000)])
+@pytest.mark.parametrize("size", [(60, 40), (4000, 40)])
 def test_every_box_that_is_kept_survives_augmentation(tmp_path, size):
     """Boxes of all widths at all places, some too thin for single precision."""
     write_image(tmp_path / "a.png", *size)
