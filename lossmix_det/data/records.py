@@ -253,7 +253,7 @@ class _Files:
         if path in self.seen:
             self.repeated.append(f"{image.where}: {path}")
         self.seen.add(path)
-        if header.orientation != 1 and image.objects and (image.size is None or header.orientation < 5):
+        if header.orientation != 1 and image.objects and (image.size is None or header.upright == header.stored):
             self.unsaid.append(str(path))
         return path, size
 

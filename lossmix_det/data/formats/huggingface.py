@@ -116,7 +116,7 @@ def _has_objects(path: Path) -> bool:
 def _rows(path: Path, problems: Problems) -> list[tuple[str, Row]]:
     """(file and line, content) of every line with an image."""
     try:
-        lines = read_text(path).splitlines()
+        lines = read_text(path).split("\n")  # JSON may hold other ends of lines inside of texts
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     rows = []

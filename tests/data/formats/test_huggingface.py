@@ -110,3 +110,8 @@ def test_an_image_with_a_line_for_each_box_is_one_image(read):
     found = read(rows)
     assert [len(record.boxes) for record in found.records] == [2]
     assert "1 entries are of images that are listed before" in found.problems.notes[0]
+
+
+def test_ends_of_lines_inside_of_a_text_and_those_of_windows_are_read(read, tmp_path):
+    row = {"file_name": "a.png", "text": "one\u2028two", "objects": {"bbox": [[1, 2, 3, 4]], "categories": ["cat"]}}
+    assert len(read([json.dumps(row, ensure_ascii=False) + "\r"])) == 1

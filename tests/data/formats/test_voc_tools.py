@@ -338,8 +338,10 @@ def test_exchanged_width_and_height_are_called_so(voc_folder):
         load_voc(voc_folder)
 
 
-def test_a_rotation_that_no_size_can_tell_is_noted(voc_folder):
-    turn(voc_folder / "JPEGImages" / "one.png", 3)
+@pytest.mark.parametrize(("orientation", "size"), [(3, (60, 40)), (6, (50, 50))])
+def test_a_rotation_that_no_size_can_tell_is_noted(voc_folder, orientation, size):
+    turn(voc_folder / "JPEGImages" / "one.png", orientation, size)
+    rewrite(voc_folder, voc_xml(CAT, *size))
     assert (
         "1 images have an EXIF orientation, and boxes are taken to be those of the upright"
         in load_voc(voc_folder).problems.notes[0]
