@@ -43,14 +43,15 @@ GONE_RULES = {
 class DatasetConfig(Settings):
     """One data set, as declared in the YAML under `datasets`."""
 
-    format: str = "voc"  # voc, coco, folder, or one that was added to data.formats.FORMATS
+    format: str = "auto"  # auto (told from the folder), voc, coco, yolo, huggingface, folder, or one added to FORMATS
     root: str = ""  # folder that the other paths are relative to
-    split: str = ""  # VOC: ImageSets/Main/<split>.txt; empty takes every annotated image
-    annotations: str = ""  # COCO: the JSON file; VOC: the folder, "Annotations" if empty
+    split: str = ""  # a part of the data set, such as train: a list, a folder or a file; VOC: empty takes all
+    annotations: str = ""  # COCO: the JSON file; YOLO: data.yaml; VOC: the folder, "Annotations" if empty
     images: str = ""  # folder of the images; VOC: "JPEGImages" if empty
-    classes: list[str] | None = None  # null: data.classes, else the names found
+    classes: list[str] | None = None  # null: data.classes, else the names found; YOLO: in the order of the numbers
     ignore_classes: list[str] = items()  # boxes of these classes are left out silently
     pixel_origin: int = number(1, 0, 1)  # VOC: 1 if the first pixel is (1, 1), as in PASCAL VOC
+    exif: str = choice("apply", "ignore")  # turn images by their EXIF orientation, or leave pixels as they are stored
 
 
 @dataclass

@@ -145,7 +145,8 @@ def resize(image: np.ndarray, boxes: np.ndarray, short_side: int, max_size: int)
     """
     height, width = image.shape[:2]
     scale = min(short_side / min(height, width), max_size / max(height, width))
-    new_height, new_width = max(1, round(height * scale)), max(1, round(width * scale))
+    # At least two pixels: OpenCV drops the axis of the channels, or takes it for a side, where a side is one pixel.
+    new_height, new_width = max(2, round(height * scale)), max(2, round(width * scale))
     if (new_height, new_width) == (height, width):
         return image, boxes
     interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR

@@ -42,7 +42,7 @@ def builtin_datasets() -> dict[str, DatasetConfig]:
 
 def _voc() -> dict[str, DatasetConfig]:
     return {
-        f"voc_{year}_{split}": DatasetConfig(root=f"VOC{year}", split=split, classes=VOC_CLASSES)
+        f"voc_{year}_{split}": DatasetConfig(format="voc", root=f"VOC{year}", split=split, classes=VOC_CLASSES)
         for year in (2007, 2012)
         for split in ("train", "val", "trainval", "test")
     }
@@ -56,8 +56,8 @@ def _painted() -> dict[str, DatasetConfig]:
         ("comic2k", "comic", PAINTED_CLASSES),
     ):
         for split in ("train", "test"):
-            table[f"{name}_{split}"] = DatasetConfig(root=folder, split=split, classes=classes)
-        table[f"{name}_all"] = DatasetConfig(root=folder, classes=classes)
+            table[f"{name}_{split}"] = DatasetConfig(format="voc", root=folder, split=split, classes=classes)
+        table[f"{name}_all"] = DatasetConfig(format="voc", root=folder, classes=classes)
     return table
 
 
@@ -88,7 +88,7 @@ def _single() -> dict[str, DatasetConfig]:
     """Those with one list of images."""
     return {
         "sim10k_train": DatasetConfig(
-            root="sim10k", split="trainval10k", classes=["car"], ignore_classes=["motorbike", "person"]
+            format="voc", root="sim10k", split="trainval10k", classes=["car"], ignore_classes=["motorbike", "person"]
         ),
         "kitti_train": DatasetConfig(
             format="coco", root="kitti", annotations="annotations/kitti_train.json", images="training/image_2"

@@ -13,13 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from lossmix_det.config import Config, DatasetConfig
+from lossmix_det.config import Config, DataConfig, DatasetConfig
 from lossmix_det.data import shapes
 from lossmix_det.data.builtin import builtin_datasets, builtin_root, datasets_root
 from lossmix_det.data.formats import FORMATS
+from lossmix_det.data.formats.auto import AUTO, recognise
 from lossmix_det.data.formats.detectron2 import detectron2_classes, detectron2_names
 from lossmix_det.data.memory import remembered
-from lossmix_det.data.records import ON_ERROR, ImageSet, build, class_names
+from lossmix_det.data.problems import ON_ERROR
+from lossmix_det.data.records import ImageSet, build, class_names
 from lossmix_det.errors import UserError, first_line, nearest
 
 log = logging.getLogger(__name__)
@@ -46,7 +48,7 @@ def find(name: str, config: Config) -> DatasetConfig:
         raise UserError(f"unknown data set {name!r}{nearest(name, known)}; declare it in the YAML under datasets")
     if not Path(entry.root).is_dir():
         raise UserError(f"data set {name!r}: folder {entry.root} does not exist; see datasets/README.md")
-    return entry
+    return recognise(name, entry) if entry.format == AUTO else entry
 
 
 def _import_modules(modules: list[str]) -> None:
@@ -62,7 +64,7 @@ def _import_modules(modules: list[str]) -> None:
 
 
 def _declared(name: str, entry: DatasetConfig) -> DatasetConfig:
-    declarable = [key for key, file_format in FORMATS.items() if file_format.declarable]
+    declarable = [AUTO, *(key for key, file_format in FORMATS.items() if file_format.declarable)]
     if entry.format not in declarable:
         hint = nearest(entry.format, declarable)
         raise UserError(f"datasets.{name}.format={entry.format!r} is not one of {', '.join(declarable)}{hint}")
@@ -74,7 +76,7 @@ def _declared(name: str, entry: DatasetConfig) -> DatasetConfig:
 def _generated(name: str, config: Config) -> DatasetConfig:
     domain, split = shapes.NAMES[name]
     root = shapes.generate(config.shapes, datasets_root()) / domain
-    return DatasetConfig(root=str(root), split=split, classes=list(shapes.CLASSES))
+    return DatasetConfig(format="voc", root=str(root), split=split, classes=list(shapes.CLASSES))
 
 
 def load(name: str, config: Config, classes: list[str] | None = None) -> ImageSet:
@@ -104,11 +106,13 @@ def _load(name: str, entry: DatasetConfig, config: Config, classes: list[str] | 
     problems, file_format = ON_ERROR[config.data.on_error](), FORMATS[entry.format]
     images, numbers = file_format.read(entry, problems)
     if not images:
-        raise UserError(f"data set {name!r} lists no image; check its split, {entry.split or 'all annotations'!r}")
+        hint = problems.first() or f"; check its split, {entry.split or 'all annotations'!r}"
+        raise UserError(f"data set {name!r} lists no image{hint}")
     known = entry.classes or list(numbers) or None
     classes = classes or config.data.classes or known or class_names(images)
     _check_names(name, classes, known if file_format.labelled else None)
-    result = build(name, images, classes, known, problems, ignore=entry.ignore_classes, labelled=file_format.labelled)
+    about = {"entry": entry, "folder": file_format.image_folder(entry), "labelled": file_format.labelled}
+    result = build(name, images, classes, known, problems, **about)
     if any(image.objects for image in images) and not len(result.records.boxes):
         raise UserError(
             f"data set {name!r} has no box of the classes {', '.join(classes)} that could be used; the first: "
@@ -146,8 +150,10 @@ def _load_images(name: str, entry: DatasetConfig, config: Config, classes: list[
     problems = ON_ERROR[config.data.on_error]()
     images = FORMATS[entry.format].read_images(entry, problems)
     if not images:
-        raise UserError(f"data set {name!r} lists no image; check its split, {entry.split or 'all images'!r}")
-    unlabelled = build(name, images, classes, None, problems, labelled=False)
+        hint = problems.first() or f"; check its split, {entry.split or 'all images'!r}"
+        raise UserError(f"data set {name!r} lists no image{hint}")
+    folder = FORMATS[entry.format].image_folder(entry)
+    unlabelled = build(name, images, classes, None, problems, entry=entry, folder=folder, labelled=False)
     unlabelled.category_ids = list(range(1, len(classes) + 1))
     return unlabelled
 
@@ -193,14 +199,19 @@ def load_sets(config: Config) -> tuple[list[ImageSet], list[ImageSet]]:
 
 
 def load_test_sets(config: Config) -> list[ImageSet]:
-    """The test sets alone; the first training set is read too if nothing else tells the classes.
+    """The test sets alone; another set is read too if nothing else tells the classes.
+
+    They are those of the first training set; of the first test set if no training set is named, and the default one,
+    which is generated, is of other images.
 
     Raises:
         UserError: something is missing or wrong.
     """
-    classes = config.data.classes
-    if not classes and config.data.train:
-        classes = known_classes(config.data.train[0], config) or load(config.data.train[0], config).classes
+    classes, (first, *_) = config.data.classes, (*config.data.train, *config.data.test, "")
+    if config.data.train == DataConfig().train and not set(config.data.test) & set(shapes.NAMES):
+        first = next(iter(config.data.test), "")
+    if not classes and first:
+        classes = known_classes(first, config) or load(first, config).classes
     return [load(name, config, classes) for name in config.data.test]
 
 

@@ -2,46 +2,84 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+SUFFIXES = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".tga", ".avif"),
+}
 EXIF_ORIENTATION = 0x0112
-TURNED = {5, 6, 7, 8}  # EXIF orientations that exchange width and height
+EXIF = ("apply", "ignore")  # values of the setting ``exif`` of a data set
+# How the pixels of a TIFF are turned back after Pillow has turned them upright, by EXIF orientation.
+TURN_BACK = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
 
 
-def probe(path: Path) -> tuple[int, int]:
-    """(width, height) in upright pixels, read from the header alone.
+@dataclass(frozen=True)
+class Header:
+    """What the header of an image file says.
+
+    Attributes:
+        stored: (width, height) in pixels of the file.
+        orientation: EXIF orientation, 1…8; 1 is upright.
+    """
+
+    stored: tuple[int, int]
+    orientation: int
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        """(width, height) in pixels after the rotation that EXIF asks for; 5…8 exchange them."""
+        width, height = self.stored
+        return (height, width) if self.orientation > 4 else (width, height)
+
+    def size(self, exif: bool = True) -> tuple[int, int]:
+        """(width, height) of the image as it is read, given whether EXIF is applied."""
+        return self.upright if exif else self.stored
+
+
+def probe(path: str | Path) -> Header:
+    """Read the header of an image alone.
 
     Raises:
-        OSError: the file is missing, or no image.
+        OSError: the file is missing, no regular file, or no image.
     """
-    with _decoding(), Image.open(path) as image:
-        width, height = image.size
-        return (height, width) if _orientation(image) in TURNED else (width, height)
+    with _opened(path) as image:
+        return Header(_stored_size(image), _orientation(image))
 
 
-def read(path: Path, high_bit_depth: str = "full") -> np.ndarray:
-    """Read an image as upright (H, W, 3) uint8 RGB; transparency is dropped.
+def read(path: Path, high_bit_depth: str = "full", *, exif: bool = True) -> np.ndarray:
+    """Read an image as (H, W, 3) uint8 RGB; transparency is dropped.
 
     Args:
         path: of the file.
+        exif: turn the image upright by its EXIF orientation; else its pixels stay as they are stored.
         high_bit_depth: how 16-bit images become 8-bit: ``full`` divides the whole range by 257
             (floats are taken as 0…1 or 0…255 if they fit); ``stretch`` maps the
             1st to 99th percentile of this image to 0…255 (thermal and X-ray images often use a sliver of the range).
 
     Raises:
-        OSError: the file is missing, truncated, or no image.
+        OSError: the file is missing, no regular file, truncated, or no image.
     """
-    with _decoding(), Image.open(path) as image:
-        turned = _orientation(image) != 1
-        image.load()
-        upright = ImageOps.exif_transpose(image) if turned else image
+    with _opened(path) as image:
+        upright = _turned(image, exif)
         if upright.mode[0] in "IF":
             grey = _to_eight_bits(np.asarray(upright), RANGES[high_bit_depth])
             return np.repeat(grey[:, :, None], 3, axis=2)
@@ -51,21 +89,42 @@ def read(path: Path, high_bit_depth: str = "full") -> np.ndarray:
 
 
 @contextmanager
-def _decoding() -> Iterator[None]:
-    """Pillow's decoders raise many things on damaged files; all of them become an OSError."""
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """The image, its pixels not yet decoded. Pillow's many errors on damaged files all become an OSError."""
     try:
-        yield
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would wait for its writer
+            raise OSError("it is no regular file")
+        # Given a path, Pillow maps grey uncompressed TIFFs into memory, and mixes up their sides if they are turned.
+        with open(path, "rb") as file, Image.open(file) as image:
+            yield image
     except OSError:
         raise
     except Exception as error:
         raise OSError(str(error) or type(error).__name__) from error
 
 
+def _stored_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) of the pixels in the file; of a TIFF, Pillow gives the size after turning."""
+    return (image.tag_v2[IMAGEWIDTH], image.tag_v2[IMAGELENGTH]) if isinstance(image, TiffImageFile) else image.size
+
+
+def _turned(image: Image.Image, exif: bool) -> Image.Image:
+    """The decoded image, upright or as it is stored."""
+    orientation = _orientation(image)
+    image.load()
+    if orientation == 1:
+        return image
+    if isinstance(image, TiffImageFile) and EXIF_ORIENTATION not in image.tag_v2:  # Pillow has turned it on loading
+        return image if exif else image.transpose(TURN_BACK[orientation])
+    return ImageOps.exif_transpose(image) if exif else image
+
+
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 if upright. Asking a PNG that has none in its header would decode all of it."""
+    """EXIF orientation, 1 if upright or unknown. Asking a PNG that has none in its header would decode all of it."""
     if isinstance(image, PngImageFile) and "exif" not in image.info:
         return 1
-    return image.getexif().get(EXIF_ORIENTATION, 1)
+    orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+    return orientation if orientation in TURN_BACK else 1
 
 
 def _full_range(values: np.ndarray) -> tuple[float, float]:

@@ -40,7 +40,7 @@ def convert(root: Path) -> dict[str, Any]:
 
 def _image(path: Path, number: int) -> dict[str, Any]:
     try:
-        width, height = probe(path)
+        width, height = probe(path).upright
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error}); unpack data_object_image_2.zip again") from None
     return {"id": number, "file_name": path.name, "width": width, "height": height}

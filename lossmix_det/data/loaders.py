@@ -6,6 +6,7 @@ process of a distributed run takes its slice of the joint batch.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -26,6 +27,8 @@ from lossmix_det.data.packed import ImageRecord, Records
 from lossmix_det.data.records import ImageSet, Unreadable
 from lossmix_det.errors import UserError
 from lossmix_det.structures import ImageBatch, Instances, Views, is_wide, smallest_canvas
+
+log = logging.getLogger(__name__)
 
 WINDOW = 8  # batches that a stream looks ahead for one that meets the other stream
 
@@ -76,6 +79,7 @@ class TrainingImages(Dataset):
     def __init__(self, sets: list[ImageSet], config: DataConfig) -> None:
         self.records = Records.cat([image_set.records for image_set in sets])
         if config.drop_empty and any(image_set.labelled for image_set in sets):
+            _list_empty(sets, config.keep_difficult)
             self.records = self.records.take(_with_boxes(self.records, config.keep_difficult))
         if not self.records:
             names = ", ".join(image_set.name for image_set in sets)
@@ -92,7 +96,7 @@ class TrainingImages(Dataset):
         for step in range(len(self.records)):
             record = self.records[(draw.index + step) % len(self.records)]
             try:
-                image = read(record.path, self.config.high_bit_depth)
+                image = read(record.path, self.config.high_bit_depth, exif=record.exif)
             except OSError as error:
                 problems.append(Unreadable(record.path, str(error)))
                 continue
@@ -128,7 +132,7 @@ class EvaluationImages(Dataset):
         record = self.records[index]
         problems: tuple[Unreadable, ...] = ()
         try:
-            image = read(record.path, self.config.high_bit_depth)
+            image = read(record.path, self.config.high_bit_depth, exif=record.exif)
         except OSError as error:
             problems = (Unreadable(record.path, str(error)),)
             image = np.zeros((*record.size, 3), dtype=np.uint8)
@@ -307,6 +311,24 @@ def _with_boxes(records: Records, keep_difficult: bool) -> np.ndarray:
     """Numbers of the images that have a box to learn."""
     taught = np.cumsum(np.concatenate([[0], teaches(records, keep_difficult)]))
     return np.flatnonzero(np.diff(taught[np.concatenate([[0], records.ends])]))
+
+
+def _list_empty(sets: list[ImageSet], keep_difficult: bool) -> None:
+    """List the images without a box to learn as left out, once."""
+    for image_set in sets:
+        records = image_set.records
+        empty = np.setdiff1d(np.arange(len(records)), _with_boxes(records, keep_difficult))
+        lines = (f"{records.name(number)}: not trained on, because it has no box to learn" for number in empty)
+        known = set(image_set.problems.left_out)
+        new = [line for line in lines if line not in known]
+        image_set.problems.leave_out(new)
+        if new:
+            log.info(
+                "data set %s: %d of %d images have no box to learn, and are left out",
+                image_set.name,
+                len(new),
+                len(records),
+            )
 
 
 def teaches(record: ImageRecord | Records, keep_difficult: bool) -> np.ndarray:

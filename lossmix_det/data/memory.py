@@ -24,7 +24,8 @@ import numpy as np
 from lossmix_det import __version__
 from lossmix_det.config import DatasetConfig
 from lossmix_det.data.packed import Records
-from lossmix_det.data.records import ImageSet, Problems
+from lossmix_det.data.problems import Problems
+from lossmix_det.data.records import ImageSet
 from lossmix_det.files import write_atomically
 
 log = logging.getLogger(__name__)
@@ -98,7 +99,8 @@ def _recall(path: Path, stamps: np.ndarray | None) -> ImageSet | None:
         about = json.loads(str(stored.pop("about")))
         sources, images = stored.pop("sources"), stored.pop("images")
         records = Records(**stored)
-        problems = Problems(notes=about.pop("notes"))
+        problems = Problems(notes=about.pop("notes"), left_out=about.pop("left_out"))
+        about["ids"] = {int(number): image_id for number, image_id in about["ids"].items()}
     except Exception as error:  # absent, damaged, or of another program: it is only a memory
         log.debug("%s is not used: %s", path, error)
         return None
@@ -118,10 +120,11 @@ def _remember(path: Path, found: ImageSet, stamps: np.ndarray, started: float) -
     latest = max(stamps[:, 1].max(initial=0), images[:, 1].max(initial=0)) / 1e9
     if latest > started - SETTLED:  # written while it was checked, or so shortly before that it may be again
         return
-    about = {key: getattr(found, key) for key in ("name", "classes", "labelled", "category_ids", "fingerprint")}
+    keys = ("name", "classes", "labelled", "category_ids", "fingerprint", "root", "ids")
+    about = {key: getattr(found, key) for key in keys}
     arrays = {spec.name: getattr(found.records, spec.name) for spec in dataclasses.fields(Records)}
     content = io.BytesIO()
-    text = np.array(json.dumps({**about, "notes": found.problems.notes}))
+    text = np.array(json.dumps({**about, "notes": found.problems.notes, "left_out": found.problems.left_out}))
     np.savez(content, about=text, sources=stamps, images=images, **arrays)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

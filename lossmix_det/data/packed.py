@@ -27,6 +27,7 @@ class ImageRecord:
         classes: (N,) int64 in 0…K-1.
         difficult, crowd: (N,) bool, as in `RawObject`.
         areas: (N,) float64 in square pixels.
+        exif: whether the image is turned by its EXIF orientation.
     """
 
     path: Path
@@ -37,6 +38,7 @@ class ImageRecord:
     difficult: np.ndarray
     crowd: np.ndarray
     areas: np.ndarray
+    exif: bool = True
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Records(Sequence[ImageRecord]):
         sizes: (N, 2) int64, height and width.
         ends: (N,) int64, where the boxes of each image end.
         boxes, classes, difficult, crowd, areas: of all images, (M, …).
+        exif: (N,) bool.
     """
 
     names: np.ndarray
@@ -62,6 +65,7 @@ class Records(Sequence[ImageRecord]):
     difficult: np.ndarray
     crowd: np.ndarray
     areas: np.ndarray
+    exif: np.ndarray
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -83,6 +87,7 @@ class Records(Sequence[ImageRecord]):
             int(self.image_ids[number]),
             (height, width),
             *(getattr(self, name)[boxes] for name in PER_BOX),
+            bool(self.exif[number]),
         )
 
     def name(self, number: int) -> str:
@@ -98,7 +103,8 @@ class Records(Sequence[ImageRecord]):
         for record in records:
             name = os.fsencode(record.path)
             names, boxes = names + len(name), boxes + len(record.boxes)
-            values = (name, names, record.image_id, record.size, boxes, *(getattr(record, key) for key in PER_BOX))
+            of_boxes = (getattr(record, key) for key in PER_BOX)
+            values = (name, names, record.image_id, record.size, boxes, *of_boxes, record.exif)
             for (key, buffer), value in zip(buffers.items(), values, strict=True):
                 buffer += value if key == "names" else np.asarray(value, KINDS[key]).tobytes()
         arrays = {key: np.frombuffer(buffer, KINDS[key]) for key, buffer in buffers.items()}
@@ -109,7 +115,7 @@ class Records(Sequence[ImageRecord]):
         names, name_ends = _runs(self.name_ends, indices)
         boxes, ends = _runs(self.ends, indices)
         chosen = {"names": self.names[names], "name_ends": name_ends, "ends": ends}
-        chosen |= {key: getattr(self, key)[indices] for key in ("image_ids", "sizes")}
+        chosen |= {key: getattr(self, key)[indices] for key in ("image_ids", "sizes", "exif")}
         return Records(**chosen, **{key: getattr(self, key)[boxes] for key in PER_BOX})
 
     @staticmethod
@@ -139,6 +145,6 @@ KINDS = {
     "names": np.uint8,
     **dict.fromkeys(("name_ends", "image_ids", "sizes", "ends", "classes"), np.int64),
     "boxes": np.float32,
-    **dict.fromkeys(("difficult", "crowd"), np.bool_),
+    **dict.fromkeys(("difficult", "crowd", "exif"), np.bool_),
     "areas": np.float64,
 }

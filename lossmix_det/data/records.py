@@ -12,15 +12,20 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
-from lossmix_det.data.images import probe
+from lossmix_det.config import DatasetConfig
+from lossmix_det.data.images import Header, probe
 from lossmix_det.data.packed import ImageRecord, Records
+from lossmix_det.data.paths import ImageFolder, look_alike
+from lossmix_det.data.problems import Problems
 from lossmix_det.errors import UserError, nearest
 
 ROUNDING = 2.0  # pixels; a box that reaches out of the image by no more was rounded by the annotation tool
+THINNEST = 0.01  # pixels; thinner boxes are slips of the mouse, and have no area in the single precision of training
+LARGEST_ID = 2**63 - 1  # that an array holds
 
 CANNOT_BE_READ = ": image cannot be read ("
 
@@ -36,6 +41,7 @@ class RawObject:
         difficult: VOC: never scored, and trained on only if wanted.
         crowd: COCO: a group of objects; neither trained on nor scored.
         area: in square pixels; None takes the area of the box.
+        relative: the box is given in shares of the width and height of its image.
     """
 
     where: str
@@ -44,6 +50,7 @@ class RawObject:
     difficult: bool = False
     crowd: bool = False
     area: float | None = None
+    relative: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,14 +62,14 @@ class RawImage:
         path: of the image file, which need not exist.
         objects: empty if nothing is annotated, or the image is not labelled.
         size: (width, height) in pixels as declared; None if it is not.
-        image_id: its number in a COCO file; None counts from 1.
+        image_id: its number or name in a COCO file; None counts from 1.
     """
 
     where: str
     path: Path
     objects: list[RawObject]
     size: tuple[int, int] | None = None
-    image_id: int | None = None
+    image_id: int | str | None = None
 
 
 @dataclass
@@ -77,6 +84,8 @@ class ImageSet:
         category_ids: (K) the number of each class in the COCO file, else from 1.
         fingerprint: 16 hexadecimal digits that change with files, sizes, boxes or classes.
         problems: what was left out or noted.
+        root: the folder that names of its images are relative to; empty: they are given without a folder.
+        ids: what the file calls images whose id is no usual whole number, by their number in the records.
     """
 
     name: str
@@ -86,6 +95,8 @@ class ImageSet:
     category_ids: list[int]
     fingerprint: str
     problems: Problems
+    root: str = ""
+    ids: dict[int, int | str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.records, Records):
@@ -94,36 +105,13 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.records)
 
+    def file_name(self, path: Path) -> str:
+        """The path of an image below the folder of images, with slashes; its name alone if it lies elsewhere."""
+        return path.relative_to(self.root).as_posix() if self.root and path.is_relative_to(self.root) else path.name
 
-@dataclass
-class Problems:
-    """Faults found in the data. The first one is raised."""
-
-    skipped: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def fail(self, message: str) -> None:
-        """Report that an image or a box cannot be used.
-
-        Raises:
-            UserError: always; `SkippedProblems` lists the fault instead.
-        """
-        raise UserError(f"{message}; correct it, or set data.on_error=skip to leave it out")
-
-    def note(self, message: str) -> None:
-        """List something worth knowing that leaves nothing out."""
-        self.notes.append(message)
-
-
-class SkippedProblems(Problems):
-    """Faults found in the data. Images and boxes that cannot be used are left out and listed."""
-
-    def fail(self, message: str) -> None:
-        """List an image or a box as left out."""
-        self.skipped.append(message)
-
-
-ON_ERROR: dict[str, type[Problems]] = {"raise": Problems, "skip": SkippedProblems}
+    def id_of(self, number: int) -> int | str:
+        """The id of an image in its file, given that of its record."""
+        return self.ids.get(number, number)
 
 
 @dataclass(frozen=True)
@@ -148,19 +136,6 @@ class Unreadable:
         return cls(Path(path), reason.removesuffix(")"))
 
 
-def contained(root: Path, relative: str, where: str) -> Path:
-    """Join a path that a file names to its root.
-
-    Raises:
-        UserError: the path is absolute or climbs out of the root.
-    """
-    parts = PurePosixPath(relative.replace("\\", "/"))
-    normal = os.path.normpath(str(parts))
-    if parts.is_absolute() or Path(relative).is_absolute() or normal.split(os.sep)[0] == os.pardir:
-        raise UserError(f"{where}: path {relative!r} leads out of {root}; use a path inside that folder")
-    return root / normal
-
-
 def class_names(images: list[RawImage]) -> list[str]:
     """The names of the classes that objects have, sorted."""
     return sorted({item.name for image in images for item in image.objects})
@@ -173,7 +148,8 @@ def build(
     known: list[str] | None,
     problems: Problems,
     *,
-    ignore: list[str] | None = None,
+    entry: DatasetConfig,
+    folder: Path | None,
     labelled: bool = True,
 ) -> ImageSet:
     """Check every image and object, and match classes by name.
@@ -185,75 +161,176 @@ def build(
         known: the names that the data set may use; boxes of those that are not in ``classes`` are left out and
             counted. None: the same as ``classes``.
         problems: raises or collects what is wrong.
-        ignore: further names, whose boxes are left out without being counted.
+        entry: further names, whose boxes are left out without being counted, and whether EXIF orientations are applied.
+        folder: that the images lie in; those that are not where their annotation says are looked for below it. None: it
+            is not known.
         labelled: false if only the images are known.
 
     Raises:
         UserError: something is wrong and is not to be skipped, or no image is left.
     """
-    known_names, ignored = set(known or classes), set(ignore or ())
+    label_of = {label: index for index, label in enumerate(classes)}
+    names = _Names(set(known or classes), set(entry.ignore_classes))
+    files = _Files(ImageFolder(folder), problems, name, entry.exif)
     left_out: Counter[str] = Counter()
+    ids = _Ids(images)
 
     def checked() -> Iterator[ImageRecord]:
-        number = 0
         for image in images:
-            size = _checked_size(image, problems)
-            if size is None:
+            found = files.open(image)
+            if found is None:
                 continue
-            kept = [_checked_object(item, size, known_names, ignored, problems) for item in image.objects]
+            path, size = found
+            kept = [_checked_object(item, size, names, problems) for item in image.objects]
             objects = [item for item in kept if item is not None]
-            left_out.update(item.name for item in objects if item.name not in classes)
-            number += 1
-            yield _record(image, size, [item for item in objects if item.name in classes], classes, number)
+            left_out.update(item.name for item in objects if item.name not in label_of)
+            objects = [item for item in objects if item.name in label_of]
+            about = {"path": path, "image_id": ids.number(image), "size": size[::-1], "exif": files.exif}
+            yield ImageRecord(**about, **_arrays(objects, [label_of[item.name] for item in objects]))
 
     records = Records.pack(checked())
+    files.report(labelled)
     if left_out:
         counts = ", ".join(f"{count} {label}" for label, count in sorted(left_out.items()))
         problems.note(f"{name}: boxes left out because their class is not in data.classes: {counts}")
     if not records:
-        raise UserError(f"data set {name!r} has no usable image; check its root, split and format")
-    return ImageSet(name, classes, records, labelled, [], _fingerprint(records, classes), problems)
+        reason = problems.first() or "; check its root, split and format"
+        raise UserError(f"data set {name!r} has no usable image{reason}")
+    fingerprint = _fingerprint(records, classes)
+    return ImageSet(name, classes, records, labelled, [], fingerprint, problems, str(folder or ""), ids.unusual)
 
 
-def _checked_size(image: RawImage, problems: Problems) -> tuple[int, int] | None:
-    """(height, width) of the file after EXIF rotation, or None if the image is left out."""
-    try:
-        width, height = probe(image.path)
-    except FileNotFoundError:
-        problems.fail(f"{image.where}: image {image.path} is missing")
-        return None
-    except OSError as error:
-        problems.fail(f"{image.where}: image {image.path} cannot be read ({error})")
-        return None
-    if image.size is not None and image.size != (width, height):
-        declared = f"{image.size[0]}×{image.size[1]}"
-        problems.fail(f"{image.where}: says {declared} pixels, but {image.path.name} has {width}×{height}")
-        return None
-    return height, width
+class _Ids:
+    """Gives every image a number: its id if that is one, else one that no image has."""
+
+    def __init__(self, images: list[RawImage]) -> None:
+        usual = (image.image_id for image in images if _is_number(image.image_id))
+        self.last = max(usual, default=0)
+        self.count = 0
+        self.unusual: dict[int, int | str] = {}
+
+    def number(self, image: RawImage) -> int:
+        self.count += 1
+        if image.image_id is None:
+            return self.count
+        if _is_number(image.image_id):
+            return image.image_id
+        number = self.last + 1 + len(self.unusual)
+        self.unusual[number] = image.image_id
+        return number
 
 
-def _checked_object(
-    item: RawObject, size: tuple[int, int], known: set[str], ignore: set[str], problems: Problems
-) -> RawObject | None:
+def _is_number(image_id: int | str | None) -> bool:
+    return type(image_id) is int and -LARGEST_ID <= image_id <= LARGEST_ID // 2  # above is room for more
+
+
+class _Files:
+    """Opens the image files of a data set, and keeps account of what is odd about them."""
+
+    def __init__(self, folder: ImageFolder, problems: Problems, name: str, exif: str) -> None:
+        self.folder, self.problems, self.name = folder, problems, name
+        self.exif = exif == "apply"
+        self.elsewhere: list[str] = []
+        self.repeated: list[str] = []
+        self.unsaid: list[str] = []  # turned by EXIF, and nothing says whether the boxes are
+        self.seen: set[Path] = set()
+
+    def open(self, image: RawImage) -> tuple[Path, tuple[int, int]] | None:
+        """The file and its (width, height), or None if the image is left out."""
+        try:
+            path, header = self._probe(image)
+        except FileNotFoundError:
+            hint = self.folder.hint(image.path)
+            self.problems.fail(f"{image.where}: image {image.path} is missing{hint}")
+            return None
+        except OSError as error:
+            self.problems.fail(f"{image.where}: image {image.path} cannot be read ({error})")
+            return None
+        size = header.size(self.exif)
+        if image.size is not None and image.size != size:
+            self.problems.fail(f"{image.where}: {_size_message(image.size, header, path.name, self.name, self.exif)}")
+            return None
+        if path in self.seen:
+            self.repeated.append(f"{image.where}: {path}")
+        self.seen.add(path)
+        if header.orientation != 1 and image.objects and (image.size is None or header.upright == header.stored):
+            self.unsaid.append(str(path))
+        return path, size
+
+    def _probe(self, image: RawImage) -> tuple[Path, Header]:
+        try:
+            return image.path, probe(image.path)
+        except FileNotFoundError:
+            path = self.folder.find(image.path)
+            if path is None:
+                raise
+            self.elsewhere.append(f"{image.where}: {image.path} is {path}")
+            return path, probe(path)
+
+    def report(self, labelled: bool) -> None:
+        """Note what was odd."""
+        note_all = self.problems.note_all
+        note_all(self.elsewhere, f"{self.name}: {{count}} images were found by their name in another folder")
+        note_all(self.repeated, f"{self.name}: {{count}} images are listed more than once and count as often")
+        how = "upright image; set exif: ignore" if self.exif else "image as stored; set exif: apply"
+        other = "without" if self.exif else "with"
+        note_all(
+            self.unsaid if labelled else [],
+            f"{self.name}: {{count}} images have an EXIF orientation, and boxes are taken to be those of the {how} for "
+            f"this data set if they were drawn {other} it",
+        )
+
+
+def _size_message(declared: tuple[int, int], header: Header, file: str, name: str, exif: bool) -> str:
+    """Why the size in an annotation is not that of the image, as far as the numbers tell."""
+    (width, height), stored = header.size(exif), header.stored
+    message = f"says {declared[0]}×{declared[1]} pixels, but {file} has {width}×{height}"
+    if declared == header.size(not exif):
+        value, made = ("ignore", "without") if exif else ("apply", "with")
+        return (
+            f"{message}: its EXIF orientation {header.orientation} turns the {stored[0]}×{stored[1]} pixels of the "
+            f"file, and the annotation was made {made} turning them; set datasets.{name}.exif={value}"
+        )
+    if declared == (height, width):
+        return f"{message}: width and height seem to be exchanged, and no EXIF rotation of the file explains it"
+    return message
+
+
+@dataclass(frozen=True)
+class _Names:
+    """The class names that a data set may use, and those whose boxes are left out in silence."""
+
+    known: set[str]
+    ignored: set[str]
+
+
+def _checked_object(item: RawObject, size: tuple[int, int], names: _Names, problems: Problems) -> RawObject | None:
     """The object with its box clipped to the image, or None if it is left out."""
-    if item.name in ignore:
+    if item.name in names.ignored:
         return None
-    if item.name not in known:
-        hint = nearest(item.name, sorted(known))
+    if item.name not in names.known:
+        known = sorted(names.known)
+        hint = look_alike(item.name, known) or nearest(item.name, known)
         problems.fail(f"{item.where}: unknown class {item.name!r}{hint}; declare it in classes or in ignore_classes")
         return None
     box = _checked_box(item, size, problems)
-    return None if box is None else RawObject(item.where, item.name, box, item.difficult, item.crowd, item.area)
+    if box is None or box == item.box:
+        return item if box else None
+    return RawObject(item.where, item.name, box, item.difficult, item.crowd, item.area)
 
 
 def _checked_box(
     item: RawObject, size: tuple[int, int], problems: Problems
 ) -> tuple[float, float, float, float] | None:
-    """The box clipped to the image, or None if it has no area or lies outside."""
-    height, width = size
+    """The box in pixels, clipped to the image, or None if it has no area or lies outside."""
+    width, height = size
     x1, y1, x2, y2 = item.box
+    if item.relative:
+        x1, y1, x2, y2 = x1 * width, y1 * height, x2 * width, y2 * height
+    if 0.0 <= x1 <= x2 - THINNEST and x2 <= width and 0.0 <= y1 <= y2 - THINNEST and y2 <= height:
+        return x1, y1, x2, y2  # as nearly all are
     text = f"({x1:g}, {y1:g}, {x2:g}, {y2:g})"
-    if not all(math.isfinite(value) for value in item.box):
+    if not all(math.isfinite(value) for value in (x1, y1, x2, y2)):
         problems.fail(f"{item.where}: box {text} is not finite")
         return None
     if x2 <= x1 or y2 <= y1:
@@ -263,34 +340,36 @@ def _checked_box(
     if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
         problems.fail(f"{item.where}: box {text} lies outside of the {width}×{height} image")
         return None
-    if max(abs(a - b) for a, b in zip(clipped, item.box, strict=True)) > ROUNDING:
+    if min(clipped[2] - clipped[0], clipped[3] - clipped[1]) < THINNEST:
+        problems.fail(
+            f"{item.where}: box {text} has no area to learn: inside the image it is thinner than {THINNEST} px"
+        )
+        return None
+    if max(abs(a - b) for a, b in zip(clipped, (x1, y1, x2, y2), strict=True)) > ROUNDING:
         problems.note(f"{item.where}: box {text} reaches out of the {width}×{height} image and was clipped")
     return clipped
 
 
-def _record(
-    image: RawImage, size: tuple[int, int], objects: list[RawObject], classes: list[str], number: int
-) -> ImageRecord:
+def _arrays(objects: list[RawObject], labels: list[int]) -> dict[str, np.ndarray]:
+    """What a record says about each box."""
     boxes = np.array([item.box for item in objects], dtype=np.float32).reshape(-1, 4)
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     given = [area if item.area is None else item.area for item, area in zip(objects, areas, strict=True)]
-    return ImageRecord(
-        path=image.path,
-        image_id=number if image.image_id is None else image.image_id,
-        size=size,
-        boxes=boxes,
-        classes=np.array([classes.index(item.name) for item in objects], dtype=np.int64),
-        difficult=np.array([item.difficult for item in objects], dtype=bool),
-        crowd=np.array([item.crowd for item in objects], dtype=bool),
-        areas=np.array(given, dtype=np.float64),
-    )
+    return {
+        "boxes": boxes,
+        "classes": np.array(labels, dtype=np.int64),
+        "difficult": np.array([item.difficult for item in objects], dtype=bool),
+        "crowd": np.array([item.crowd for item in objects], dtype=bool),
+        "areas": np.array(given, dtype=np.float64),
+    }
 
 
 def _fingerprint(records: Records, classes: list[str]) -> str:
     """SHA-256 over names, byte counts, sizes and annotations: 16 digits that are the same wherever the data lies."""
-    digest = hashlib.sha256("\n".join(classes).encode())
+    digest = hashlib.sha256("\n".join(classes).encode("utf-8", "surrogatepass"))
     for record in records:
-        digest.update(f"{record.path.name} {record.path.stat().st_size} {record.size}".encode())
+        size = f" {record.path.stat().st_size} {record.size}{'' if record.exif else ' as stored'}"
+        digest.update(os.fsencode(record.path.name) + size.encode())
         for values in (record.boxes, record.classes, record.difficult, record.crowd):
             digest.update(np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()[:16]

@@ -10,6 +10,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 from lossmix_det.data.records import ImageSet
 
 COCO_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+COCO_LIMIT = 100  # detections of an image and class that count in COCO's own evaluation
 
 
 class _IgnoringDifficult(COCOeval_faster):
@@ -21,24 +22,28 @@ class _IgnoringDifficult(COCOeval_faster):
             box["ignore"] = int(box["ignore"] or box["difficult"])
 
 
-def coco_metrics(image_set: ImageSet, detections: list[dict[str, Any]]) -> dict[str, Any]:
+def coco_metrics(image_set: ImageSet, detections: list[dict[str, Any]], limit: int = COCO_LIMIT) -> dict[str, Any]:
     """AP over IoU 0.5…0.95, at 0.5 and 0.75, by size, and AP and AP50 of each class, in percent.
 
     Args:
         image_set: with its truths.
         detections: COCO results (`coco_results`) of these images.
+        limit: how many detections the detector gives of one image.
 
     Returns:
         The names in `COCO_METRICS`, and ``classes``: name to its AP and AP50; nan where no box counts.
+        ``detections_per_image`` is how many detections of an image count: `COCO_LIMIT`, or the limit if that is more.
     """
     truth = COCO(_truth(image_set))
-    detected = truth.loadRes([dict(row) for row in detections]) if detections else _no_detections(image_set)
+    detected = truth.loadRes(_numbered(image_set, detections)) if detections else _no_detections(image_set)
     evaluation = _IgnoringDifficult(truth, detected, "bbox", print_function=lambda line: None)
     evaluation.params.catIds = image_set.category_ids
+    evaluation.params.maxDets = [1, 10, max(COCO_LIMIT, limit)]
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
     metrics: dict[str, Any] = dict(zip(COCO_METRICS, (_percent(value) for value in evaluation.stats), strict=False))
+    metrics["detections_per_image"] = evaluation.params.maxDets[-1]
     precision = evaluation.eval["precision"]  # (IoU, recall, class, area, detections)
     # Categories are scored in the order of their numbers.
     place = {number: index for index, number in enumerate(sorted(image_set.category_ids))}
@@ -47,6 +52,12 @@ def coco_metrics(image_set: ImageSet, detections: list[dict[str, Any]]) -> dict[
         for name, number in zip(image_set.classes, image_set.category_ids, strict=True)
     }
     return metrics
+
+
+def _numbered(image_set: ImageSet, detections: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The detections with the numbers of the records in place of ids that are none."""
+    numbers = {image_id: number for number, image_id in image_set.ids.items()}
+    return [{**row, "image_id": numbers.get(row["image_id"], row["image_id"])} for row in detections]
 
 
 def _truth(image_set: ImageSet) -> dict[str, Any]:
@@ -73,7 +84,12 @@ def _truth(image_set: ImageSet) -> dict[str, Any]:
 
 def _images(image_set: ImageSet) -> list[dict[str, Any]]:
     return [
-        {"id": record.image_id, "file_name": record.path.name, "height": record.size[0], "width": record.size[1]}
+        {
+            "id": record.image_id,
+            "file_name": image_set.file_name(record.path),
+            "height": record.size[0],
+            "width": record.size[1],
+        }
         for record in image_set.records
     ]
 

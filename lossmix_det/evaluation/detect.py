@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -56,6 +57,8 @@ def detect_all(
 def coco_results(image_set: ImageSet, index: int, boxes: torch.Tensor, instances: Instances) -> list[dict[str, Any]]:
     """Detections of one image as COCO results: ``bbox`` is [x, y, width, height] in pixels of the file.
 
+    ``image_id`` is the id in the annotation file, and ``file_name`` the path below the folder of images.
+
     Args:
         image_set: that the image is in.
         index: of the image.
@@ -63,11 +66,12 @@ def coco_results(image_set: ImageSet, index: int, boxes: torch.Tensor, instances
         instances: N detections with scores; their own boxes are not read.
     """
     record = image_set.records[index]
+    image_id, file_name = image_set.id_of(record.image_id), image_set.file_name(record.path)
     rows = zip(boxes.tolist(), instances.classes.tolist(), instances.scores.tolist(), strict=True)
     return [
         {
-            "image_id": record.image_id,
-            "file_name": record.path.name,
+            "image_id": image_id,
+            "file_name": file_name,
             "category_id": image_set.category_ids[label],
             "bbox": [x1, y1, x2 - x1, y2 - y1],
             "score": score,
@@ -76,18 +80,21 @@ def coco_results(image_set: ImageSet, index: int, boxes: torch.Tensor, instances
     ]
 
 
-def evaluate(image_set: ImageSet, detections: list[dict[str, Any]]) -> dict[str, Any]:
+def evaluate(image_set: ImageSet, detections: list[dict[str, Any]], limit: int | None = None) -> dict[str, Any]:
     """All scores in percent, labelled; nan where the data set has nothing to score.
 
     Args:
         image_set: with truths.
         detections: COCO results of its images.
+        limit: how many detections the detector gives of one image; None: as many as there are of any image. COCO
+            counts up to 100; beyond that the limit is counted.
 
     Returns:
         ``AP, AP50, AP75, APs, APm, APl`` (COCO), ``VOC_AP50`` (area), ``VOC07_AP50`` (11 points), and ``classes``:
-        name to ``AP, AP50, VOC_AP50, VOC07_AP50``.
+        name to ``AP, AP50, VOC_AP50, VOC07_AP50``; ``detections_per_image``, as many as COCO's AP counts.
     """
-    metrics = coco_metrics(image_set, detections)
+    most = max(Counter(row["image_id"] for row in detections).values(), default=0)
+    metrics = coco_metrics(image_set, detections, limit or most)
     truths, found = _truths(image_set), _by_class(image_set, detections)
     for label, name in enumerate(image_set.classes):
         area, eleven = voc_ap(truths[label], found[label])
@@ -112,7 +119,7 @@ def _truths(image_set: ImageSet) -> list[list[ClassTruth]]:
 
 def _by_class(image_set: ImageSet, detections: list[dict[str, Any]]) -> list[ClassDetections]:
     """Detections of each class."""
-    index_of = {record.image_id: index for index, record in enumerate(image_set.records)}
+    index_of = {image_set.id_of(record.image_id): index for index, record in enumerate(image_set.records)}
     label_of = {number: label for label, number in enumerate(image_set.category_ids)}
     boxes = np.array([row["bbox"] for row in detections], dtype=np.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]

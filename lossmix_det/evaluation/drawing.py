@@ -165,7 +165,7 @@ def draw_before_after(
     for row, (title, _) in enumerate(rows):
         axes[row][0].set_ylabel(title, fontsize=12)
     for column, record in enumerate(image_set.records[index] for index in chosen):
-        image = read(record.path, high_bit_depth)
+        image = read(record.path, high_bit_depth, exif=record.exif)
         for row, (_, results) in enumerate(rows):
             axis = axes[row][column]
             axis.imshow(image)
@@ -182,7 +182,8 @@ def _truth(record: ImageRecord) -> Instances:
 
 
 def _detections(results: list[dict[str, Any]], record: ImageRecord, image_set: ImageSet) -> Instances:
-    rows = [row for row in results if row["image_id"] == record.image_id and row["score"] >= SHOWN]
+    image_id = image_set.id_of(record.image_id)
+    rows = [row for row in results if row["image_id"] == image_id and row["score"] >= SHOWN]
     boxes = torch.tensor([row["bbox"] for row in rows]).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     classes = torch.tensor([image_set.category_ids.index(row["category_id"]) for row in rows], dtype=torch.int64)

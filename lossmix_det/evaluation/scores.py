@@ -71,7 +71,8 @@ def score_models(
                 scored.unreadable.update(unreadable.values())
                 scored.detections[image_set.name] = detections
                 if image_set.labelled:
-                    scored.results[name][image_set.name] = evaluate(_without(image_set, set(unreadable)), detections)
+                    read, limit = _without(image_set, set(unreadable)), config.model.detections_per_image
+                    scored.results[name][image_set.name] = evaluate(read, detections, limit)
     return scored
 
 
@@ -139,16 +140,24 @@ def report_problems(sets: list[ImageSet], unreadable: set[Unreadable], folder: P
         unreadable: images that could not be loaded later.
         folder: of the run.
     """
-    skipped = [line for image_set in sets for line in image_set.problems.skipped] + sorted(map(str, unreadable))
-    notes = [line for image_set in sets for line in image_set.problems.notes]
-    skipped, notes = list(dict.fromkeys(skipped)), list(dict.fromkeys(notes))
+    problems = [image_set.problems for image_set in sets]
+    skipped = [line for each in problems for line in each.skipped] + sorted(map(str, unreadable))
+    left_out = [line for each in problems for line in each.left_out]
+    notes = [line for each in problems for line in each.notes]
+    sections = {"skipped": skipped, "left out": left_out, "noted": notes}
+    sections = {title: list(dict.fromkeys(lines)) for title, lines in sections.items()}
     path = folder / "data_problems.txt"
-    if not skipped and not notes:
+    if not any(sections.values()):
         path.unlink(missing_ok=True)
         return
-    lines = [f"skipped ({len(skipped)})", *skipped, "", f"noted ({len(notes)})", *notes]
-    write_atomically(path, "\n".join(lines) + "\n")
-    log.warning("data: %d images or boxes skipped, %d notes; listed in %s", len(skipped), len(notes), path)
+    text = "\n\n".join("\n".join([f"{title} ({len(lines)})", *lines]) for title, lines in sections.items())
+    write_atomically(path, f"{text}\n".encode("utf-8", "backslashreplace"))  # names of files may be of any bytes
+    counts = (len(lines) for lines in sections.values())
+    log.warning(
+        "data: %d faulty images or boxes skipped, %d files, images or lines left out, %d notes; listed in %s",
+        *counts,
+        path,
+    )
 
 
 def _share_buffers(models: dict[str, Detector], fabric: Fabric) -> None:

@@ -13,6 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from lossmix_det.evaluation.coco import COCO_LIMIT
 from lossmix_det.evaluation.detect import METRICS
 from lossmix_det.files import write_atomically
 
@@ -54,7 +55,7 @@ def write_detections(detections: dict[str, list[dict[str, Any]]], folder: Path) 
 
 def _summary(results: Results) -> Table:
     table = Table(
-        title="Average precision in percent: COCO's, and PASCAL VOC's at IoU 0.5",
+        title=f"Average precision in percent: COCO's{_limits(results)}, and PASCAL VOC's at IoU 0.5",
         title_justify="left",
         box=box.SIMPLE_HEAD,
     )
@@ -66,6 +67,16 @@ def _summary(results: Results) -> Table:
         for name, metrics in sets.items():
             table.add_row(model, name, *(_cell(metrics[key]) for key in METRICS))
     return table
+
+
+def _limits(results: Results) -> str:
+    """How many detections of an image count, where that is not COCO's own number."""
+    counted = {
+        metrics.get("detections_per_image", COCO_LIMIT) for sets in results.values() for metrics in sets.values()
+    }
+    return (
+        "" if counted <= {COCO_LIMIT} else f" of up to {max(counted)} detections per image (COCO itself: {COCO_LIMIT})"
+    )
 
 
 def _per_class(results: Results) -> Table:

@@ -129,3 +129,14 @@ def test_erased_shares_fill_the_range_of_the_recipe():
     assert 0.018 < min(shares) < 0.035
     assert 0.17 < max(shares) < 0.21
     assert 0.09 < np.mean(shares) < 0.13
+
+
+@pytest.mark.parametrize("shape", [(3000, 2), (2, 5000), (3000, 1), (40, 1), (1, 1)])
+def test_images_that_would_shrink_to_a_line_keep_their_three_axes(shape):
+    config = AugmentConfig(min_sizes=[32], max_size=33, grayscale=1.0, blur=1.0, jitter=1.0)
+    image, boxes = picture(*shape), np.array([[0, 0, shape[1], shape[0]]], dtype=np.float32)
+    views = Augment(config, BOTH)(image, boxes, 3)
+    assert views.weak.shape == views.strong.shape
+    assert views.strong.ndim == 3
+    assert min(views.strong.shape[:2]) >= 2
+    np.testing.assert_allclose(views.boxes[0, 2:], views.weak.shape[1::-1], rtol=1e-4)

@@ -59,12 +59,15 @@ def test_a_declared_name_needs_a_root():
         find("mine", load_config(None, ["datasets.mine.format=voc"]))
 
 
+KNOWN = "is not one of auto, voc, coco, yolo, huggingface, folder"
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("yolo", "datasets.mine.format='yolo' is not one of voc, coco, folder"),
-        ("cocoa", r"datasets.mine.format='cocoa' is not one of voc, coco, folder \(did you mean 'coco'\?\)"),
-        ("detectron2", "datasets.mine.format='detectron2' is not one of voc, coco, folder"),
+        ("cityscapes", f"datasets.mine.format='cityscapes' {KNOWN}"),
+        ("cocoa", rf"datasets.mine.format='cocoa' {KNOWN} \(did you mean 'coco'\?\)"),
+        ("detectron2", f"datasets.mine.format='detectron2' {KNOWN}"),
     ],
 )
 def test_an_unknown_format_names_those_there_are(tmp_path, name, message):

@@ -1,5 +1,7 @@
 """Every kind of file that people have, read as upright 8-bit RGB."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -18,7 +20,7 @@ def test_rgb_pixels_come_back_unchanged(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     path = save(tmp_path / "a.png", Image.fromarray(pixels))
     np.testing.assert_array_equal(read(path), pixels)
-    assert probe(path) == (7, 5)
+    assert probe(path).size() == (7, 5)
 
 
 def test_greyscale_becomes_three_equal_channels(tmp_path):
@@ -68,7 +70,7 @@ def test_exif_orientation_turns_pixels_and_size(tmp_path, orientation, corner):
     path = save(tmp_path / "a.jpg", Image.fromarray(pixels), exif=exif, quality=95)
     upright = read(path)
     assert upright.shape[:2] == ((32, 16) if orientation in (6, 8) else (16, 32))
-    assert probe(path) == (upright.shape[1], upright.shape[0])
+    assert probe(path).size() == (upright.shape[1], upright.shape[0])
     assert upright[corner].mean() > 240
 
 
@@ -107,14 +109,14 @@ def test_a_decompression_bomb_is_an_os_error(tmp_path, monkeypatch):
 def test_the_size_of_a_png_is_read_without_decoding_it(tmp_path):
     path = save(tmp_path / "a.png", Image.fromarray(np.zeros((64, 32), dtype=np.uint8)))
     path.write_bytes(path.read_bytes()[:60])
-    assert probe(path) == (32, 64)
+    assert probe(path).size() == (32, 64)
 
 
 def test_png_files_turn_by_their_exif_too(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     path = save(tmp_path / "a.png", Image.new("L", (30, 20)), exif=exif)
-    assert probe(path) == (20, 30)
+    assert probe(path).size() == (20, 30)
     assert read(path).shape[:2] == (30, 20)
 
 
@@ -133,3 +135,49 @@ def test_a_broken_chunk_is_an_os_error(tmp_path):
     path.write_bytes(bytes(content))
     with pytest.raises(OSError, match=r"\w"):
         read(path)
+
+
+CORNERS = {1: (0, 0), 2: (0, -1), 3: (-1, -1), 4: (-1, 0), 5: (0, 0), 6: (0, -1), 7: (-1, -1), 8: (-1, 0)}
+KINDS = [("tif", {}), ("tif", {"compression": "tiff_lzw"}), ("png", {}), ("webp", {"lossless": True})]
+
+
+@pytest.mark.parametrize("orientation", list(CORNERS))
+@pytest.mark.parametrize(("suffix", "options"), KINDS)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_every_kind_of_file_turns_by_every_orientation_and_back(tmp_path, suffix, options, orientation, mode):
+    """Where the first pixel goes is the definition of EXIF's orientations."""
+    pixels = np.zeros((8, 12, 3), dtype=np.uint8)
+    pixels[0, 0] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(tmp_path / f"a.{suffix}", Image.fromarray(pixels).convert(mode), exif=exif, **options)
+    upright, stored, header = read(path), read(path, exif=False), probe(path)
+    assert upright[CORNERS[orientation]].tolist() == [255, 255, 255]
+    assert (
+        (upright.shape[1], upright.shape[0]) == header.upright == header.size() == ((12, 8), (8, 12))[orientation > 4]
+    )
+    np.testing.assert_array_equal(stored, pixels)
+    assert header.stored == header.size(exif=False) == (12, 8)
+
+
+@pytest.mark.parametrize("value", [0, 9, 77])
+def test_an_orientation_that_exif_does_not_know_is_upright(tmp_path, value):
+    exif = Image.Exif()
+    exif[0x0112] = value
+    path = save(tmp_path / "a.jpg", Image.new("RGB", (16, 8)), exif=exif)
+    assert probe(path).upright == (16, 8)
+    assert read(path).shape == (8, 16, 3)
+
+
+def test_what_is_no_regular_file_is_an_os_error(tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")
+    for path in (tmp_path / "a.jpg", tmp_path):
+        for reader in (read, probe):
+            with pytest.raises(OSError, match="no regular file"):
+                reader(path)
+
+
+def test_a_name_with_a_nul_is_an_os_error(tmp_path):
+    for reader in (read, probe):
+        with pytest.raises(OSError, match="null"):
+            reader(tmp_path / "a\0.jpg")

@@ -2,6 +2,7 @@ import csv
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from conftest import voc_object, voc_xml
@@ -10,7 +11,10 @@ from rich.console import Console
 from lossmix_det.config import load_config
 from lossmix_det.data.catalog import load
 from lossmix_det.data.loaders import evaluation_loader
+from lossmix_det.data.records import ImageRecord, ImageSet, Problems
 from lossmix_det.evaluation import detect_all, evaluate, print_tables, write_results
+from lossmix_det.evaluation.coco import coco_metrics
+from lossmix_det.evaluation.detect import coco_results
 from lossmix_det.structures import Instances
 
 
@@ -114,3 +118,39 @@ def test_the_table_names_every_score_even_in_a_narrow_window(image_set, capsys):
 def test_without_scores_no_table_is_printed(capsys):
     print_tables({"student": {}}, Console())
     assert capsys.readouterr().out == ""
+
+
+def crowded(tmp_path, count):
+    """One image with a grid of objects, and a detector that finds all of them."""
+    corners = np.array([(20 * (k % 20), 20 * (k // 20)) for k in range(count)], dtype=np.float32)
+    boxes, flags = np.concatenate([corners, corners + 12], axis=1), np.zeros(count, dtype=bool)
+    record = ImageRecord(
+        tmp_path / "a.png", 1, (400, 400), boxes, np.zeros(count, np.int64), flags, flags, np.full(count, 144.0)
+    )
+    image_set = ImageSet("crowd", ["grain"], [record], True, [1], "", Problems())
+    scores = torch.linspace(1, 0.5, count)
+    boxes = torch.from_numpy(boxes)
+    return image_set, coco_results(image_set, 0, boxes, Instances(boxes, torch.zeros(count, dtype=torch.int64), scores))
+
+
+@pytest.mark.parametrize(
+    ("count", "limit", "counted"), [(90, 100, 100), (150, 300, 300), (300, None, 300), (90, 20, 100)]
+)
+def test_more_than_100_objects_count_if_the_detector_gives_as_many(tmp_path, count, limit, counted):
+    metrics = evaluate(*crowded(tmp_path, count), limit)
+    assert metrics["AP50"] == pytest.approx(100)
+    assert metrics["classes"]["grain"]["AP"] == pytest.approx(100)
+    assert metrics["detections_per_image"] == counted
+
+
+def test_coco_itself_counts_100_detections(tmp_path):
+    assert coco_metrics(*crowded(tmp_path, 150))["AP50"] < 70
+
+
+@pytest.mark.parametrize(("limit", "said"), [(100, ""), (300, " of up to 300 detections per image (COCO itself: 100)")])
+def test_the_table_and_the_results_say_how_many_detections_count(tmp_path, capsys, limit, said):
+    results = {"student": {"crowd": evaluate(*crowded(tmp_path, 5), limit)}}
+    print_tables(results, Console(width=200))
+    assert f"in percent: COCO's{said}, and PASCAL VOC's at IoU 0.5" in capsys.readouterr().out
+    write_results(results, tmp_path)
+    assert json.loads((tmp_path / "results.json").read_text())["student"]["crowd"]["detections_per_image"] == limit

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lossmix_det.config import DatasetConfig
-from lossmix_det.data.records import Problems, RawImage
+from lossmix_det.data.problems import Problems
+from lossmix_det.data.records import RawImage
 
 
 class Format(ABC):
@@ -16,10 +17,27 @@ class Format(ABC):
     Attributes:
         labelled: whether its files hold boxes.
         declarable: whether a YAML may name it.
+        looks_for: what tells a folder of this format, for messages; empty if a folder alone cannot tell.
     """
 
     labelled: bool = True
     declarable: bool = True
+    looks_for: str = ""
+
+    def claims(self, entry: DatasetConfig) -> DatasetConfig | None:
+        """The declaration, completed with what the folder tells, if the folder surely is of this format.
+
+        Args:
+            entry: its ``root`` is an existing folder; what the user has set stays as it is.
+
+        Raises:
+            UserError: the folder is of this format, but the declaration leaves open which part of it is meant.
+        """
+        return None
+
+    def image_folder(self, entry: DatasetConfig) -> Path | None:
+        """The folder that names of images are relative to, and that missing images are looked for in; None: neither."""
+        return Path(entry.root) / entry.images
 
     @abstractmethod
     def read(self, entry: DatasetConfig, problems: Problems) -> tuple[list[RawImage], dict[str, int]]:

@@ -9,7 +9,8 @@ from typing import Any
 
 from lossmix_det.config import DatasetConfig
 from lossmix_det.data.formats.contract import Format
-from lossmix_det.data.records import ImageSet, Problems, RawImage, RawObject
+from lossmix_det.data.problems import Problems
+from lossmix_det.data.records import ImageSet, RawImage, RawObject
 from lossmix_det.errors import UserError, first_line
 
 
@@ -51,6 +52,10 @@ class Detectron2(Format):
         for item, image in zip(entries, images, strict=True):
             _read_objects(item.get("annotations", []), image, classes, problems)
         return images, {label: number for number, label in enumerate(classes, start=1)}
+
+    def image_folder(self, entry: DatasetConfig) -> None:
+        """Images may lie anywhere."""
+        return
 
     def read_images(self, entry: DatasetConfig, problems: Problems) -> list[RawImage]:
         """The images; their annotations are not looked at.

@@ -86,7 +86,9 @@ BAD_ENTRIES = [
     pytest.param("images", {"file_name": "../a.png"}, r"images\[0\] .*leads out of", id="climbs"),
     pytest.param("images", {"width": 61}, "says 61×40 pixels, but a.png has 60×40", id="size"),
     pytest.param("images", {"id": 3}, r"images\[1\] repeats the id 3", id="repeated id"),
-    pytest.param("images", {"id": "x"}, r"images\[0\] needs a whole number as id", id="id is text"),
+    pytest.param("images", {"id": None}, r"images\[0\] needs a whole number or a text as id", id="no id"),
+    pytest.param("images", {"id": [7]}, r"images\[0\] needs a whole number or a text as id", id="id is a list"),
+    pytest.param("images", {"width": "wide"}, r"images\[0\] .* has width 'wide'", id="width is a word"),
 ]
 
 

@@ -73,7 +73,9 @@ def test_faults_of_a_format_from_outside_are_raised_or_skipped_like_all_others(w
 
 
 def test_a_misspelt_format_is_told_the_one_from_outside(words):
-    with pytest.raises(UserError, match=r"'cvs' is not one of voc, coco, folder, csv \(did you mean 'csv'\?\)"):
+    with pytest.raises(
+        UserError, match=r"'cvs' is not one of auto, voc, coco, yolo, huggingface, folder, csv \(did you mean 'csv'\?\)"
+    ):
         load("mine", load_config(None, [*words, "datasets.mine.format=cvs"]))
 
 

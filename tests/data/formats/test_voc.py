@@ -168,7 +168,7 @@ def test_a_missing_split_lists_those_there_are(voc_folder):
 
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(UserError, match="JPEGImages: no such folder"):
-        load_voc(tmp_path)
+        load_voc(tmp_path, "datasets.mine.format=voc")
 
 
 def test_other_folder_names_can_be_given(voc_folder):

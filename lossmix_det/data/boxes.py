@@ -1,0 +1,32 @@
+"""Upright boxes around what is none. Boxes are ``xyxy``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+Box = tuple[float, float, float, float]
+
+
+def around(points: Iterable[tuple[float, float]]) -> Box:
+    """The upright box around points (x, y), of which there is at least one."""
+    xs, ys = zip(*points, strict=True)
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def around_rotated(cx: float, cy: float, width: float, height: float, degrees: float) -> Box:
+    """The upright box around a box that is rotated about its centre.
+
+    Args:
+        cx, cy: the centre.
+        width, height: before the rotation.
+        degrees: of the rotation; either direction gives the same box.
+
+    Raises:
+        ValueError: the angle is not finite.
+    """
+    if not math.isfinite(degrees):
+        raise ValueError(f"is rotated by {degrees} degrees")
+    cos, sin = abs(math.cos(math.radians(degrees))), abs(math.sin(math.radians(degrees)))
+    half_width, half_height = (width * cos + height * sin) / 2, (width * sin + height * cos) / 2
+    return cx - half_width, cy - half_height, cx + half_width, cy + half_height

@@ -1,0 +1,126 @@
+"""The ``data.yaml`` of a YOLO data set: the names of its classes, and where its splits are."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lossmix_det.data.formats import splits
+from lossmix_det.data.paths import contained, read_text, visible
+from lossmix_det.errors import UserError
+
+KEYS = ("train", "val", "valid", "test")
+LARGEST = 1 << 20  # bytes; a file that names classes and folders is far smaller
+
+
+def find_yaml(root: Path) -> Path | None:
+    """The one YAML file in a folder that names classes; ``data.yaml`` if several do.
+
+    Raises:
+        UserError: several do, and none is called so.
+    """
+    found = [path for suffix in ("*.yaml", "*.yml") for path in visible(root, suffix) if _names_classes(path)]
+    usual = [path for path in found if path.stem in ("data", "dataset")]
+    if len(found) > 1 and len(usual) != 1:
+        names = ", ".join(path.name for path in found)
+        raise UserError(f"{root}: several YAML files name classes: {names}; set annotations to one of them")
+    return (usual or found or [None])[0]
+
+
+def _names_classes(path: Path) -> bool:
+    try:
+        content = _load(path)
+    except UserError:
+        return False
+    return "names" in content or ("nc" in content and "train" in content)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        text = read_text(path)
+        content = yaml.safe_load(text) if len(text) < LARGEST else None
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split()):.200}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: is not a YAML file with names and the folders of the splits")
+    return content
+
+
+class DataYaml:
+    """One such file.
+
+    Args:
+        path: of the file.
+        root: of the data set, which no path may leave.
+    """
+
+    def __init__(self, path: Path, root: Path) -> None:
+        self.path, self.root = path, root
+
+    @cached_property
+    def content(self) -> dict[str, Any]:
+        """All of the file."""
+        return _load(self.path)
+
+    def names(self) -> list[str]:
+        """The names of the classes in the order of their numbers; empty if there are none.
+
+        Raises:
+            UserError: they are no list, and no table by numbers from 0 without gaps; or one is there twice.
+        """
+        given = self.content.get("names") or []
+        if isinstance(given, dict):
+            keys = {str(key): key for key in given}
+            if set(keys) != {str(number) for number in range(len(given))}:
+                raise UserError(f"{self.path}: names must be numbered 0, 1, 2, … without gaps")
+            given = [given[keys[str(number)]] for number in range(len(given))]
+        if not isinstance(given, list) or any(isinstance(name, dict | list) or name is None for name in given):
+            raise UserError(f"{self.path}: names must be a list of names, or a table 0: name, 1: name, …")
+        odd = [name for name in given if isinstance(name, bool)]
+        if odd:
+            raise UserError(f"{self.path}: names holds {odd[0]}; put names that YAML takes for yes or no in quotes")
+        result = [str(name).strip() for name in given]
+        twice = next((name for name in result if result.count(name) > 1), None)
+        if twice is not None:
+            raise UserError(f"{self.path}: names has {twice!r} twice")
+        return result
+
+    def places(self, split: str) -> list[Path]:
+        """The folders of images and lists of images of a split.
+
+        Args:
+            split: a key of the file; ``val`` and ``valid`` are one; empty: the only one there is.
+
+        Raises:
+            UserError: there is no such split, several and none is named, or its folder is missing.
+        """
+        found = [key for key in KEYS if self.content.get(key) and (not split or key in splits.names(split))]
+        if not split and len(found) > 1:
+            raise UserError(f"{self.path}: has the splits {', '.join(found)}; set split to one of them")
+        if not found:
+            known = ", ".join(key for key in KEYS if self.content.get(key)) or "none"
+            raise UserError(f"{self.path}: no such split, {split!r} (found: {known})")
+        given = self.content[found[0]]
+        given = given if isinstance(given, list) else [given]
+        return [self._place(str(value), found[0]) for value in given]
+
+    def _place(self, value: str, key: str) -> Path:
+        """Relative to ``path`` in the file, to the file itself, or, as Roboflow writes it, below the file's folder."""
+        start, here = str(self.content.get("path") or ""), self.path.parent.relative_to(self.root).as_posix()
+        inside = value
+        while inside.startswith("../"):
+            inside = inside[3:]
+        first = f"{start}/{value}" if start.startswith("/") else f"{here}/{start}/{value}"
+        for way in (first, f"{here}/{value}", value, f"{here}/{inside}"):
+            try:
+                place = contained(self.root, way, str(self.path))
+                if place.exists():
+                    return place
+            except (UserError, ValueError, OSError):  # out of the root, or no path at all
+                continue
+        raise UserError(f"{self.path}: {key}: {value!r:.100} is no folder and no list of images below {self.root}")
