@@ -33,7 +33,7 @@ class Voc(Format):
         """The declaration, if there are lists, or the folder of annotations holds an XML annotation."""
         files = list(Folders(entry).xml_of.values())[:LOOKED_AT]
         has_lists = (Path(entry.root) / LISTS[1]).is_dir()
-        return entry if has_lists or any(WORD in read_file(path)[:HEAD] for path in files) else None
+        return entry if has_lists or any(WORD in _head(path) for path in files) else None
 
     def image_folder(self, entry: DatasetConfig) -> Path:
         """``JPEGImages``, or the folder that takes its place."""
@@ -96,3 +96,8 @@ class Voc(Format):
             if path is not None:
                 images.append(RawImage(where, path, []))
         return images
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes of a file; without zeros, which UTF-16 has between the letters."""
+    return read_file(path)[:HEAD].replace(b"\0", b"")

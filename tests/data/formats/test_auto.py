@@ -113,3 +113,11 @@ def test_hidden_copies_of_annotations_are_not_looked_at(tmp_path):
         (tmp_path / copy).parent.mkdir(exist_ok=True)
         (tmp_path / copy).write_bytes((tmp_path / "instances.json").read_bytes() + b'"objects"')
     assert find("mine", config(tmp_path)).annotations == "instances.json"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "gbk"])
+def test_voc_is_told_in_every_encoding(tmp_path, encoding):
+    write_image(tmp_path / "a.png")
+    text = f'<?xml version="1.0" encoding="{encoding.removesuffix("-sig")}"?>' + voc_xml(voc_object("cat", 1, 1, 9, 9))
+    (tmp_path / "a.xml").write_bytes(text.encode(encoding))
+    assert len(load("mine", config(tmp_path)).records.boxes) == 1
