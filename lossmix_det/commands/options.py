@@ -12,7 +12,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from lossmix_det.config import Config
-from lossmix_det.errors import UserError
+from lossmix_det.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from lossmix_det.training.launch import Processes
@@ -75,14 +75,42 @@ NOISE = (
 TALKATIVE = ("lightning",)  # loggers that announce what is set
 
 
+# What a fault of the machine means that libraries raise as a RuntimeError, by a phrase of what they say.
+FAULTS = {
+    "DataLoader worker": "a process that loads images was ended from outside, perhaps because memory ran out; lower "
+    "data.workers or data.batch_size",
+    "out of memory": "the GPU's memory ran out; lower data.batch_size or data.augment.max_size, or raise "
+    "train.accumulate",
+    "can't allocate memory": "memory ran out; lower data.batch_size, data.augment.max_size or data.workers",
+}
+FAILED, INTERRUPTED = 2, 130  # exit statuses
+
+
 def run_tool(action: Callable[[], int]) -> int:
-    """Run a command; a mistake of its user or a fault of the machine becomes one sentence and status 2."""
+    """Run a command; a mistake of its user or a fault of the machine becomes one sentence and status 2.
+
+    Ctrl-C ends it with one sentence and status 130, as shells expect.
+    """
     _set_up_log()
     try:
         return action()
+    except KeyboardInterrupt as error:
+        return _say("interrupted", INTERRUPTED, error)
     except (UserError, OSError) as error:  # the latter: a full disk, a folder that may not be written to
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _say(str(error), FAILED, error)
+    except (RuntimeError, MemoryError) as error:
+        said = "can't allocate memory" if isinstance(error, MemoryError) else str(error)
+        meaning = next((meaning for phrase, meaning in FAULTS.items() if phrase in said), None)
+        if meaning is None:  # a fault of ours, whose place in the code must be seen
+            raise
+        return _say(f"{meaning} ({first_line(error)})", FAILED, error)
+
+
+def _say(sentence: str, status: int, error: BaseException) -> int:
+    """Say why the command ends, and keep the error with its frames: loaders in them, as they go, wait for workers."""
+    sys.last_value = error
+    print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
+    return status
 
 
 def _is_no_announcement(record: logging.LogRecord) -> bool:
