@@ -79,6 +79,7 @@ class Trainer:
         """Train to the last step, evaluating and saving on the way; true if it got there, false if told to stop."""
         with run_lock(self.folder, self.fabric.is_global_zero, lambda here: everywhere(self.fabric, here)):
             if self.fabric.is_global_zero:
+                self.checkpoints.clear_drafts()
                 describe(self.folder, self.config, str(self.fabric.device), self.streams.sets, self.state.step)
                 log_summary(self.config, self.streams.by_use, self.state.detector, str(self.fabric.device))
                 report_problems(self.streams.sets, self.state.unreadable, self.folder)
@@ -109,7 +110,7 @@ class Trainer:
                 state.step += 1
                 images = images_seen(batch, state.adapting)
                 self._record(losses, images, time.perf_counter() - started + waited, waited)
-                if self.recovery.is_needed():
+                if self.recovery.is_needed(must_be_finite=self._is_used()):
                     self.recovery.restore()
                     return True
                 self._evaluate_and_save()
@@ -131,6 +132,13 @@ class Trainer:
                 raise
         if is_due(self.state.step, train.save_every) or is_last or self.improved:
             self.save()
+
+    def _is_used(self) -> bool:
+        """Whether the weights of this step are scored or saved."""
+        train, step = self.config.train, self.state.step
+        return step in (train.steps, self.phases.burn_in_steps) or any(
+            is_due(step, every) for every in (train.eval_every, train.save_every)
+        )
 
     def stop(self) -> None:
         """Save and stop after the current step."""
@@ -244,7 +252,7 @@ class Trainer:
             publish(self.state, self.streams, self.results, self.detections, self.console)
 
     def _resume(self) -> None:
-        content = self.checkpoints.load_latest()
+        content = self.checkpoints.load_latest(self.state.check)
         if content is None:
             log.info("%s holds no checkpoint yet; starting from the beginning", self.folder)
             return
