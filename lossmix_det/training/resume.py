@@ -39,7 +39,7 @@ def check_content(content: dict[str, Any], own: dict[str, Any]) -> None:
             raise Unfit(f"{name} is missing")
         kind = Mapping if isinstance(value, Mapping) else type(value)
         if value is not None and content[name] is not None and not isinstance(content[name], kind):
-            raise Unfit(f"{name} is a {type(content[name]).__name__}, not a {type(value).__name__}")
+            raise Unfit(f"{name} is a {type(content[name]).__name__}")
 
 
 def check_weights(content: dict[str, Any], own: dict[str, Any]) -> None:
