@@ -195,12 +195,14 @@ def load_sets(config: Config) -> tuple[list[ImageSet], list[ImageSet]]:
 def load_test_sets(config: Config) -> list[ImageSet]:
     """The test sets alone; the first training set is read too if nothing else tells the classes.
 
+    Without a training set, the classes are those of the first test set.
+
     Raises:
         UserError: something is missing or wrong.
     """
     classes = config.data.classes
-    if not classes and config.data.train:
-        classes = known_classes(config.data.train[0], config) or load(config.data.train[0], config).classes
+    for name in [*config.data.train, *config.data.test][:1]:
+        classes = classes or known_classes(name, config) or load(name, config).classes
     return [load(name, config, classes) for name in config.data.test]
 
 

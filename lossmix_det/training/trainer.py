@@ -17,7 +17,7 @@ from lightning_fabric import Fabric
 from rich.console import Console
 from torch import Tensor
 
-from lossmix_det.config import Config
+from lossmix_det.config import Config, TrainConfig
 from lossmix_det.errors import UserError
 from lossmix_det.evaluation import write_detections
 from lossmix_det.evaluation.scores import check_metric, metric_of, report_problems, score_models
@@ -110,7 +110,9 @@ class Trainer:
                 state.step += 1
                 images = images_seen(batch, state.adapting)
                 self._record(losses, images, time.perf_counter() - started + waited, waited)
-                if self.recovery.is_needed(must_be_finite=self._is_used()):
+                if self.recovery.is_needed(
+                    must_be_finite=is_used(state.step, self.config.train, self.phases.burn_in_steps)
+                ):
                     self.recovery.restore()
                     return True
                 self._evaluate_and_save()
@@ -132,13 +134,6 @@ class Trainer:
                 raise
         if is_due(self.state.step, train.save_every) or is_last or self.improved:
             self.save()
-
-    def _is_used(self) -> bool:
-        """Whether the weights of this step are scored or saved."""
-        train, step = self.config.train, self.state.step
-        return step in (train.steps, self.phases.burn_in_steps) or any(
-            is_due(step, every) for every in (train.eval_every, train.save_every)
-        )
 
     def stop(self) -> None:
         """Save and stop after the current step."""
@@ -271,6 +266,12 @@ class Trainer:
 def is_due(step: int, every: int) -> bool:
     """Whether something that happens every so many steps happens after this one; 0 means never."""
     return every > 0 and step % every == 0
+
+
+def is_used(step: int, train: TrainConfig, burn_in_steps: int) -> bool:
+    """Whether the weights after a step are scored or saved."""
+    due = is_due(step, train.eval_every) or is_due(step, train.save_every)
+    return due or step in (train.steps, burn_in_steps)
 
 
 def seed_everything(seed: int) -> None:
