@@ -23,7 +23,8 @@ Value = TypeVar("Value")
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader sees the old one or the whole new one, whatever happens."""
     with _draft(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        # Bytes of a file's name that are not UTF-8 reach us as characters that have no encoding.
+        file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
 
 
 def save_tensors(content: Any, path: Path, *copies: Path) -> None:
@@ -63,6 +64,11 @@ class _Watched:
     def flush(self) -> None:
         """As of the file."""
         self.file.flush()
+
+
+def set_aside(path: Path) -> Path:
+    """Give a file that cannot be read another name, under which it is kept."""
+    return path.replace(path.with_name(f"{path.name}.unreadable"))
 
 
 def clear_drafts(folder: Path) -> None:

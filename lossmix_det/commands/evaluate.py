@@ -58,6 +58,7 @@ def evaluate(config: Config, fabric: Fabric, overrides: list[str]) -> int:
         UserError: there is nothing to score or nothing to score on, or the weights are of other classes.
     """
     from rich.console import Console
+    from rich.text import Text
 
     from lossmix_det.data.catalog import load_test_sets
     from lossmix_det.evaluation import print_tables, score_models
@@ -76,7 +77,7 @@ def evaluate(config: Config, fabric: Fabric, overrides: list[str]) -> int:
         folder = Path(config.output_dir) / "inference" / Path(weights).stem
         _write(scored, test_sets, folder)
         print_tables(scored.results, console)
-        console.print(f"scores and detections are in {folder}", soft_wrap=True)
+        console.print(Text(f"scores and detections are in {folder}"), soft_wrap=True)
     return 0
 
 

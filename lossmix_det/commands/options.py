@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import re
 import sys
@@ -92,6 +93,8 @@ def run_tool(action: Callable[[], int]) -> int:
     Ctrl-C ends it with one sentence and status 130, as shells expect.
     """
     _set_up_log()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of any script, also where the terminal has another
     try:
         return action()
     except KeyboardInterrupt as error:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,6 +42,7 @@ def detect_all(
         results.
     """
     results: list[dict[str, Any]] = []
+    folder = common_folder(image_set)
     unreadable: dict[int, Unreadable] = {}
     for images, indices, problems in batches(loader):
         unreadable |= problems
@@ -49,12 +52,20 @@ def detect_all(
                 continue
             height, width = image_set.records[index].size
             scale = instances.boxes.new_tensor([width / size[1], height / size[0]] * 2)
-            results += coco_results(image_set, index, instances.boxes * scale, instances)
+            results += coco_results(image_set, index, instances.boxes * scale, instances, folder)
         advance(len(indices))
     return results, unreadable
 
 
-def coco_results(image_set: ImageSet, index: int, boxes: torch.Tensor, instances: Instances) -> list[dict[str, Any]]:
+def common_folder(image_set: ImageSet) -> str:
+    """The folder that all images of a data set lie in, themselves or in sub-folders of it."""
+    names = [image_set.records.name(number) for number in range(len(image_set))]
+    return os.path.dirname(os.path.commonprefix([min(names), max(names)])) if names else ""
+
+
+def coco_results(
+    image_set: ImageSet, index: int, boxes: torch.Tensor, instances: Instances, folder: str
+) -> list[dict[str, Any]]:
     """Detections of one image as COCO results: ``bbox`` is [x, y, width, height] in pixels of the file.
 
     Args:
@@ -62,13 +73,15 @@ def coco_results(image_set: ImageSet, index: int, boxes: torch.Tensor, instances
         index: of the image.
         boxes: (N, 4) in pixels of the file.
         instances: N detections with scores; their own boxes are not read.
+        folder: that ``file_name`` is relative to.
     """
     record = image_set.records[index]
+    name = Path(os.path.relpath(record.path, folder)).as_posix()
     rows = zip(boxes.tolist(), instances.classes.tolist(), instances.scores.tolist(), strict=True)
     return [
         {
             "image_id": record.image_id,
-            "file_name": record.path.name,
+            "file_name": name,
             "category_id": image_set.category_ids[label],
             "bbox": [x1, y1, x2 - x1, y2 - y1],
             "score": score,

@@ -21,6 +21,7 @@ from matplotlib.patheffects import withStroke
 from lossmix_det.data.images import read
 from lossmix_det.data.packed import ImageRecord
 from lossmix_det.data.records import ImageSet
+from lossmix_det.evaluation.lettering import lettered
 from lossmix_det.files import write_atomically
 from lossmix_det.structures import Instances
 
@@ -41,11 +42,13 @@ def draw_instances(axis: Axes, instances: Instances, classes: list[str], colour:
     values = instances.weights if instances.weights is not None else instances.scores
     for index, (x1, y1, x2, y2) in enumerate(instances.boxes.tolist()):
         strength = weight if values is None else float(values[index])
-        text = classes[int(instances.classes[index])] + ("" if values is None else f" {strength:.2f}")
+        number = int(instances.classes[index])
+        name, letters = lettered(classes[number], f"class {number + 1}")
+        text = name + ("" if values is None else f" {strength:.2f}")
         alpha = 0.35 + 0.65 * min(strength, 1.0)
         axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=2, alpha=alpha))
         outline = [withStroke(linewidth=2, foreground="white")]
-        axis.text(x1, y1 - 1, text, color=colour, fontsize=8, path_effects=outline)
+        axis.text(x1, y1 - 1, text, color=colour, fontsize=8, path_effects=outline, **letters)
 
 
 def hide_ticks(axis: Axes) -> None:
@@ -94,7 +97,9 @@ def draw_before_after(
             hide_ticks(axis)
             instances = _truth(record) if results is None else _detections(results, record, image_set)
             draw_instances(axis, instances, image_set.classes, COLOURS[row - len(rows)])
-    figure.suptitle(f"{image_set.name}: detections scoring at least {SHOWN}, before and after adaptation", fontsize=11)
+    name, letters = lettered(image_set.name, "test set")
+    title = f"{name}: detections scoring at least {SHOWN}, before and after adaptation"
+    figure.suptitle(title, fontsize=11, **letters)
     figure.tight_layout()
     save(figure, path)
 

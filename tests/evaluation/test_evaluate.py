@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from conftest import write_image
 from conftest import voc_object, voc_xml
 from rich.console import Console
 
@@ -114,3 +115,14 @@ def test_the_table_names_every_score_even_in_a_narrow_window(image_set, capsys):
 def test_without_scores_no_table_is_printed(capsys):
     print_tables({"student": {}}, Console())
     assert capsys.readouterr().out == ""
+
+
+def test_detections_name_images_by_their_place_below_the_folder_of_all(tmp_path):
+    paths = ["cam1/0001.png", "cam2/0001.png", "cam2/b/0001.png"]
+    for seed, path in enumerate(paths):
+        write_image(tmp_path / "f" / path, seed=seed)
+    words = [f"datasets.f={{format: folder, root: {tmp_path / 'f'}}}", "data.workers=0", "data.classes=[a]"]
+    config = load_config(None, words)
+    image_set = load("f", config)
+    found, _ = detect_all(Fixed(), image_set, evaluation_loader(image_set, config.data), "cpu")
+    assert [row["file_name"] for row in found] == paths
