@@ -34,7 +34,7 @@ from lossmix_det.training.signals import catching_signals
 from lossmix_det.training.state import RunState
 from lossmix_det.training.streams import Streams
 from lossmix_det.training.student_batch import StudentBatch
-from lossmix_det.training.summary import log_summary
+from lossmix_det.training.summary import log_summary, warn_of_no_partners
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +82,7 @@ class Trainer:
                 self.checkpoints.clear_drafts()
                 describe(self.folder, self.config, str(self.fabric.device), self.streams.sets, self.state.step)
                 log_summary(self.config, self.streams.by_use, self.state.detector, str(self.fabric.device))
+                warn_of_no_partners(self.config, self.fabric.world_size)
                 report_problems(self.streams.sets, self.state.unreadable, self.folder)
             self.recovery.prepare()
             with catching_signals(self.stop):

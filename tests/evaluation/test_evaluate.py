@@ -4,8 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import write_image
-from conftest import voc_object, voc_xml
+from conftest import voc_object, voc_xml, write_image
 from rich.console import Console
 
 from lossmix_det.config import load_config
