@@ -41,9 +41,11 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
 
 def _run(options: argparse.Namespace) -> int:
     config = load_config(options.config_file, options.overrides)
-    from lossmix_det.training.launch import launch  # loads torch
+    from lossmix_det.training.launch import launch, together  # loads torch
 
-    return evaluate(config, launch(config, processes_of(options)), options.overrides)
+    fabric = launch(config, processes_of(options))
+    with together(fabric):
+        return evaluate(config, fabric, options.overrides)
 
 
 def evaluate(config: Config, fabric: Fabric, overrides: list[str]) -> int:

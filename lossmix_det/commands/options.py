@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import logging
+import os
 import re
 import sys
 import warnings
@@ -13,7 +14,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from lossmix_det.config import Config
-from lossmix_det.errors import UserError, first_line
+from lossmix_det.errors import Silent, UserError, first_line
 
 if TYPE_CHECKING:
     from lossmix_det.training.launch import Processes
@@ -37,18 +38,25 @@ def new_parser(description: str, prog: str | None = None) -> argparse.ArgumentPa
 def add_processes(parser: argparse.ArgumentParser) -> None:
     """The options that say how many processes run together, under the names that Detectron2's users know."""
     parser.add_argument(
-        "--num-gpus", type=int, default=1, metavar="N", help="GPUs of this machine; on a CPU the number of processes"
+        "--num-gpus",
+        type=int,
+        metavar="N",
+        help="GPUs of this machine; on a CPU the number of processes; default: 1, and under torchrun and srun theirs",
     )
-    parser.add_argument("--num-machines", type=int, default=1, metavar="M", help="number of machines")
-    parser.add_argument("--machine-rank", type=int, default=0, metavar="R", help="number of this machine, from 0")
+    parser.add_argument("--num-machines", type=int, metavar="M", help="number of machines")
+    parser.add_argument("--machine-rank", type=int, metavar="R", help="number of this machine, from 0")
     parser.add_argument("--dist-url", default="", metavar="URL", help="tcp://host:port of machine 0")
+    parser.add_argument(
+        "--dist-timeout", type=float, default=15.0, metavar="S", help="seconds that machines wait for each other"
+    )
 
 
 def processes_of(options: argparse.Namespace) -> Processes:
     """What the options of `add_processes` say."""
-    from lossmix_det.training.launch import Processes  # loads torch
+    from lossmix_det.training.launchers import asked_for  # loads torch
 
-    return Processes(options.num_gpus, options.num_machines, options.machine_rank, options.dist_url)
+    asked = {"gpus": options.num_gpus, "machines": options.num_machines, "machine_rank": options.machine_rank}
+    return asked_for(asked, options.dist_url, options.dist_timeout)
 
 
 def parse(parser: argparse.ArgumentParser, words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -97,6 +105,8 @@ def run_tool(action: Callable[[], int]) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # names of any script, also where the terminal has another
     try:
         return action()
+    except Silent:
+        return FAILED
     except KeyboardInterrupt as error:
         return _say("interrupted", INTERRUPTED, error)
     except (UserError, OSError) as error:  # the latter: a full disk, a folder that may not be written to
@@ -126,6 +136,7 @@ def _is_no_noise(record: logging.LogRecord) -> bool:
 
 def _set_up_log() -> None:
     """Log to stderr with the time, and without the announcements and noise of libraries."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else lost connections print pages; read as torch is loaded
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, force=True
     )

@@ -31,8 +31,8 @@ def warn_of_no_partners(config: Config, processes: int) -> None:
     alone = config.data.batch_size == processes and not config.data.target
     if alone and config.mixing.probability and set(config.mixing.views) & set(config.data.views):
         log.warning(
-            "nothing will be mixed, because a step has one image%s, which has no partner: raise data.batch_size, or set "
-            "mixing.probability=0",
+            "nothing will be mixed, because a step has one image%s, which has no partner: raise data.batch_size, or "
+            "set mixing.probability=0",
             "" if processes == 1 else " for each process",
         )
 
