@@ -151,19 +151,23 @@ def _place(key: str) -> tuple[Any, list[str]]:
         return group, names
     if get_origin(group) is not dict:
         raise UserError(f"unknown key {key!r}; {'.'.join(names)} has no settings below it")
-    kind = get_args(group)[1]
+    kind, more = _place_in_table(key, get_args(group)[1], rest)
+    return kind, [*names, *more]
+
+
+def _place_in_table(key: str, kind: Any, rest: str) -> tuple[Any, list[str]]:
+    """The same for what follows a table by name; where its entries are groups, one setting may follow the name."""
     if not is_dataclass(kind):
-        return kind, [*names, rest]
+        return kind, [rest]
     name, _, last = rest.rpartition(".")
     if last not in kinds_of(kind) or not name:
         name, _, last = rest.partition(".")
     if not last:
-        return kind, [*names, name]
-    kinds = kinds_of(kind)
-    if last not in kinds:
-        known = [".".join([*names, name, each]) for each in kinds]
+        return kind, [name]
+    if last not in kinds_of(kind):
+        known = [f"{key.removesuffix(last)}{each}" for each in kinds_of(kind)]
         raise UserError(f"unknown key {key!r}{nearest(key, known)}")
-    return kinds[last], [*names, name, last]
+    return kinds_of(kind)[last], [name, last]
 
 
 def _merge(config: DictConfig, content: DictConfig, origin: str) -> DictConfig:

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import cv2
@@ -44,7 +44,8 @@ def batches(loader: DataLoader) -> Iterator[Any]:
     Raises:
         WorkerLost: one of its processes was killed, by the system for memory for example.
     """
-    stream = iter(loader)
+    with _interrupted_later():
+        stream = iter(loader)
     while True:
         try:
             batch = next(stream)
@@ -55,6 +56,19 @@ def batches(loader: DataLoader) -> Iterator[Any]:
                 raise
             raise WorkerLost(lost_worker(error)) from None
         yield batch
+
+
+@contextmanager
+def _interrupted_later() -> Iterator[None]:
+    """Hold Ctrl-C back within the block, so that processes which begin in it are not struck before they ignore it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def lost_worker(error: Exception) -> str:
