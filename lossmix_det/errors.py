@@ -16,6 +16,10 @@ class UserError(ValueError):
     """
 
 
+class Silent(Exception):
+    """A process ends because another one failed, which has said why."""
+
+
 def nearest(word: str, known: list[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the known word closest to ``word``, or an empty string."""
     close = get_close_matches(word, known, n=1, cutoff=0.5)

@@ -5,21 +5,26 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
+from zipfile import ZipFile
 
 import torch
 
 from lossmix_det.errors import UserError, first_line
 
+Value = TypeVar("Value")
+
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader sees the old one or the whole new one, whatever happens."""
     with _draft(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        # Bytes of a file's name that are not UTF-8 reach us as characters that have no encoding.
+        file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
 
 
 def save_tensors(content: Any, path: Path, *copies: Path) -> None:
@@ -31,11 +36,49 @@ def save_tensors(content: Any, path: Path, *copies: Path) -> None:
         copies: further names of the same file; where the file system has no links, real copies.
     """
     with _draft(path) as file:
-        torch.save(content, file)
+        watched = _Watched(file)
+        try:
+            torch.save(content, watched)
+        except RuntimeError:  # torch's own, which says nothing of the disk
+            raise watched.failure or OSError("torch could not write it") from None
         file.flush()
         os.fsync(file.fileno())  # no name may point at what is not on the disk
         for copy in copies:
             _link(Path(file.name), copy)
+
+
+class _Watched:
+    """A file that remembers why a write failed."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.failure = file, None
+
+    def write(self, content: bytes) -> int:
+        """As of the file."""
+        try:
+            return self.file.write(content)
+        except OSError as error:
+            self.failure = error
+            raise
+
+    def flush(self) -> None:
+        """As of the file."""
+        self.file.flush()
+
+
+def set_aside(path: Path) -> Path:
+    """Give a file that cannot be read another name, under which it is kept."""
+    return path.replace(path.with_name(f"{path.name}.unreadable"))
+
+
+def clear_drafts(folder: Path) -> None:
+    """Remove what writes that were killed left in a folder; nobody else may be writing there."""
+    for draft in folder.glob(".*"):
+        if DRAFT.fullmatch(draft.name) and draft.is_file():
+            draft.unlink(missing_ok=True)
+
+
+DRAFT = re.compile(r"\..+\.\d+")  # .<name>.<process>
 
 
 def _link(file: Path, copy: Path) -> None:
@@ -43,27 +86,34 @@ def _link(file: Path, copy: Path) -> None:
     draft = copy.with_name(f".{copy.name}.{os.getpid()}")
     draft.unlink(missing_ok=True)
     try:
-        os.link(file, draft)
-    except OSError:  # no links on this file system
-        shutil.copyfile(file, draft)
-        with open(draft, "rb") as written:
-            os.fsync(written.fileno())
-    os.replace(draft, copy)
+        try:
+            os.link(file, draft)
+        except OSError:  # no links on this file system
+            shutil.copyfile(file, draft)
+            with open(draft, "rb") as written:
+                os.fsync(written.fileno())
+        os.replace(draft, copy)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 @contextmanager
 def _draft(path: Path) -> Iterator[BinaryIO]:
     """A temporary file beside the path, which replaces it once it is whole and on the disk; else it is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(draft, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
+    except OSError as error:
+        reason = error.strerror or first_line(error)
+        raise OSError(f"{path} cannot be written ({reason}); what was there before is as it was") from error
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that may no longer be written to
+            draft.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -73,9 +123,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         UserError: the file is missing, damaged, or not a checkpoint.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _verified(path, torch.load)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint") from None
+    except Damaged:
+        raise
     except Exception as error:  # torch raises almost anything on a damaged file
         raise UserError(f"{path}: damaged checkpoint ({first_line(error)})") from None
     if not isinstance(content, dict) or "student" not in content or "step" not in content:
@@ -84,28 +136,128 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def read_model(path: Path) -> dict[str, torch.Tensor]:
-    """The state dict in a file: bare, under ``model``, or of a checkpoint of ours (its average if it has one).
+    """The state dict in a file: bare, in the checkpoint of a training script, or of ours (its average if it has one).
+
+    Other objects in the file, such as the arguments of a script, are passed over, and no code of theirs is run. A
+    ``module.`` before every name is taken off.
 
     Raises:
-        UserError: the file is missing, damaged, holds more than tensors, or no state dict.
+        UserError: the file is missing, damaged, holds what cannot be read without running code, or no state dict.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _verified(path, _load_foreign)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint, export or state dict") from None
+    except Damaged:
+        raise
     except pickle.UnpicklingError:
         raise UserError(
-            f"{path}: refused: it is damaged, or holds more than tensors; save the bare state dict with torch.save"
+            f"{path}: refused: it is damaged, or holds {_named(_unsafe(path))}, which could run code; if you trust it, "
+            f"save its weights alone: torch.save(torch.load({str(path)!r}, weights_only=False)['model'], 'weights.pth')"
         ) from None
     except Exception as error:  # torch raises almost anything on a damaged file
         raise UserError(f"{path}: cannot be read as weights ({first_line(error)})") from None
-    if isinstance(content, dict) and "student" in content:
-        content = content.get("ema") or content["student"]
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        content = content["model"]
-    if not isinstance(content, dict) or not content or not all(isinstance(v, torch.Tensor) for v in content.values()):
-        raise UserError(f"{path}: holds no state dict (a dictionary of tensors)")
-    return content
+    state = _state_dict(content)
+    if state is None:
+        raise UserError(
+            f"{path}: holds no state dict (a dictionary of tensors); write one by torch.save(model.state_dict(), …)"
+        )
+    return without_common(state, WRAPPERS)
+
+
+STATE_DICTS = ("ema", "student", "model", "state_dict", "model_state_dict")  # where training scripts keep one
+WRAPPERS = ("module.", "_orig_mod.")  # DataParallel, DDP; torch.compile
+
+
+def _state_dict(content: Any) -> dict[str, torch.Tensor] | None:
+    """The state dict that a file holds, bare or under one of the usual keys; None if there is none."""
+    if not isinstance(content, dict) or not content:
+        return None
+    if all(isinstance(value, torch.Tensor) for value in content.values()):
+        return dict(content)
+    return next((found for key in STATE_DICTS if (found := _state_dict(content.get(key))) is not None), None)
+
+
+def without_common(state: dict[str, Value], prefixes: Collection[str]) -> dict[str, Value]:
+    """A state dict without the prefixes that all of its names begin with."""
+    for prefix in prefixes:
+        while state and all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
+
+
+# ---------------------------------------------------------------------------------------------- without running code
+
+
+def _verified(path: Path, load: Callable[..., Any]) -> Any:
+    """What a file of torch's holds, if its checksums hold; torch itself does not look at them.
+
+    Files of torch before 1.6 have none.
+    """
+    with open(path, "rb") as file:
+        if file.read(len(ZIP)) == ZIP:
+            try:
+                with ZipFile(file) as archive:
+                    damaged = archive.testzip() and "a checksum does not hold"
+            except Exception as error:  # as many kinds as a damaged directory has ways to mislead
+                damaged = first_line(error)
+            if damaged:
+                raise Damaged(f"{path}: damaged checkpoint ({damaged}); use another, or copy it again")
+    return load(path, map_location="cpu", weights_only=True)
+
+
+class Damaged(UserError):
+    """A file whose bytes are not those that were written."""
+
+
+ZIP = b"PK\x03\x04"  # how such a file begins
+
+
+class _Inert:
+    """Takes the place of an object that is not read."""
+
+    def __new__(cls, *_: Any) -> _Inert:
+        return object.__new__(cls)
+
+    def __init__(self, *_: Any) -> None:
+        """Nothing of it is kept."""
+
+    def __setstate__(self, _: Any) -> None:
+        """Nothing of it is kept."""
+
+
+class _InertTable(_Inert):
+    """Takes the place of a dictionary of another class, which pickle fills entry by entry."""
+
+    def __new__(cls, *_: Any) -> dict[Any, Any]:
+        return {}
+
+
+def _load_foreign(path: Path, **settings: Any) -> Any:
+    """`torch.load`, with something inert in the place of every object whose class torch does not know to be safe."""
+    try:
+        return torch.load(path, **settings)
+    except pickle.UnpicklingError as error:
+        names = _unsafe(path)
+        for inert in (_Inert, _InertTable) if names else ():
+            with torch.serialization.safe_globals([(inert, name) for name in names]), suppress(pickle.UnpicklingError):
+                return torch.load(path, **settings)
+        raise error
+
+
+def _unsafe(path: Path) -> list[str]:
+    """The classes and functions in a file of torch's that it does not know to be safe; none where it cannot tell."""
+    list_names = getattr(torch.serialization, "get_unsafe_globals_in_checkpoint", None)  # torch 2.5
+    with suppress(Exception):  # of a damaged file, or one before torch 1.6
+        return sorted(list_names(path))
+    return []
+
+
+def _named(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + ("" if len(names) <= most else ", …") or "more than tensors"
+
+
+# ----------------------------------------------------------------------------------------------------------- classes
 
 
 def classes_of(weights: Path) -> list[str] | None:

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lossmix_det.commands.options import add_processes, new_parser, parse, processes_of, run_tool
-from lossmix_det.config import Config, load_config, overrides_set
-from lossmix_det.errors import UserError
+from lossmix_det.config import Config, DataConfig, ModelConfig, load_config, overrides_set
+from lossmix_det.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from lossmix_det.data.records import ImageSet
     from lossmix_det.engines import Detector
+    from lossmix_det.engines.classes import OfFewerClasses
     from lossmix_det.evaluation import Scored
 
 log = logging.getLogger(__name__)
@@ -40,9 +41,11 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
 
 def _run(options: argparse.Namespace) -> int:
     config = load_config(options.config_file, options.overrides)
-    from lossmix_det.training.launch import launch  # loads torch
+    from lossmix_det.training.launch import launch, together  # loads torch
 
-    return evaluate(config, launch(config, processes_of(options)), options.overrides)
+    fabric = launch(config, processes_of(options))
+    with together(fabric):
+        return evaluate(config, fabric, options.overrides)
 
 
 def evaluate(config: Config, fabric: Fabric, overrides: list[str]) -> int:
@@ -57,15 +60,17 @@ def evaluate(config: Config, fabric: Fabric, overrides: list[str]) -> int:
         UserError: there is nothing to score or nothing to score on, or the weights are of other classes.
     """
     from rich.console import Console
+    from rich.text import Text
 
     from lossmix_det.data.catalog import load_test_sets
     from lossmix_det.evaluation import print_tables, score_models
 
-    with fabric.rank_zero_first():
-        test_sets = load_test_sets(config)
-    if not test_sets:
+    if not config.data.test:
         raise UserError("data.test is empty; name at least one data set to evaluate on")
     weights, reason = _choose_weights(config, overrides)
+    config = _with_classes(config, weights)
+    with fabric.rank_zero_first():
+        test_sets = load_test_sets(config)
     log.info("scoring %s: %s", weights, reason)
     detector = _detector(config, weights, test_sets[0].classes, fabric)
     console = Console()
@@ -74,7 +79,7 @@ def evaluate(config: Config, fabric: Fabric, overrides: list[str]) -> int:
         folder = Path(config.output_dir) / "inference" / Path(weights).stem
         _write(scored, test_sets, folder)
         print_tables(scored.results, console)
-        console.print(f"scores and detections are in {folder}", soft_wrap=True)
+        console.print(Text(f"scores and detections are in {folder}"), soft_wrap=True)
     return 0
 
 
@@ -95,18 +100,59 @@ def _choose_weights(config: Config, overrides: list[str]) -> tuple[str, str]:
     raise UserError(f"nothing to evaluate: {config.output_dir} has no checkpoint, and model.weights is empty")
 
 
-def _detector(config: Config, weights: str, classes: list[str], fabric: Fabric) -> Detector:
-    from lossmix_det.engines import build_detector, to_device
+def _with_classes(config: Config, weights: str) -> Config:
+    """Where nobody has named a training set, the classes are those of the weights, else those of the first test set."""
+    from lossmix_det.data.shapes import NAMES
     from lossmix_det.files import classes_of
 
+    generated = set(config.data.test) & set(NAMES)
+    if config.data.classes or config.data.train != DataConfig().train or generated:
+        return config
+    return replace(config, data=replace(config.data, train=[], classes=classes_of(Path(weights))))
+
+
+def _detector(config: Config, weights: str, classes: list[str], fabric: Fabric) -> Detector | OfFewerClasses:
+    from lossmix_det.engines import build_detector, to_device
+    from lossmix_det.engines.classes import OfFewerClasses
+    from lossmix_det.files import classes_of
+
+    model = replace(config.model, weights=weights)
     trained_on = classes_of(Path(weights))
     if trained_on and trained_on != classes:
         raise UserError(
             f"{weights} was trained on the classes {', '.join(trained_on)}, the test data has {', '.join(classes)}; "
             f"set data.classes to the former"
         )
-    detector = build_detector(replace(config.model, weights=weights), len(classes), strict=True)
-    return to_device(detector, fabric.device, config.train.channels_last)
+    labels = None if trained_on else _labels(model)
+    if labels is None:
+        detector = build_detector(model, len(classes), strict=True)
+        if not trained_on:
+            _say_order(weights, classes, config)
+        return to_device(detector, fabric.device, config.train.channels_last)
+    unknown = [name for name in classes if name not in labels]
+    if unknown:
+        raise UserError(
+            f"model.weights={weights} knows no class {unknown[0]!r}{nearest(unknown[0], labels)}; its classes are "
+            f"{', '.join(name for name in labels if name != 'N/A')}: name those of them that are wanted in data.classes"
+        )
+    detector = build_detector(model, len(labels), strict=True)
+    return OfFewerClasses(to_device(detector, fabric.device, config.train.channels_last), labels, classes)
+
+
+def _labels(model: ModelConfig) -> list[str] | None:
+    """The classes of torchvision's own weights, and of others with COCO's 91 outputs."""
+    from lossmix_det.engines.classes import labels_of
+    from lossmix_det.engines.weights import read_weights
+
+    if model.engine != "torchvision":
+        return None
+    return labels_of(model.weights, model.detector, read_weights(model.weights))
+
+
+def _say_order(weights: str, classes: list[str], config: Config) -> None:
+    """Which label is taken for which class, where the weights do not say it; a wrong order scores every class wrong."""
+    advice = "" if config.data.classes else "; if they were trained in another order, set data.classes to it"
+    log.warning("%s names no classes: its labels are taken as %s, in this order%s", weights, ", ".join(classes), advice)
 
 
 def _write(scored: Scored, test_sets: list[ImageSet], folder: Path) -> None:

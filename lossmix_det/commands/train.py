@@ -28,11 +28,12 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
 def _run(options: argparse.Namespace) -> int:
     config = load_config(options.config_file, options.overrides)
     # The heavy imports come after the configuration has been read, so that --help and misspelt keys answer at once.
-    from lossmix_det.training.launch import launch
+    from lossmix_det.training.launch import launch, together
     from lossmix_det.training.trainer import Trainer
 
     fabric = launch(config, processes_of(options))
-    if options.eval_only:
-        return evaluate(config, fabric, options.overrides)
-    Trainer(config, fabric, resume=options.resume).train()
-    return 0
+    with together(fabric):
+        if options.eval_only:
+            return evaluate(config, fabric, options.overrides)
+        Trainer(config, fabric, resume=options.resume).train()
+        return 0

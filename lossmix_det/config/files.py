@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import is_dataclass
 from pathlib import Path
+from typing import Any, get_args, get_origin
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
+from yaml.nodes import MappingNode, ScalarNode
 
 from lossmix_det.config.fields import Settings, check, entries
 from lossmix_det.config.schema import Config
+from lossmix_det.config.typed import KINDS, Reader, compose, kinds_of, text
 from lossmix_det.errors import UserError, first_line, nearest
 
 
@@ -67,61 +70,120 @@ def _read_files(path: str | Path | None, seen: tuple[Path, ...] = ()) -> list[tu
     path = Path(path)
     if path.resolve() in seen:
         raise UserError(f"{path}: _BASE_ leads back to the file itself; remove one link of the circle")
-    content = _read_yaml(path)
-    base = content.pop("_BASE_", None)
-    if base is not None and not isinstance(base, str):
-        raise UserError(f"{path}: _BASE_ must be the path of one YAML file, got {base!r}")
+    base, content = _read_yaml(path)
     chain = _read_files(path.parent / base, (*seen, path.resolve())) if base else []
     return [*chain, (path, content)]
 
 
-def _read_yaml(path: Path) -> DictConfig:
+def _read_yaml(path: Path) -> tuple[str | None, DictConfig]:
+    """The base that a file names, and its settings."""
     try:
-        content = OmegaConf.load(path)
+        node, loader = compose(path.read_bytes())
+        if not isinstance(node, MappingNode | None):
+            raise UserError(f"expected 'key: value' lines, found {KINDS[type(node)]}")
+        base = _take_base(node)
+        content = Reader(loader).group(node, Config) if node is not None else {}
+        content = OmegaConf.create(content)
     except FileNotFoundError:
         raise UserError(f"{path}: no such configuration file") from None
     except (OSError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, DictConfig):
-        raise UserError(f"{path}: expected 'key: value' lines, found a list")
-    if not content:
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    if not content and base is None:
         raise UserError(f"{path}: holds no setting; leave --config-file out for the quick run on generated data")
-    return content
+    return base, content
+
+
+def _take_base(node: MappingNode | None) -> str | None:
+    """Take ``_BASE_`` out of the node of a file."""
+    named = [value for key, value in (node.value if node else []) if key.value == "_BASE_"]
+    if node is not None:
+        node.value = [(key, value) for key, value in node.value if key.value != "_BASE_"]
+    for value in named:
+        if not isinstance(value, ScalarNode):
+            raise UserError(f"_BASE_ must be the path of one YAML file, found {KINDS[type(value)]}")
+    return named[-1].value if named else None
 
 
 def _read_overrides(overrides: list[str]) -> list[tuple[str, DictConfig]]:
     contents = []
-    for text in overrides:
-        key, equals, _ = text.partition("=")
+    for override in overrides:
+        key, equals, value = override.partition("=")
         if not equals or not key:
-            raise UserError(f"override {text!r} is not of the form KEY=VALUE, for example train.steps=100")
+            raise UserError(f"override {override!r} is not of the form KEY=VALUE, for example train.steps=100")
         try:
-            contents.append((f"override {text!r}", OmegaConf.from_dotlist([text])))
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
-            raise UserError(f"override {text!r}: {first_line(error)}") from None
+            contents.append((f"override {override!r}", OmegaConf.create(_override(key, value))))
+        except (yaml.YAMLError, OmegaConfBaseException, UserError, RecursionError) as error:
+            raise UserError(f"override {override!r}: {first_line(error)}") from None
     return contents
+
+
+def _override(key: str, value: str) -> dict[str, Any]:
+    """The nested table that one ``KEY=VALUE`` stands for; a text is taken as it is typed."""
+    kind, path = _place(key)
+    if kind is str and value and value[0] not in "'\"":
+        result: Any = text(value, key)
+    else:
+        node, loader = compose(value)
+        result = Reader(loader).value(node or ScalarNode("", ""), kind, key)
+    for name in reversed(path):
+        result = {name: result}
+    return result
+
+
+def _place(key: str) -> tuple[Any, list[str]]:
+    """The type of a setting, and the names that lead to it; in a table by name, a name may have dots."""
+    group: Any = Config
+    names, rest = [], key
+    while rest and is_dataclass(group):
+        name, _, rest = rest.partition(".")
+        kinds = kinds_of(group)
+        if name not in kinds:
+            prefix = ".".join([*names, ""]) if names else ""
+            known = [prefix + each for each in kinds]
+            raise UserError(f"unknown key {prefix + name!r}{nearest(prefix + name, known)}")
+        names.append(name)
+        group = kinds[name]
+    if not rest:
+        return group, names
+    if get_origin(group) is not dict:
+        raise UserError(f"unknown key {key!r}; {'.'.join(names)} has no settings below it")
+    kind, more = _place_in_table(key, get_args(group)[1], rest)
+    return kind, [*names, *more]
+
+
+def _place_in_table(key: str, kind: Any, rest: str) -> tuple[Any, list[str]]:
+    """The same for what follows a table by name; where its entries are groups, one setting may follow the name."""
+    if not is_dataclass(kind):
+        return kind, [rest]
+    name, _, last = rest.rpartition(".")
+    if last not in kinds_of(kind) or not name:
+        name, _, last = rest.partition(".")
+    if not last:
+        return kind, [name]
+    if last not in kinds_of(kind):
+        known = [f"{key.removesuffix(last)}{each}" for each in kinds_of(kind)]
+        raise UserError(f"unknown key {key!r}{nearest(key, known)}")
+    return kinds_of(kind)[last], [name, last]
 
 
 def _merge(config: DictConfig, content: DictConfig, origin: str) -> DictConfig:
     try:
         return OmegaConf.merge(config, content)
-    except ConfigKeyError as error:
-        group = error.full_key.rpartition(".")[0]
-        known = [f"{group}.{spec.name}" if group else spec.name for spec in fields(error.object_type)]
-        reason = f"unknown key {error.full_key!r}{nearest(error.full_key, known)}"
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         key = getattr(error, "full_key", None)
         reason = f"{key}: {_in_words(error)}" if key else _in_words(error)
     raise UserError(f"{origin}: {reason}")
 
 
+EMPTY = "takes neither null nor nothing; to empty a text, write '', and to empty a list []"
 # What OmegaConf says of its own classes, for people who do not know these.
 IN_WORDS = {
-    "is not a ListConfig": "takes a list, for example [a, b]",
-    "Incompatible value 'None'": "takes neither null nor nothing; to empty a text, write ''",
-    "is not a subclass of": "is a group of settings; give these one by one, as GROUP.KEY=VALUE or indented below it",
+    "Incompatible value 'None'": EMPTY,
+    "is not Optional": EMPTY,
 }
 
 

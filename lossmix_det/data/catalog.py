@@ -204,6 +204,8 @@ def load_test_sets(config: Config) -> list[ImageSet]:
     They are those of the first training set; of the first test set if no training set is named, and the default one,
     which is generated, is of other images.
 
+    Without a training set, the classes are those of the first test set.
+
     Raises:
         UserError: something is missing or wrong.
     """

@@ -7,15 +7,10 @@ process of a distributed run takes its slice of the joint batch.
 from __future__ import annotations
 
 import logging
-import os
-import signal
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
-from multiprocessing import parent_process
 
-import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -25,11 +20,13 @@ from lossmix_det.data.augment import Augment, resize
 from lossmix_det.data.images import read
 from lossmix_det.data.packed import ImageRecord, Records
 from lossmix_det.data.records import ImageSet, Unreadable
-from lossmix_det.errors import UserError
+from lossmix_det.data.workers import loading
+from lossmix_det.errors import UserError, first_line
 from lossmix_det.structures import ImageBatch, Instances, Views, is_wide, smallest_canvas
 
 log = logging.getLogger(__name__)
 
+BLANK = torch.zeros((3, 32, 32), dtype=torch.uint8)  # where no image can be read; who asked for it gives up
 WINDOW = 8  # batches that a stream looks ahead for one that meets the other stream
 
 
@@ -96,15 +93,14 @@ class TrainingImages(Dataset):
         for step in range(len(self.records)):
             record = self.records[(draw.index + step) % len(self.records)]
             try:
-                image = read(record.path, self.config.high_bit_depth, exif=record.exif)
-            except OSError as error:
-                problems.append(Unreadable(record.path, str(error)))
-                continue
-            return self._sample(record, image, draw, tuple(problems))
-        blank = np.zeros((*self.records[draw.index].size, 3), dtype=np.uint8)  # the trainer gives up on `problems`
-        return self._sample(self.records[draw.index], blank, draw, tuple(problems))
+                return self._sample(record, draw, tuple(problems))
+            except Exception as error:  # a decoder or an augmentation, which raise almost anything
+                problems.append(Unreadable(record.path, _reason(error)))
+        weak, strong = (BLANK if name in self.config.views else None for name in ("weak", "strong"))
+        return Sample(weak, strong, Instances.empty(), draw.key, draw.index, tuple(problems))
 
-    def _sample(self, record: ImageRecord, image: np.ndarray, draw: Draw, problems: tuple[Unreadable, ...]) -> Sample:
+    def _sample(self, record: ImageRecord, draw: Draw, problems: tuple[Unreadable, ...]) -> Sample:
+        image = read(record.path, self.config.high_bit_depth, exif=record.exif)
         taught = teaches(record, self.config.keep_difficult)
         views = self.augment(image, record.boxes[taught], draw.key)
         classes = torch.from_numpy(record.classes[taught][views.kept])
@@ -133,11 +129,11 @@ class EvaluationImages(Dataset):
         problems: tuple[Unreadable, ...] = ()
         try:
             image = read(record.path, self.config.high_bit_depth, exif=record.exif)
-        except OSError as error:
-            problems = (Unreadable(record.path, str(error)),)
-            image = np.zeros((*record.size, 3), dtype=np.uint8)
-        image, _ = resize(image, record.boxes, self.short_side, self.config.augment.max_size)
-        return Sample(_channels_first(image), None, Instances.empty(), 0, index, problems)
+            image, _ = resize(image, record.boxes, self.short_side, self.config.augment.max_size)
+            pixels = _channels_first(image)
+        except Exception as error:  # a decoder or the resizing, which raise almost anything
+            problems, pixels = (Unreadable(record.path, _reason(error)),), BLANK
+        return Sample(pixels, None, Instances.empty(), 0, index, problems)
 
 
 class StreamSampler(Sampler):
@@ -237,7 +233,7 @@ def training_loader(sets: list[ImageSet], config: DataConfig, **where: int) -> D
     images = TrainingImages(sets, config)
     sizes = list(map(tuple, images.records.sizes.tolist()))
     sampler = StreamSampler(sizes, config.batch_size, group_by_shape=config.group_by_shape, **where)
-    return DataLoader(images, batch_sampler=sampler, collate_fn=collate_views, **_loading(config.workers))
+    return DataLoader(images, batch_sampler=sampler, collate_fn=collate_views, **loading(config.workers))
 
 
 def target_loader(
@@ -272,7 +268,7 @@ def evaluation_loader(image_set: ImageSet, config: DataConfig, *, rank: int = 0,
         batch_size=config.test_batch_size,
         sampler=indices,
         collate_fn=collate_images,
-        **_loading(config.workers),
+        **loading(config.workers),
     )
 
 
@@ -336,35 +332,10 @@ def teaches(record: ImageRecord | Records, keep_difficult: bool) -> np.ndarray:
     return ~record.crowd if keep_difficult else ~(record.crowd | record.difficult)
 
 
+def _reason(error: Exception) -> str:
+    """Why an image cannot be used; an error that is not of a file is named by its kind, which says where to look."""
+    return str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {first_line(error)}"
+
+
 def _channels_first(image: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-
-
-def _loading(workers: int) -> dict:
-    """Settings of every loader; with a generator of its own, it does not draw from torch's global one."""
-    cv2.setNumThreads(0)  # OpenCV's threads fight with the workers and the training threads
-    settings = {"num_workers": workers, "generator": torch.Generator(), "pin_memory": torch.cuda.is_available()}
-    if workers:
-        settings |= {"prefetch_factor": 4, "worker_init_fn": _quiet_worker}
-    return settings
-
-
-def _quiet_worker(_: int) -> None:
-    """Prepare a worker: one thread, and no signal stops it but its parent's SIGTERM."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # elsewhere any SIGTERM ends it, as torch's workers end
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_told, args=(parent_process().pid,), daemon=True).start()
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
-
-
-def _end_when_told(parent: int) -> None:
-    """End this process at a SIGTERM of its parent, which then waits for it: as the loader closes, or as Python exits.
-
-    A scheduler sends SIGTERM to the whole process group. Workers survive that, so that the parent can finish its step
-    and save.
-    """
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
-    os._exit(0)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -47,12 +50,13 @@ def read_weights(source: str) -> dict[str, Tensor]:
 def load_weights(model: nn.Module, state: dict[str, Tensor], source: str, strict: bool = False) -> None:
     """Load what fits by name and shape, and report the rest: replaced heads, missing and unused names.
 
-    A bare classifier's ResNet or MobileNet goes into the backbone.
+    Names are taken as `as_named_in` reads them. A bare classifier's ResNet or MobileNet goes into the backbone.
 
     Raises:
         UserError: nothing fits; or, if ``strict``, something is missing or of another shape.
     """
     own = model.state_dict()
+    state = as_named_in(own, state)
     if not any(name in own for name in state):
         state = {f"backbone.body.{name.removeprefix('features.')}": value for name, value in state.items()}
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
@@ -76,6 +80,47 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: str, strict
     ):
         if names:
             log.info("  %s (%d): %s", title, len(names), _shorten(names))
+
+
+def as_named_in(own: Collection[str], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file under the names that they have in a model.
+
+    A name before all of a model's is taken off, such as the ``model.`` of a Lightning module; of several models in one
+    file the first counts. Layers that torchvision named otherwise before 0.13 get their names of today.
+
+    Args:
+        own: names in the model.
+        state: tensors of the file.
+    """
+    counts: Counter[str] = Counter()
+    for name in state:
+        parts = name.split(".")
+        counts.update(
+            ".".join([*parts[:cut], ""]) for cut in range(len(parts)) if current(".".join(parts[cut:]), own) in own
+        )
+    prefix = counts.most_common(1)[0][0] if counts else ""  # of equal counts, the one that was found first
+    if prefix:
+        log.info("  names in the file without %r before them", prefix)
+    return {current(name.removeprefix(prefix), own): value for name, value in state.items() if name.startswith(prefix)}
+
+
+# How layers of torchvision were named before 0.13: the pattern, and what became of it. Its own files still use them.
+BEFORE_0_13: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = (
+    (re.compile(r"(.*fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)"), lambda name: f"{name[1]}.0.{name[2]}"),
+    (re.compile(r"(.*rpn\.head\.conv)\.(weight|bias)"), lambda name: f"{name[1]}.0.0.{name[2]}"),
+    (
+        re.compile(r"(.*head\.(?:classification|regression)_head\.conv)\.([0246])\.(weight|bias)"),  # of RetinaNet
+        lambda name: f"{name[1]}.{int(name[2]) // 2}.0.{name[3]}",
+    ),
+)
+
+
+def current(name: str, own: Collection[str]) -> str:
+    """The name of a tensor in a model, where torchvision named it otherwise before 0.13; else the same name."""
+    if name in own:
+        return name
+    matches = ((pattern.fullmatch(name), rename) for pattern, rename in BEFORE_0_13)
+    return next((new for match, rename in matches if match and (new := rename(match)) in own), name)
 
 
 def _shorten(names: list[str], most: int = 8) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lossmix_det.data.records import ImageSet, Unreadable
+from lossmix_det.data.workers import batches
 from lossmix_det.engines.contract import Detector
 from lossmix_det.evaluation.coco import COCO_METRICS, coco_metrics
 from lossmix_det.evaluation.voc import VOC_METRICS, ClassDetections, ClassTruth, voc_ap
@@ -41,7 +42,7 @@ def detect_all(
     """
     results: list[dict[str, Any]] = []
     unreadable: dict[int, Unreadable] = {}
-    for images, indices, problems in loader:
+    for images, indices, problems in batches(loader):
         unreadable |= problems
         detections = detector.detect(images.to(device).to_float())
         for index, size, instances in zip(indices, images.sizes, detections, strict=True):

@@ -25,6 +25,7 @@ from PIL import Image
 from lossmix_det.data.images import read
 from lossmix_det.data.packed import ImageRecord
 from lossmix_det.data.records import ImageSet
+from lossmix_det.evaluation.lettering import lettered
 from lossmix_det.files import write_atomically
 from lossmix_det.structures import Instances
 
@@ -48,20 +49,35 @@ def draw_instances(axis: Axes, instances: Instances, classes: list[str], colour:
     values = instances.weights if instances.weights is not None else instances.scores
     for index, box in enumerate(instances.boxes.tolist()):
         strength = weight if values is None else float(values[index])
-        text = classes[int(instances.classes[index])] + ("" if values is None else f" {strength:.2f}")
+        text = BoxText(classes, int(instances.classes[index]), None if values is None else strength)
         draw_box(axis, box, text, colour, strength)
 
 
-def draw_box(axis: Axes, box: Sequence[float], text: str, colour: str, strength: float = 1.0) -> None:
+class BoxText:
+    """The text beside a box: the name of a class in letters that can be drawn, and a number.
+
+    Args:
+        classes: names of the K classes.
+        index: of the class.
+        value: of the box, such as its score; absent: the name alone.
+    """
+
+    def __init__(self, classes: Sequence[str], index: int, value: float | None = None) -> None:
+        name, self.letters = lettered(classes[index], f"class {index + 1}")
+        self.text = name if value is None else f"{name} {value:.2f}"
+
+
+def draw_box(axis: Axes, box: Sequence[float], label: BoxText, colour: str, strength: float = 1.0) -> None:
     """Draw a box and its label, which lies inside the image and on no other label if there is room.
 
     Args:
         axis: that shows the image.
         box: ``xyxy`` pixels.
-        text: of the label.
+        label: its text.
         colour: of the box, and behind the text.
         strength: in [0, 1]; the less, the fainter.
     """
+    text = label.text
     x1, y1, x2, y2 = box
     alpha = 0.35 + 0.65 * min(strength, 1.0)
     outline = [withStroke(linewidth=3.2, foreground="white", alpha=0.6 * alpha)]  # to be seen on any picture
@@ -70,7 +86,7 @@ def draw_box(axis: Axes, box: Sequence[float], text: str, colour: str, strength:
     axis.add_patch(rectangle)
     x, y, _, _ = _place(box, _extent(axis, text), [_area_of(axis, other) for other in axis.texts], _frame(axis))
     behind = {"facecolor": colour, "edgecolor": "none", "pad": PAD, "alpha": 0.45 + 0.4 * min(strength, 1.0)}
-    axis.text(x, y, text, color="white", fontsize=FONT_SIZE, bbox=behind, va="top", ha="left")
+    axis.text(x, y, text, color="white", fontsize=FONT_SIZE, bbox=behind, va="top", ha="left", **label.letters)
 
 
 def _place(
@@ -172,7 +188,9 @@ def draw_before_after(
             hide_ticks(axis)
             instances = _truth(record) if results is None else _detections(results, record, image_set)
             draw_instances(axis, instances, image_set.classes, COLOURS[row - len(rows)])
-    figure.suptitle(f"{image_set.name}: detections scoring at least {SHOWN}, before and after adaptation", fontsize=11)
+    name, letters = lettered(image_set.name, "test set")
+    title = f"{name}: detections scoring at least {SHOWN}, before and after adaptation"
+    figure.suptitle(title, fontsize=11, **letters)
     figure.tight_layout()
     save(figure, path)
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch.distributed
 from lightning_fabric import Fabric
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
 from lossmix_det.config import Config, DataConfig
@@ -65,7 +66,7 @@ def score_models(
     with Progress(console=console, disable=not shown, transient=True) as progress:
         for name, model in models.items():
             for image_set in test_sets:
-                task = progress.add_task(f"{name} on {image_set.name}", total=len(image_set))
+                task = progress.add_task(escape(f"{name} on {image_set.name}"), total=len(image_set))
                 advance = partial(progress.advance, task)
                 detections, unreadable = _detect(model, image_set, config.data, fabric, advance)
                 scored.unreadable.update(unreadable.values())

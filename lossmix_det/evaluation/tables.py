@@ -12,6 +12,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text  # what people named is text; rich reads brackets in plain strings as markup
 
 from lossmix_det.evaluation.coco import COCO_LIMIT
 from lossmix_det.evaluation.detect import METRICS
@@ -65,7 +66,7 @@ def _summary(results: Results) -> Table:
         table.add_column(title, justify="right")
     for model, sets in results.items():
         for name, metrics in sets.items():
-            table.add_row(model, name, *(_cell(metrics[key]) for key in METRICS))
+            table.add_row(Text(model), Text(name), *(_cell(metrics[key]) for key in METRICS))
     return table
 
 
@@ -84,9 +85,9 @@ def _per_class(results: Results) -> Table:
     columns = [(model, name, sets[name]["classes"]) for model, sets in results.items() for name in sets]
     table.add_column("class")
     for model, name, _ in columns:
-        table.add_column(f"{model}\n{name}", justify="right")
+        table.add_column(Text(f"{model}\n{name}"), justify="right")
     for label in dict.fromkeys(label for _, _, classes in columns for label in classes):
-        table.add_row(label, *(_cell(classes.get(label, {}).get("AP50")) for _, _, classes in columns))
+        table.add_row(Text(label), *(_cell(classes.get(label, {}).get("AP50")) for _, _, classes in columns))
     return table
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lossmix_det.config import MixingConfig
-from lossmix_det.evaluation.drawing import COLOURS, draw_box
+from lossmix_det.evaluation.drawing import COLOURS, BoxText, draw_box
 from lossmix_det.mixing import RULES, Mix, Recipe, blend, supervise
 from lossmix_det.structures import ImageBatch, Instances, Size, Supervision
 
@@ -242,8 +242,5 @@ def _draw(axis: Axes, cell: Cell, classes: list[str]) -> None:
     axis.imshow(cell.pixels)
     axis.set_title(cell.title, fontsize=7.5, color=cell.colour, pad=2)
     for label in cell.labels:
-        name = classes[label.class_index]
-        if label.weight is None:
-            draw_box(axis, label.box, name, label.colour)
-        else:
-            draw_box(axis, label.box, f"{name} {label.weight:.2f}", label.colour, label.weight)
+        strength = 1.0 if label.weight is None else label.weight
+        draw_box(axis, label.box, BoxText(classes, label.class_index, label.weight), label.colour, strength)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 
 from lossmix_det.errors import UserError
-from lossmix_det.files import read_checkpoint, save_tensors
+from lossmix_det.files import clear_drafts, read_checkpoint, save_tensors
 
 log = logging.getLogger(__name__)
 
@@ -75,21 +76,46 @@ class Checkpoints:
         content = self.load_latest()
         return self.folder / f"step_{content['step']:07d}.pt" if content else None
 
-    def load_latest(self) -> dict[str, Any] | None:
-        """The latest checkpoint that can be read; one that cannot is named and passed over. None if there is none.
+    def load_latest(self, check: Callable[[dict[str, Any]], None] = lambda content: None) -> dict[str, Any] | None:
+        """The latest checkpoint that can be used; one that cannot is named and passed over. None if there is none.
+
+        Args:
+            check: raises `Unfit` for a content that is not what it should be.
 
         Raises:
-            UserError: there are checkpoints, but none can be read.
+            UserError: there are checkpoints, but none can be used.
         """
         paths = self.paths()
         for path in reversed(paths):
+            content = self._read(path)
+            if content is None:
+                continue
             try:
-                return read_checkpoint(path)
-            except UserError as error:
-                log.warning("%s; falling back to the one before", error)
+                check(content)
+            except Unfit as error:
+                log.warning("%s: unexpected content (%s); falling back to the one before", path, error)
+            else:
+                return content
         if paths:
-            raise UserError(f"{self.folder}: none of its {len(paths)} checkpoints can be read; use another output_dir")
+            raise UserError(
+                f"{self.folder}: none of its {len(paths)} checkpoints can be read (see above); use another output_dir"
+            )
         return None
+
+    def _read(self, path: Path) -> dict[str, Any] | None:
+        try:
+            return read_checkpoint(path)
+        except UserError as error:
+            log.warning("%s; falling back to the one before", error)
+            return None
+
+    def clear_drafts(self) -> None:
+        """Remove what runs that were killed while they wrote a checkpoint left; under the lock of the run."""
+        clear_drafts(self.folder)
+
+
+class Unfit(UserError):
+    """The content of a checkpoint is not what it should be."""
 
 
 def random_state() -> dict[str, Any]:

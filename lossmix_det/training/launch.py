@@ -7,37 +7,20 @@ import logging
 import os
 import platform
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from urllib.parse import urlparse
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment
 from lightning_fabric.strategies import DDPStrategy
+from torch.distributed import Store
 
 from lossmix_det.config import Config
 from lossmix_det.errors import UserError
-
-
-@dataclass(frozen=True)
-class Processes:
-    """How many processes train together.
-
-    Args:
-        gpus: of this machine; on a CPU the number of processes.
-        machines: that train together.
-        machine_rank: the number of this machine, from 0.
-        dist_url: ``tcp://host:port`` of machine 0; needed where there are several machines.
-    """
-
-    gpus: int = 1
-    machines: int = 1
-    machine_rank: int = 0
-    dist_url: str = ""
-
-    @property
-    def world(self) -> int:
-        """The number of processes on all machines."""
-        return self.gpus * self.machines
+from lossmix_det.training.launchers import Processes
+from lossmix_det.training.meeting import Place, ending_together, meet
 
 
 @dataclass(frozen=True)
@@ -61,7 +44,7 @@ def launch(config: Config, processes: Processes = ONE_PROCESS) -> Fabric:
         processes: how many, and where.
 
     Raises:
-        UserError: the machine does not have what is asked for.
+        UserError: the machine does not have what is asked for, or the processes do not find each other.
     """
     device = AUTOMATIC.get(config.train.device, lambda: config.train.device)()
     kind = DEVICES[device]
@@ -74,13 +57,48 @@ def launch(config: Config, processes: Processes = ONE_PROCESS) -> Fabric:
         accelerator=device,
         devices=processes.gpus,
         num_nodes=processes.machines,
-        strategy=DDPStrategy(process_group_backend=kind.backend) if processes.world > 1 else "auto",
+        strategy=Meeting(processes, kind.backend) if processes.world > 1 else "auto",
         precision=PRECISIONS[config.train.precision].fabric_name,
+        plugins=None if processes.world > 1 else [LightningEnvironment()],
     )
     fabric.launch()
     if not fabric.is_global_zero:  # what goes wrong everywhere is said once
         logging.getLogger("lossmix_det").setLevel(logging.ERROR)
     return fabric
+
+
+def together(fabric: Fabric) -> AbstractContextManager[None]:
+    """Within the block all processes of a run end where one fails, and the first to fail says why."""
+    return ending_together(getattr(fabric.strategy, "store", None), fabric.world_size)
+
+
+class Meeting(DDPStrategy):
+    """Fabric's DDP, whose processes find each other by `meet`.
+
+    Args:
+        processes: how many, and where.
+        backend: of torch.distributed.
+    """
+
+    store: Store | None = None
+
+    def __init__(self, processes: Processes, backend: str) -> None:
+        super().__init__(cluster_environment=processes.launcher(), process_group_backend=backend)
+        self.processes = processes
+
+    def setup_environment(self) -> None:
+        """Meet first; Fabric then finds the process group made."""
+        environment, processes = self.cluster_environment, self.processes
+        rank = processes.machine_rank * processes.gpus + environment.local_rank()
+        hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
+        own = processes.launcher is LightningEnvironment and processes.machines == 1
+        patience = STARTING if own else processes.patience
+        place = Place(rank, processes.world, environment.main_address, environment.main_port, hosted, patience)
+        self.store = meet(place, self.process_group_backend)
+        super().setup_environment()
+
+
+STARTING = 300.0  # seconds; processes of one machine that this program starts by itself are known to come
 
 
 def give_memory_back() -> None:
@@ -143,6 +161,8 @@ def _check_batches(config: Config, processes: Processes) -> None:
 
 def _set_rendezvous(processes: Processes) -> None:
     """Say in the environment where machine 0 is, as torch.distributed reads it."""
+    if processes.launcher is not LightningEnvironment:
+        return
     if processes.machines > 1:
         if not processes.dist_url:
             raise UserError("--num-machines needs --dist-url tcp://host:port of machine 0")

@@ -5,10 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import math
 from pathlib import Path
 
-from lossmix_det.files import write_atomically
+from lossmix_det.errors import first_line
+from lossmix_det.files import set_aside, write_atomically
+
+log = logging.getLogger(__name__)
 
 
 class MetricsFile:
@@ -35,7 +39,7 @@ class MetricsFile:
         row = {**self.rows[-1], **row} if again else row
         self.rows = [*self.rows[:-1], row] if again else [*self.rows, row]
         if set(row) <= set(self.columns) and not again:
-            with open(self.path, "a") as file:
+            with open(self.path, "a", encoding="utf-8") as file:
                 file.write(self._text([row]))
         else:
             self.columns += [name for name in row if name not in self.columns]
@@ -58,9 +62,13 @@ class MetricsFile:
 def _read_rows(path: Path) -> list[dict[str, float]]:
     if not path.is_file():
         return []
-    with open(path) as file:
-        # A truncated line has fewer cells, or a cell that is no number; its step will run again.
-        rows = [_numbers(row) for row in csv.DictReader(file)]
+    try:
+        with open(path, encoding="utf-8") as file:
+            # A truncated line has fewer cells, or a cell that is no number; its step will run again.
+            rows = [_numbers(row) for row in csv.DictReader(file)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        log.warning("%s cannot be read (%s); it is kept as %s", path, first_line(error), set_aside(path).name)
+        return []
     return [row for row in rows if row]
 
 
@@ -68,5 +76,5 @@ def _numbers(row: dict[str, str | None]) -> dict[str, float]:
     try:
         cells = {name: float(cell) for name, cell in row.items() if cell}
         return {**cells, "step": int(cells["step"])}
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError, OverflowError):  # the last two: more cells than columns; an endless step
         return {}

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from lossmix_det.config import Config
 from lossmix_det.data.records import ImageSet
 from lossmix_det.engines.export import export_model
+from lossmix_det.errors import first_line
 from lossmix_det.evaluation import print_tables, write_detections, write_results
 from lossmix_det.evaluation.scores import Detections, metric_set, report_problems
 from lossmix_det.training.state import RunState
@@ -49,7 +51,7 @@ def publish(
         log.warning(
             "%d of %d steps were skipped because of a loss that was not finite", state.skipped_steps, state.step
         )
-    console.print(f"results, detections, checkpoints and exports are in {folder}", soft_wrap=True)
+    console.print(Text(f"results, detections, checkpoints and exports are in {folder}"), soft_wrap=True)
 
 
 def burned_in_folder(folder: Path) -> Path:
@@ -81,13 +83,26 @@ def _draw(state: RunState, streams: Streams, detections: Detections, console: Co
         return
     folder, image_set = Path(state.config.output_dir), streams.test_sets[-1]
     before = burned_in_folder(folder) / f"detections_{image_set.name}.json"
-    if not before.is_file():
+    earlier = _read_detections(before) if before.is_file() else None
+    if earlier is None:
         return
     from lossmix_det.evaluation.drawing import draw_before_after  # slow to import, and only needed here
 
     path = folder / "before_after.png"
     bad = {problem.path for problem in state.unreadable}
     sound = replace(image_set, records=[record for record in image_set.records if record.path not in bad])
-    both = json.loads(before.read_text()), detections[image_set.name]
-    draw_before_after(sound, *both, path, high_bit_depth=state.config.data.high_bit_depth)
-    console.print(f"detections before and after adaptation: {path}", soft_wrap=True)
+    draw_before_after(sound, earlier, detections[image_set.name], path, high_bit_depth=state.config.data.high_bit_depth)
+    console.print(Text(f"detections before and after adaptation: {path}"), soft_wrap=True)
+
+
+def _read_detections(path: Path) -> list[dict[str, Any]] | None:
+    """What `write_detections` wrote; None, with a word, where somebody else has written there since."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        if all(row.keys() >= {"image_id", "category_id", "bbox", "score"} for row in rows):
+            return rows
+        reason = "no detections"
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        reason = first_line(error)
+    log.warning("%s cannot be read (%s), so before_after.png is not drawn", path, reason)
+    return None

@@ -16,7 +16,8 @@ import torch
 
 from lossmix_det.config import Config, as_dict, flat, save_config
 from lossmix_det.data.records import ImageSet
-from lossmix_det.files import write_atomically
+from lossmix_det.errors import first_line
+from lossmix_det.files import set_aside, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ def describe(folder: Path, config: Config, device: str, sets: list[ImageSet], st
         step: that it resumes at; 0: it begins.
     """
     about = read_run(folder) if step else None
+    if step and about is None and (folder / "run.json").is_file():
+        set_aside(folder / "run.json")
     if about is None:
         save_config(config, folder / "config.yaml")
         datasets = {one.name: {"images": len(one), "fingerprint": one.fingerprint} for one in sets}
@@ -64,14 +67,15 @@ def describe(folder: Path, config: Config, device: str, sets: list[ImageSet], st
 def read_run(folder: Path) -> dict[str, Any] | None:
     """What ``run.json`` in the folder of a run says; None if there is no readable one."""
     path = folder / "run.json"
+    if not path.is_file():
+        return None
     try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        settings_of(content)  # whether all that it needs is there
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        log.warning("%s cannot be read (%s: %s)", path, type(error).__name__, first_line(error))
         return None
-    except (OSError, ValueError) as error:
-        log.warning("%s cannot be read (%s)", path, error)
-        return None
-    return content if isinstance(content, dict) and isinstance(content.get("config"), dict) else None
+    return content
 
 
 def settings_of(about: dict[str, Any]) -> dict[str, Any]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from lightning_fabric import Fabric
 
@@ -13,9 +12,12 @@ from lossmix_det.config import Config
 from lossmix_det.errors import UserError
 from lossmix_det.files import read_checkpoint
 from lossmix_det.training.checkpoints import Checkpoints
+from lossmix_det.training.processes import everywhere
 from lossmix_det.training.state import RunState
 
 log = logging.getLogger(__name__)
+
+CALMER = "lower optimizer.lr, lengthen optimizer.warmup_steps or train with precision=32, then use --resume"
 
 
 class OnCollapse(Protocol):
@@ -86,8 +88,11 @@ class Recovery:
             self.save()
 
     def save(self, *, is_best: bool = False, ends_burn_in: bool = False) -> None:
-        """Write a checkpoint of the state; on the first process."""
+        """Write a checkpoint of the state, unless its weights are not finite; on the first process."""
         if not self.fabric.is_global_zero:
+            return
+        if not self.state.finite:
+            log.warning("step %d is not saved: its weights are not finite", self.state.step)
             return
         healthy = self.restorable and self.state.labeller.guard.healthy and not self.state.bad_steps
         known_as = (
@@ -111,18 +116,28 @@ class Recovery:
             log.warning("step %d: the loss or its gradient is not finite; the step is skipped", state.step + 1)
         if state.bad_steps >= limit and not self.restorable:
             raise UserError(
-                f"loss or gradient not finite for {limit} steps in a row, up to step {state.step + 1}; "
-                f"lower optimizer.lr, lengthen optimizer.warmup_steps or train with precision=32, then use --resume"
+                f"loss or gradient not finite for {limit} steps in a row, up to step {state.step + 1}; {CALMER}"
             )
 
-    def is_needed(self) -> bool:
-        """Say what is wrong, if anything is; true if the run is to go back to a healthy state."""
+    def is_needed(self, *, must_be_finite: bool = False) -> bool:
+        """Say what is wrong, if anything is; true if the run is to go back to a healthy state.
+
+        Args:
+            must_be_finite: the weights are about to be scored or saved.
+
+        Raises:
+            UserError: they are not finite, and there is nothing to go back to.
+        """
         state = self.state
         problem = state.labeller.problem if state.adapting else None
         # Starvation is not cured by weighing pseudo-labels less: there are none.
         curable = state.adapting and state.labeller.guard.collapsed
         if state.bad_steps >= self.config.train.max_bad_steps:
             problem, curable = f"loss or gradient not finite for {state.bad_steps} steps in a row", True
+        elif must_be_finite and not everywhere(self.fabric, state.finite):
+            problem, curable = "the weights are no longer finite", True
+            if not self.restorable:
+                raise UserError(f"step {state.step}: {problem}, and are not saved; {CALMER}")
         if problem is None:
             return False
         log.warning("step %d: %s", state.step, problem)
@@ -144,7 +159,7 @@ class Recovery:
             )
         best = state.best  # its file stays, and is of the same run
         self.fabric.barrier()
-        state.load(read_checkpoint(self._healthy()), self.fabric)
+        state.load(self._healthy(), self.fabric)
         labeller.factor, labeller.restores = factor, restores
         state.best, state.bad_steps = best, 0
         if self.fabric.is_global_zero:
@@ -152,11 +167,17 @@ class Recovery:
         self.fabric.barrier()
         log.warning("restored step %d; pseudo-labels now weigh %g of what is set", state.step, factor)
 
-    def _healthy(self) -> Path:
+    def _healthy(self) -> dict[str, Any]:
         """The last healthy checkpoint; where the run had collapsed before it kept any, that of the end of burn-in."""
         for path in (self.checkpoints.healthy, self.checkpoints.burned_in):
             if path.is_file():
-                return path
+                try:
+                    content = read_checkpoint(path)
+                    self.state.check(content)
+                except UserError as error:
+                    log.warning("%s cannot be restored (%s)", path, error)
+                else:
+                    return content
         raise UserError(
             f"{self.checkpoints.folder}: the teacher has collapsed, and no checkpoint is from before; train again into "
             f"another output_dir, or set train.on_collapse=warn"

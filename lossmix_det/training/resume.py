@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from lossmix_det.config import Config, as_dict, flat
 from lossmix_det.engines import Detector
 from lossmix_det.errors import UserError, first_line
 from lossmix_det.files import classes_of, read_model
+from lossmix_det.training.checkpoints import Unfit
 
 log = logging.getLogger(__name__)
 
@@ -18,6 +22,52 @@ FIXED = (
     *("model.engine", "model.detector", "model.architecture", "model.norm", "model.trainable_layers"),
     *("model.detectron2_config", "model.detectron2_options", "optimizer.name", "optimizer.decay_biases"),
 )
+
+
+def check_content(content: dict[str, Any], own: dict[str, Any]) -> None:
+    """Hold what a checkpoint holds against what the run would save now, part by part.
+
+    Args:
+        content: of the checkpoint.
+        own: of the run, of the same settings.
+
+    Raises:
+        Unfit: a part is missing, of another kind or shape, or holds weights that are not finite.
+    """
+    for name, value in own.items():
+        if name not in content:
+            raise Unfit(f"{name} is missing")
+        kind = Mapping if isinstance(value, Mapping) else type(value)
+        if value is not None and content[name] is not None and not isinstance(content[name], kind):
+            raise Unfit(f"{name} is a {type(content[name]).__name__}")
+
+
+def check_weights(content: dict[str, Any], own: dict[str, Any]) -> None:
+    """Hold the weights in a checkpoint against those of the run.
+
+    Args:
+        content: of the checkpoint, of the same model.
+        own: of the run.
+
+    Raises:
+        Unfit: a tensor is missing, of another shape, or not finite.
+    """
+    for part in ("student", *(["ema"] if content["ema"] else [])):
+        weights = content[part]
+        for name, value in own["student"].items():
+            if getattr(weights.get(name), "shape", None) != value.shape:
+                raise Unfit(f"{name} of {part} is missing or of another shape")
+        if not finite(weights):
+            raise Unfit(f"{part} holds weights that are not finite")
+
+
+def finite(tree: Any) -> bool:
+    """Whether all tensors in dictionaries and lists are finite numbers."""
+    if isinstance(tree, Mapping):
+        return all(map(finite, tree.values()))
+    if isinstance(tree, list | tuple):
+        return all(map(finite, tree))
+    return not isinstance(tree, torch.Tensor) or bool(torch.isfinite(tree).all())
 
 
 def check_continues(content: dict[str, Any], config: Config, classes: list[str], fingerprints: dict[str, str]) -> None:

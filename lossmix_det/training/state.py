@@ -19,10 +19,10 @@ from lossmix_det.adaptation.teacher import averaged
 from lossmix_det.config import Config, as_dict
 from lossmix_det.data.records import Unreadable
 from lossmix_det.engines import Detector, build_detector, to_device
-from lossmix_det.errors import UserError
+from lossmix_det.errors import UserError, first_line
 from lossmix_det.training.checkpoints import random_state, restore_random_state
 from lossmix_det.training.optimization import build_optimizer, build_schedule, match_layout
-from lossmix_det.training.resume import check_continues, start_from
+from lossmix_det.training.resume import check_content, check_continues, check_weights, finite, start_from
 from lossmix_det.training.student import StudentStep, weight_of
 
 log = logging.getLogger(__name__)
@@ -127,6 +127,12 @@ class RunState:
         name = "teacher" if self.adapting else "ema"
         return {"student": self.detector} | ({name: self.teacher.module} if self.teacher is not None else {})
 
+    @property
+    def finite(self) -> bool:
+        """Whether all weights, statistics and momenta are finite numbers."""
+        weights = [model.exported() for model in self.models().values()]
+        return finite([*weights, self.optimizer.state_dict()["state"]])
+
     def end_burn_in(self, fabric: Fabric) -> None:
         """Burn-in has ended: the student may start again from its average, and adaptation is prepared."""
         if self.teacher is not None and STARTS[self.config.ema.start].restarts:
@@ -166,14 +172,36 @@ class RunState:
             "config": as_dict(self.config),
         }
 
-    def load(self, content: dict[str, Any], fabric: Fabric) -> None:
-        """Become the state that a checkpoint holds.
+    def check(self, content: dict[str, Any]) -> None:
+        """Whether the state can become that of a checkpoint.
 
         Raises:
-            UserError: the checkpoint is of another model, or of other classes.
+            Unfit: it is not whole; an earlier one may be.
+            UserError: it is of another model, or of other classes.
         """
+        own = self.content()
+        check_content(content, own)
         check_continues(content, self.config, self.classes, self.fingerprints)
         self._check_parts(content)
+        check_weights(content, own)
+
+    def load(self, content: dict[str, Any], fabric: Fabric) -> None:
+        """Become the state that a checkpoint holds, which `check` let pass.
+
+        Raises:
+            UserError: a part of it cannot be taken over.
+        """
+        try:
+            self._load(content, fabric)
+        except UserError:
+            raise
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"{self.config.output_dir}: the checkpoint of step {content['step']} holds what this version cannot "
+                f"take over ({type(error).__name__}: {first_line(error)}); delete it to resume from the one before"
+            ) from error
+
+    def _load(self, content: dict[str, Any], fabric: Fabric) -> None:
         self.detector.restore(content["student"])
         if content["adapting"] and not self.adapting:
             self.begin_adaptation(fabric)
@@ -189,7 +217,7 @@ class RunState:
             self.scaler.load_state_dict(content["scaler"])
         restore_random_state(content["random"])
         self.step, self.best, self.burned_in = content["step"], content["best"], content["burned_in"]
-        self.bad_steps, self.skipped_steps = content["bad_steps"]
+        self.bad_steps, self.skipped_steps = 0, content["bad_steps"][1]  # what was changed may have cured the streak
         self.unreadable = set(map(Unreadable.from_text, content["unreadable"]))
 
     def _check_parts(self, content: dict[str, Any]) -> None:

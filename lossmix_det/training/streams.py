@@ -13,6 +13,7 @@ from lossmix_det.config import Config
 from lossmix_det.data.catalog import load_sets, load_target
 from lossmix_det.data.loaders import target_loader, training_loader
 from lossmix_det.data.records import ImageSet, Unreadable
+from lossmix_det.data.workers import WorkerLost, batches
 from lossmix_det.errors import UserError
 from lossmix_det.evaluation.scores import ON_ERROR
 from lossmix_det.structures import StepBatch
@@ -68,12 +69,12 @@ class Streams:
         loaders = [training_loader(self.train_sets, self.config.data, **where)]
         if self.target_sets:
             loaders.append(target_loader(self.target_sets, self.config.data, source=loaders[0], **where))
-        streams = [iter(loader) for loader in loaders]
+        streams = [batches(loader) for loader in loaders]
         for _ in range(start, self.config.train.steps):
             started = time.perf_counter()
             try:
                 loaded = [next(stream) for stream in streams]
-            except RuntimeError:
+            except WorkerLost:
                 if stopping():  # the signal reached the loading processes too
                     return
                 raise

@@ -21,6 +21,22 @@ def log_summary(config: Config, sets: dict[str, list[ImageSet]], detector: nn.Mo
         log.info("%-8s %s", name, text)
 
 
+def warn_of_no_partners(config: Config, processes: int) -> None:
+    """Say that nothing will be mixed, where every image of a step is alone and so has no partner.
+
+    Args:
+        config: of the run.
+        processes: that share the images of a step.
+    """
+    alone = config.data.batch_size == processes and not config.data.target
+    if alone and config.mixing.probability and set(config.mixing.views) & set(config.data.views):
+        log.warning(
+            "nothing will be mixed, because a step has one image%s, which has no partner: raise data.batch_size, or "
+            "set mixing.probability=0",
+            "" if processes == 1 else " for each process",
+        )
+
+
 def summary(config: Config, sets: dict[str, list[ImageSet]], detector: nn.Module, device: str) -> list[tuple[str, str]]:
     """Pairs of a title and what there is to say under it.
 

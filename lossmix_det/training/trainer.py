@@ -16,7 +16,7 @@ import torch
 from lightning_fabric import Fabric
 from rich.console import Console
 
-from lossmix_det.config import Config
+from lossmix_det.config import Config, TrainConfig
 from lossmix_det.errors import UserError
 from lossmix_det.evaluation import write_detections
 from lossmix_det.evaluation.scores import check_metric, metric_of, report_problems, score_models
@@ -34,7 +34,7 @@ from lossmix_det.training.signals import catching_signals
 from lossmix_det.training.state import RunState
 from lossmix_det.training.streams import Streams
 from lossmix_det.training.student_batch import StudentBatch
-from lossmix_det.training.summary import log_summary
+from lossmix_det.training.summary import log_summary, warn_of_no_partners
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +80,10 @@ class Trainer:
         """Train to the last step, evaluating and saving on the way; true if it got there, false if told to stop."""
         with run_lock(self.folder, self.fabric.is_global_zero, lambda here: everywhere(self.fabric, here)):
             if self.fabric.is_global_zero:
+                self.checkpoints.clear_drafts()
                 describe(self.folder, self.config, str(self.fabric.device), self.streams.sets, self.state.step)
                 log_summary(self.config, self.streams.by_use, self.state.detector, str(self.fabric.device))
+                warn_of_no_partners(self.config, self.fabric.world_size)
                 report_problems(self.streams.sets, self.state.unreadable, self.folder)
             self.recovery.prepare()
             with catching_signals(self.stop):
@@ -110,7 +112,9 @@ class Trainer:
                 state.step += 1
                 images = images_seen(batch, state.adapting)
                 self._record(losses, images, time.perf_counter() - started + waited, waited)
-                if self.recovery.is_needed():
+                if self.recovery.is_needed(
+                    must_be_finite=is_used(state.step, self.config.train, self.phases.burn_in_steps)
+                ):
                     self.recovery.restore()
                     return True
                 self._evaluate_and_save()
@@ -251,7 +255,7 @@ class Trainer:
             publish(self.state, self.streams, self.results, self.detections, self.console)
 
     def _resume(self) -> None:
-        content = self.checkpoints.load_latest()
+        content = self.checkpoints.load_latest(self.state.check)
         if content is None:
             log.info("%s holds no checkpoint yet; starting from the beginning", self.folder)
             return
@@ -270,6 +274,12 @@ class Trainer:
 def is_due(step: int, every: int) -> bool:
     """Whether something that happens every so many steps happens after this one; 0 means never."""
     return every > 0 and step % every == 0
+
+
+def is_used(step: int, train: TrainConfig, burn_in_steps: int) -> bool:
+    """Whether the weights after a step are scored or saved."""
+    due = is_due(step, train.eval_every) or is_due(step, train.save_every)
+    return due or step in (train.steps, burn_in_steps)
 
 
 def seed_everything(seed: int) -> None:

@@ -9,6 +9,8 @@ from conftest import voc_object, voc_xml
 from lossmix_det.config import load_config
 from lossmix_det.data.catalog import load
 from lossmix_det.data.loaders import StreamSampler, evaluation_loader, to_batch, training_loader
+from lossmix_det.data.workers import WorkerLost
+from lossmix_det.data.workers import batches as batches_of
 from lossmix_det.errors import UserError
 
 SQUARE = [(10, 10)] * 7
@@ -225,3 +227,49 @@ def test_batches_for_a_gpu_are_pinned(voc_folder, monkeypatch):
     images, *_ = next(iter(evaluation_loader(load("mine", config), config.data)))
     images, *_ = pin_memory((images, [0, 1], {}))
     assert id(images.pixels) in {id(tensor) for tensor in pinned.tensors}
+
+
+def fail(*_):
+    raise ValueError("height and width should be > 0")
+
+
+def test_an_image_that_augmentation_fails_on_is_reported_like_one_that_cannot_be_read(voc_folder, monkeypatch):
+    config = voc(voc_folder, "data.views=[weak,strong]")
+    sets = [load("mine", config)]
+    monkeypatch.setattr("lossmix_det.data.loaders.Augment.__call__", fail)
+    views, problems = next(iter(training_loader(sets, config.data, seed=0)))
+    assert (views.weak.sizes, views.strong.sizes) == (((32, 32),) * 2,) * 2
+    assert not views.weak.pixels.any()
+    assert {str(problem).partition(": ")[2] for problem in problems} == {
+        "image cannot be read (ValueError: height and width should be > 0)"
+    }
+
+
+def test_an_image_that_resizing_fails_on_is_reported_like_one_that_cannot_be_read(voc_folder, monkeypatch):
+    config = voc(voc_folder)
+    image_set = load("mine", config)
+    monkeypatch.setattr("lossmix_det.data.loaders.resize", fail)
+    images, _, problems = next(iter(evaluation_loader(image_set, config.data)))
+    assert images.sizes == ((32, 32),) * 2
+    assert [problem.reason for problem in problems.values()] == ["ValueError: height and width should be > 0"] * 2
+
+
+class Lost:
+    """A loader with one process, which is lost after two batches; or one that loads by itself and fails."""
+
+    def __init__(self, workers: int, error: Exception) -> None:
+        self.num_workers, self.error = workers, error
+
+    def __iter__(self):
+        yield from (1, 2)
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("worker (pid 3) is killed"), EOFError(), ConnectionRefusedError("no")])
+def test_a_lost_worker_is_one_sentence(error):
+    stream = batches_of(Lost(1, error))
+    assert [next(stream), next(stream)] == [1, 2]
+    with pytest.raises(WorkerLost, match="a process that loads images was ended from outside .*lower data.workers"):
+        next(stream)
+    with pytest.raises(type(error)):  # no worker is to blame
+        list(batches_of(Lost(0, error)))

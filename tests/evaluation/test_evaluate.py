@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import voc_object, voc_xml
+from conftest import voc_object, voc_xml, write_image
 from rich.console import Console
 
 from lossmix_det.config import load_config
@@ -154,3 +154,14 @@ def test_the_table_and_the_results_say_how_many_detections_count(tmp_path, capsy
     assert f"in percent: COCO's{said}, and PASCAL VOC's at IoU 0.5" in capsys.readouterr().out
     write_results(results, tmp_path)
     assert json.loads((tmp_path / "results.json").read_text())["student"]["crowd"]["detections_per_image"] == limit
+
+
+def test_detections_name_images_by_their_place_below_the_folder_of_all(tmp_path):
+    paths = ["cam1/0001.png", "cam2/0001.png", "cam2/b/0001.png"]
+    for seed, path in enumerate(paths):
+        write_image(tmp_path / "f" / path, seed=seed)
+    words = [f"datasets.f={{format: folder, root: {tmp_path / 'f'}}}", "data.workers=0", "data.classes=[a]"]
+    config = load_config(None, words)
+    image_set = load("f", config)
+    found, _ = detect_all(Fixed(), image_set, evaluation_loader(image_set, config.data), "cpu")
+    assert [row["file_name"] for row in found] == paths

@@ -13,6 +13,7 @@ from lossmix_det.data.catalog import load
 from lossmix_det.structures import ImageBatch, StepBatch, Views
 from lossmix_det.training.provenance import git_revision, read_run, settings_of
 from lossmix_det.training.runlog import RunLog, images_seen, memory_gib
+from lossmix_det.training.summary import warn_of_no_partners
 
 
 def shown(folder, width: int, values: dict[str, float]) -> str:
@@ -203,3 +204,20 @@ def test_parameters_that_learn_are_told_from_those_that_are_frozen():
     assert lines["batch"] == "4 source images in weak view per step, in 2 micro-batches"
     assert lines["steps"] == "700"
     assert "lower data.workers if loading is slow" in lines["loading"]
+
+
+@pytest.mark.parametrize(
+    ("words", "processes", "said"),
+    [
+        (["data.batch_size=1"], 1, "because a step has one image, which has no partner: raise data.batch_size"),
+        (["data.batch_size=2"], 2, "because a step has one image for each process, which has no partner"),
+        (["data.batch_size=2"], 1, ""),
+        (["data.batch_size=1", "mixing.probability=0"], 1, ""),
+        (["data.batch_size=1", "mixing.views=[strong]"], 1, ""),
+        (["data.batch_size=1", "data.target=[shapes_clipart_train]", "ema.decay=0.9"], 1, ""),
+    ],
+)
+def test_that_images_without_partners_are_not_mixed_is_said(caplog, words, processes, said):
+    warn_of_no_partners(load_config(None, words), processes)
+    assert said in caplog.text
+    assert bool(said) == bool(caplog.text)

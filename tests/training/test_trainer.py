@@ -11,6 +11,7 @@ from runs import ROOT, assert_same_tensors, last_checkpoint, run, trainer
 from torch.testing import assert_close
 
 from lossmix_det.data.loaders import training_loader
+from lossmix_det.data.workers import WorkerLost
 from lossmix_det.errors import UserError
 from lossmix_det.structures import StepBatch
 from lossmix_det.training.phases import SourceOnly
@@ -417,3 +418,19 @@ def test_a_best_checkpoint_chosen_by_labels_of_the_target_is_warned_of(tmp_path,
     trainer(tmp_path, *adapting, f"data.test={tests}", *words)
     message = "best.pt is chosen by labels of the target (AP50 in shapes_clipart_test)"
     assert (message in caplog.text) == warned
+
+
+@pytest.mark.parametrize("stopping", [True, False])
+def test_workers_lost_to_the_signal_that_stops_a_run_end_its_stream_only(tmp_path, monkeypatch, stopping):
+    def lost(_):
+        raise WorkerLost("ended from outside")
+        yield
+
+    it = trainer(tmp_path, "train.steps=1")
+    monkeypatch.setattr("lossmix_det.training.streams.batches", lost)
+    stream = it.streams.batches(0, lambda: stopping, set())
+    if stopping:
+        assert list(stream) == []
+    else:
+        with pytest.raises(WorkerLost):
+            next(stream)

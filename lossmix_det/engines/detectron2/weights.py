@@ -11,7 +11,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
 from lossmix_det.errors import UserError, first_line
-from lossmix_det.files import read_model
+from lossmix_det.files import Damaged, read_model
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,8 @@ def load_weights(model: nn.Module, path: str, strict: bool) -> None:
         raise UserError(f"model.weights={path!r}: no such file; give a .pkl, a .pth or a detectron2:// address")
     try:
         state = read_model(Path(path)) if "://" not in path else {}
+    except Damaged:
+        raise
     except UserError:  # not one of ours
         state = {}
     own = model.state_dict()

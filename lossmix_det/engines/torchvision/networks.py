@@ -10,7 +10,6 @@ from torchvision.models import detection as zoo
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection._utils import overwrite_eps
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.retinanet import _v1_to_v2_weights
 
 from lossmix_det.config import ModelConfig
 from lossmix_det.engines.backbones import BACKBONES, Backbone, freeze_stages, stage_ends
@@ -33,8 +32,6 @@ ZOO: dict[str, type[Network]] = {
     "retinanet_resnet50_fpn_v2": RetinaNet,
     "fcos_resnet50_fpn": FCOS,
 }
-# Parts that store their layers under other names than they did. torchvision's loading accepts both.
-RENAMED: dict[type[Network], tuple[str, ...]] = {RetinaNet: ("head.classification_head.", "head.regression_head.")}
 TRAINED_WITHOUT_EPS = tuple(
     f"{name}_Weights.{version}"
     for name in ("FasterRCNN_ResNet50_FPN", "RetinaNet_ResNet50_FPN")
@@ -94,7 +91,7 @@ def build_network(
     Raises:
         UserError: the combination is impossible, or the weights cannot be found or read.
     """
-    state = _read(config.weights, kind) if config.weights else None
+    state = read_weights(config.weights) if config.weights else None
     stages = config.trainable_layers
     if stages is None:
         stages = 6 if state is None else 3
@@ -109,14 +106,6 @@ def build_network(
         if config.weights.endswith(TRAINED_WITHOUT_EPS):
             overwrite_eps(model, 0.0)  # as torchvision does: these weights were trained without it
     return model
-
-
-def _read(source: str, kind: type[Network]) -> dict[str, Tensor]:
-    """The weights that a source holds, under the names of today."""
-    state = read_weights(source)
-    for part in RENAMED.get(kind, ()):
-        _v1_to_v2_weights(state, part)
-    return state
 
 
 def _whole(
