@@ -115,7 +115,21 @@ class Reader:
             return self._list(node, parts[0], key)
         if origin is dict:
             return self._table(node, parts[1], key)
-        return scalar(node, kind, key)
+        return self._name_or_weights(node, key) if kind is Any else scalar(node, kind, key)
+
+    def _name_or_weights(self, node: Node, key: str) -> str | dict[str, float] | None:
+        """One name, or several with their weights: what a setting takes whose type is left open."""
+        if isinstance(node, SequenceNode):
+            raise UserError(f"{key}: takes a name, or weights by name such as {{mixup: 2, sage: 1}}; found a list")
+        if not isinstance(node, MappingNode):
+            return scalar(node, str, key)
+        table = self._table(node, float, key) or {}
+        for name, value in table.items():
+            try:
+                table[name] = float(value)
+            except (TypeError, ValueError):
+                raise UserError(f"{key}.{name}={value} must be a number, as in {{mixup: 2, sage: 1}}") from None
+        return table
 
     def _list(self, node: Node, kind: Any, key: str) -> list[Any] | None:
         if _is_nothing(node):
