@@ -15,6 +15,7 @@ from lossmix_det.config.mixers import CoMixupConfig, PuzzleConfig
 
 VIEWS = ("weak", "strong")
 ALIGNED = ("image", "instance")
+GRADIENT = "gradient"
 
 # By the setting that decides, and its value: the settings that are not read then, and what to do instead.
 SAMPLES_NOTHING = {
@@ -176,7 +177,7 @@ class MixingConfig(Settings):
     rule: str = choice("lossmix", "lossmix_instance", "union", "own", gone=GONE_RULES)  # what a mixed image is taught
     weighting: str = choice("share", "visibility")  # a truth weighs its share of the image, or a box what is seen of it
     # Mixers that need saliency: by the image's spectrum, by its boxes, or by the gradient of the student's loss.
-    saliency: str = choice("spectral", "boxes", "gradient")
+    saliency: str = choice("spectral", "boxes", GRADIENT)
     clean_share: float = number(0.0, 0, 1)  # gradient: weight of the loss of unmixed images, computed for it anyway
     stages: list[str] = items("0", "1", "2")  # manifold: where features are mixed; 0 the image, fpn the pyramid
     fmix_decay: float = number(3.0, 0, 100)  # fmix: how smooth the outlines of the patches are
@@ -203,6 +204,10 @@ class MixingConfig(Settings):
             (0 <= low <= high <= 1, f"lam_range={self.lam_range} must be [low, high] within 0 … 1"),
             (among(self.views, VIEWS), f"views={self.views} may name weak and strong"),
             (self.stages, "stages=[] leaves manifold nothing to mix; name 0 for the image, or a stage of the backbone"),
+            (
+                not self.clean_share or self.saliency == GRADIENT,
+                f"clean_share={self.clean_share} has no effect with mixing.saliency={self.saliency}; set it to gradient",
+            ),
             *self._mixer_rules(),
         ]
 
