@@ -3,6 +3,7 @@
 from lossmix_det.config.fields import Settings, as_dict, check, choices, flat
 from lossmix_det.config.files import load_config, overrides_set, save_config
 from lossmix_det.config.mixers import CoMixupConfig, PuzzleConfig
+from lossmix_det.config.mixing import MixingConfig, PairsConfig
 from lossmix_det.config.schema import (
     AdaptationConfig,
     AlignmentConfig,
@@ -11,10 +12,8 @@ from lossmix_det.config.schema import (
     DataConfig,
     DatasetConfig,
     EmaConfig,
-    MixingConfig,
     ModelConfig,
     OptimizerConfig,
-    PairsConfig,
     PseudoLabelConfig,
     ShapesConfig,
     TrainConfig,

@@ -84,7 +84,7 @@ def test_nothing_is_computed_where_nothing_is_mixed(monkeypatch):
         (["mixing.probability=1.5"], r"mixing.probability=1.5 lies outside of 0 … 1"),
         (
             ["mixing.clean_share=0.3"],
-            r"clean_share=0.3 has no effect with mixing.saliency=spectral; set it to gradient",
+            r"clean_share=0.3 has no effect with mixing.saliency=spectral; set gradient",
         ),
         (["mixing.saliency=edges"], r"mixing.saliency='edges' is not one of spectral, boxes, gradient"),
     ],

@@ -1,0 +1,81 @@
+"""The ``mixing`` branch of the configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from lossmix_det.config.fields import Rule, Settings, among, choice, items, number, weights
+from lossmix_det.config.mixers import CoMixupConfig, PuzzleConfig
+
+VIEWS = ("weak", "strong")
+GRADIENT = "gradient"
+GONE_RULES = {
+    "noise": "mixing.rule=own with mixing.lam_range=[0.9,1.0]",
+    "none": "mixing.probability=0",
+}
+
+
+@dataclass
+class PairsConfig(Settings):
+    """Relative frequency of the kinds of pairs; burn-in has no target×target."""
+
+    source_source: float = number(1.0, 0, 1e3)
+    source_target: float = number(1.0, 0, 1e3)
+    target_target: float = number(1.0, 0, 1e3)
+
+
+@dataclass
+class MixingConfig(Settings):
+    """How images are mixed, and what a mixed image is taught."""
+
+    # How pixels are mixed: one of mixing.mixers.MIXERS; or several of them with their weights, {mixup: 2, sage: 1}, of
+    # which one is drawn for each step.
+    mixer: Any = "mixup"
+    rule: str = choice("lossmix", "lossmix_instance", "union", "own", gone=GONE_RULES)  # what a mixed image is taught
+    weighting: str = choice("share", "visibility")  # a truth weighs its share of the image, or a box what is seen of it
+    # Mixers that need saliency: by the image's spectrum, by its boxes, or by the gradient of the student's loss.
+    saliency: str = choice("spectral", "boxes", GRADIENT)
+    clean_share: float = number(0.0, 0, 1)  # gradient: weight of the loss of unmixed images, computed for it anyway
+    stages: list[str] = items("0", "1", "2")  # manifold: where features are mixed; 0 the image, fpn the pyramid
+    fmix_decay: float = number(3.0, 0, 100)  # fmix: how smooth the outlines of the patches are
+    confmix_sure: float = number(0.5, 0, 1)  # confmix: a pseudo-label that scores more is sure
+    least_visible: float = number(0.1, 0, 1)  # under masks, boxes of which a smaller share is seen are dropped
+    alpha: float = number(1.0, 1e-3, 1e3)  # lam ~ Beta(alpha, alpha); not read by comixup
+    probability: float = number(0.5, 0, 1)  # share of the images that are mixed
+    burn_in_probability: float | None = number(None, 0, 1)  # the same in burn-in; null: probability
+    off_last_steps: int = number(0, 0)  # train on clean images at the end
+    weight_sum: float | None = number(None, 1e-3, 1e3)  # of one mixed image; null: K for union, else 1
+    background_weight: float = number(1.0, 0, 1e3)  # lossmix_instance: weight of background samples
+    noise_share: float = number(0.1, 0, 1)  # burn_in_rule noise: the largest share of the target image
+    lam_range: list[float] = items(0.0, 1.0)  # lam becomes low + (high - low)·lam; not read by comixup
+    views: list[str] = items("weak", "strong")  # views whose images are mixed; partners are of the same view
+    pairs: PairsConfig = field(default_factory=PairsConfig)
+    puzzle: PuzzleConfig = field(default_factory=PuzzleConfig)  # mixer puzzlemix
+    comixup: CoMixupConfig = field(default_factory=CoMixupConfig)  # mixer comixup
+    burn_in_rule: str = choice("noise", "lam", "max")  # source×target while the target has no truth; see docs/method.md
+
+    def rules(self) -> list[Rule]:
+        """A range of λ; views that exist."""
+        low, high = self.lam_range if len(self.lam_range) == 2 else (1.0, 0.0)
+        return [
+            (0 <= low <= high <= 1, f"lam_range={self.lam_range} must be [low, high] within 0 … 1"),
+            (among(self.views, VIEWS), f"views={self.views} may name weak and strong"),
+            (self.stages, "stages=[] leaves manifold nothing to mix; name 0 for the image, or a stage of the backbone"),
+            (
+                not self.clean_share or self.saliency == GRADIENT,
+                f"clean_share={self.clean_share} has no effect with mixing.saliency={self.saliency}; set gradient",
+            ),
+            *self._mixer_rules(),
+        ]
+
+    def _mixer_rules(self) -> list[Rule]:
+        """A name, or a table of weights by name."""
+        if isinstance(self.mixer, str):
+            return []
+        if not isinstance(self.mixer, dict) or not all(isinstance(name, str) for name in self.mixer):
+            return [(False, f"mixer={self.mixer} must be a name, or weights by name such as {{mixup: 2, sage: 1}}")]
+        if not all(isinstance(weight, (int, float)) for weight in self.mixer.values()):
+            return [(False, f"mixer={self.mixer} must have numbers as weights, such as {{mixup: 2, sage: 1}}")]
+        some = any(self.mixer.values())
+        return [*weights("mixer", self.mixer), (some, f"mixer={self.mixer} gives no mixer a weight above 0")]
