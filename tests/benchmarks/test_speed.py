@@ -115,7 +115,7 @@ def test_only_the_chosen_networks_and_sizes_are_measured_and_the_command_says_so
     chosen = options(tmp_path, "--pairs", "3", "ema.decay=0.5")
     chosen.networks, chosen.sizes, chosen.short_side = ["large"], ["real"], 600
     speed.measure_speed(chosen, tmp_path / "unused.md")
-    assert seen == [(steps.Setup("large", "real", 600, ("ema.decay=0.5",)), 3)]
+    assert seen == [(steps.Setup("large", "real", 600, ("ema.decay=0.5",)), 3, True)]
     command = next(line for line in chosen.output.read_text().splitlines() if "tools/benchmark.py" in line)
     words = shlex.split(command.partition("tools/benchmark.py")[2])
     monkeypatch.setattr(suites, "NETWORKS", speed.NETWORKS)

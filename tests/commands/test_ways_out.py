@@ -36,12 +36,12 @@ def odd(): raise Odd("no width", 2)
 
 run, read, count = os.getpid(), loaders.read, 0
 
-def faulty(path, *rest):
+def faulty(path, *rest, **named):
     global count
     count += 1
     if os.getpid() != run and count > FIRST:
         FAULT()
-    return read(path, *rest)
+    return read(path, *rest, **named)
 
 loaders.read = faulty
 """

@@ -154,12 +154,12 @@ import lossmix_det.data.loaders as loaders
 
 read, count = loaders.read, 0
 
-def faulty(path, *rest):
+def faulty(path, *rest, **named):
     global count
     count += 1
     if count > 4 and os.environ["LOCAL_RANK"] == "RANK":
         raise OSError("image file is truncated")
-    return read(path, *rest)
+    return read(path, *rest, **named)
 
 loaders.read = faulty
 """
