@@ -34,6 +34,8 @@ setup(
         "matplotlib>=3.8",
     ],
     extras_require={
+        "wandb": ["pytorch-lightning>=2.4", "wandb>=0.17"],
+        "mlflow": ["pytorch-lightning>=2.4", "mlflow-skinny>=2.14"],
         "test": [
             "hypothesis>=6.100",
             "pytest>=8",

@@ -13,6 +13,7 @@ from lossmix_det.config.fields import Rule, Settings, among, choice, file, items
 from lossmix_det.config.mixing import VIEWS, MixingConfig
 
 ALIGNED = ("image", "instance")
+TRACKED = ("wandb", "mlflow")
 
 # By the setting that decides, and its value: the settings that are not read then, and what to do instead.
 SAMPLES_NOTHING = {
@@ -264,10 +265,23 @@ class TrainConfig(Settings):
     save_every: int = number(100, 1)
     keep_last: int = number(2, 1)
     best_metric: str = "AP50"  # "<metric>" of the last test set, or "<test set>/<metric>"
+    # Early stopping: end after this many evaluations without a better best_metric; in adaptation those after burn-in
+    # count. 0: never. The learning rate is still scheduled over all steps.
+    patience: int = number(0, 0)
+    callbacks: list[str] = items()  # classes of your own that are told of steps, scores and checkpoints
+    trackers: list[str] = items()  # wandb, mlflow: send all numbers there as well (pip install 'lossmix-det[wandb]')
 
     def rules(self) -> list[Rule]:
-        """Weights of losses."""
-        return weights("loss_weights", self.loss_weights)
+        """Weights of losses; evaluations to be patient for; trackers that exist."""
+        return [
+            *weights("loss_weights", self.loss_weights),
+            (
+                not self.patience or self.eval_every,
+                f"patience={self.patience} needs evaluations on the way; set train.eval_every, to 200 say",
+            ),
+            names("callbacks", self.callbacks),
+            (among(self.trackers, TRACKED), f"trackers={self.trackers} may name wandb and mlflow"),
+        ]
 
 
 @dataclass

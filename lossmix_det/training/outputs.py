@@ -66,10 +66,12 @@ def warn_of_target_labels(config: Config, streams: Streams) -> None:
         return
     if _folders([image_set]) & _folders(streams.target_sets):
         log.warning(
-            "best.pt is chosen by labels of the target (%s in %s): report the last checkpoint, or name a test set of "
-            "the source in train.best_metric",
+            "%s by labels of the target (%s in %s): report the last checkpoint%s, or name a test set of the source in "
+            "train.best_metric",
+            "best.pt and the last step are chosen" if config.train.patience else "best.pt is chosen",
             config.train.best_metric.rpartition("/")[2],
             image_set.name,
+            " of a run with train.patience=0" if config.train.patience else "",
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from pathlib import Path
 from typing import Any, Protocol
 
 from lightning_fabric import Fabric
@@ -87,20 +88,24 @@ class Recovery:
         if self.restorable and not self.checkpoints.healthy.is_file():
             self.save()
 
-    def save(self, *, is_best: bool = False, ends_burn_in: bool = False) -> None:
-        """Write a checkpoint of the state, unless its weights are not finite; on the first process."""
+    def save(self, *, is_best: bool = False, ends_burn_in: bool = False) -> Path | None:
+        """Write a checkpoint of the state, unless its weights are not finite; on the first process.
+
+        Returns:
+            Its path; None if nothing was written.
+        """
         if not self.fabric.is_global_zero:
-            return
+            return None
         if not self.state.finite:
             log.warning("step %d is not saved: its weights are not finite", self.state.step)
-            return
+            return None
         healthy = self.restorable and self.state.labeller.guard.healthy and not self.state.bad_steps
         known_as = (
             (is_best, self.checkpoints.best),
             (healthy, self.checkpoints.healthy),
             (ends_burn_in, self.checkpoints.burned_in),
         )
-        self.checkpoints.save(self.state.content(), *(path for holds, path in known_as if holds))
+        return self.checkpoints.save(self.state.content(), *(path for holds, path in known_as if holds))
 
     def note(self, losses: dict[str, float] | None, norm: float) -> None:
         """Take note of a step: whether its losses (None: not finite) and its gradient were finite.

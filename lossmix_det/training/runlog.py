@@ -5,17 +5,21 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
+from lossmix_det.config import Config, as_dict, flat
 from lossmix_det.structures import StepBatch
 from lossmix_det.training.metrics import MetricsFile
+from lossmix_det.training.trackers import Trackers
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +61,30 @@ class Speed:
         }
 
 
+class Remaining:
+    """How long a run still takes, from its last steps and its last evaluation.
+
+    Args:
+        total: the last step.
+        eval_every: steps from one evaluation to the next; 0: only at the end.
+    """
+
+    def __init__(self, total: int, eval_every: int) -> None:
+        self.total, self.eval_every = total, eval_every
+        self.per_step, self.per_evaluation = math.nan, 0.0
+
+    def seconds(self, step: int) -> float:
+        """Seconds from the end of a step to the end of the run, evaluations included once one has been timed."""
+        every = self.eval_every or self.total
+        evaluations = math.ceil(self.total / every) - step // every
+        return (self.total - step) * self.per_step + evaluations * self.per_evaluation
+
+    def text(self, step: int) -> str:
+        """For a person; empty while nothing is known."""
+        seconds = self.seconds(step)
+        return "" if math.isnan(seconds) else f"{_duration(seconds)} left"
+
+
 class RunLog:
     """Metrics files, TensorBoard and progress of one run; silent on all processes but the first.
 
@@ -66,11 +94,24 @@ class RunLog:
         total: the last step.
         console: shows progress, if it is a terminal; else progress goes to the log.
         active: this is the first process.
+        eval_every: steps from one evaluation to the next.
+        trackers: that get the same numbers; absent: none.
     """
 
-    def __init__(self, folder: Path, start: int, total: int, console: Console, active: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        start: int,
+        total: int,
+        console: Console,
+        active: bool,
+        *,
+        eval_every: int = 0,
+        trackers: Trackers | None = None,
+    ) -> None:
         self.active, self.total, self.console = active, total, console
-        self.speed = Speed()
+        self.speed, self.remaining = Speed(), Remaining(total, eval_every)
+        self.trackers = trackers or Trackers((), folder, {})
         if not active:
             return
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only needed here
@@ -79,9 +120,14 @@ class RunLog:
         self.speeds = MetricsFile(folder / "speed.csv", start)
         self.history = MetricsFile(folder / "scores.csv", start)
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start or None)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[left]}"),
+        )
         self.progress = NotedProgress(*columns, console=console, disable=not console.is_terminal)
-        self.task = self.progress.add_task("train", total=total, completed=start)
+        self.task = self.progress.add_task("train", total=total, completed=start, left="")
         self.progress.start()
 
     def count(self, images: int, seconds: float, waited: float) -> None:
@@ -97,19 +143,25 @@ class RunLog:
     def step(self, step: int) -> None:
         """Move the progress bar."""
         if self.active:
-            self.progress.update(self.task, completed=step)
+            self.progress.update(self.task, completed=step, left=self.remaining.text(step))
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Time an evaluation, so that those to come are counted in the time that is left."""
+        started = time.perf_counter()
+        yield
+        self.remaining.per_evaluation = time.perf_counter() - started
 
     def row(self, step: int, values: dict[str, float]) -> None:
         """Record one row of losses, and the speed since the last row."""
         speed = self.speed.row()
-        self.speed = Speed()
+        self.speed, self.remaining.per_step = Speed(), speed["seconds_per_step"]
         if not self.active:
             return
         self.metrics.add({"step": step, **values})
         self.speeds.add({"step": step, **{name: round(value, 4) for name, value in speed.items()}})
-        for name, value in {**values, **{f"speed/{name}": value for name, value in speed.items()}}.items():
-            self.board.add_scalar(name, value, step)
-        text = f"{_losses(values)} | {_speed(speed)}"
+        self._send(step, {**values, **{f"speed/{name}": value for name, value in speed.items()}})
+        text = " | ".join(filter(None, (_losses(values), _speed(speed), self.remaining.text(step))))
         self.progress.note = text
         if not self.console.is_terminal:
             log.info("step %d/%d  %s", step, self.total, text)
@@ -130,10 +182,14 @@ class RunLog:
             for key, value in metrics.items()
             if isinstance(value, float) and not math.isnan(value)
         }
-        for name, value in row.items():
-            self.board.add_scalar(name, value, step)
         if row:
+            self._send(step, row)
             self.history.add({"step": step, **row})
+
+    def _send(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+        self.trackers.log(step, values)
 
     def flush(self) -> None:
         """Bring everything recorded so far to the disk."""
@@ -147,6 +203,21 @@ class RunLog:
             self.flush()
             self.progress.stop()
             self.board.close()
+            self.trackers.close()
+
+
+def open_log(config: Config, start: int, console: Console, active: bool) -> RunLog:
+    """The log of a run that begins or resumes at a step, its trackers included.
+
+    Args:
+        config: of the run.
+        start: the step.
+        console: shows progress.
+        active: this is the first process.
+    """
+    folder, train = Path(config.output_dir), config.train
+    trackers = Trackers(train.trackers if active else (), folder, flat(as_dict(config)))
+    return RunLog(folder, start, train.steps, console, active, eval_every=train.eval_every, trackers=trackers)
 
 
 def images_seen(batch: StepBatch, adapting: bool) -> int:
@@ -182,6 +253,14 @@ def _speed(speed: dict[str, float]) -> str:
         f"{speed['seconds_per_step']:.2f} s/step, {speed['images_per_s']:.1f} images/s, "
         f"waiting for data {speed['data_wait_share']:.0%}, {speed['memory_gib']:.1f} GiB"
     )
+
+
+def _duration(seconds: float) -> str:
+    """Rounded as a person would: 40 s, 12 min, 3 h 05 min."""
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _percent(share: float) -> str:

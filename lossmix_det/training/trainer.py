@@ -21,15 +21,17 @@ from lossmix_det.errors import UserError
 from lossmix_det.evaluation import write_detections
 from lossmix_det.evaluation.scores import check_metric, metric_of, report_problems, score_models
 from lossmix_det.structures import StepBatch, Supervision
+from lossmix_det.training.callbacks import Callbacks
 from lossmix_det.training.checkpoints import Checkpoints
 from lossmix_det.training.clean_pass import CleanPass
 from lossmix_det.training.outputs import BURNED_IN, burned_in_folder, publish, warn_of_target_labels
+from lossmix_det.training.patience import Patience
 from lossmix_det.training.phases import Phases
 from lossmix_det.training.processes import anywhere, everywhere, mean_over_processes
 from lossmix_det.training.provenance import describe
 from lossmix_det.training.recovery import Recovery
 from lossmix_det.training.run_lock import run_lock
-from lossmix_det.training.runlog import RunLog, images_seen
+from lossmix_det.training.runlog import images_seen, open_log
 from lossmix_det.training.signals import catching_signals
 from lossmix_det.training.state import RunState
 from lossmix_det.training.streams import Streams
@@ -63,6 +65,8 @@ class Trainer:
         self.streams = Streams(config, fabric)
         check_metric(config.train.best_metric, self.streams.test_sets)
         warn_of_target_labels(config, self.streams)
+        self.patience, self.callbacks = Patience(config), Callbacks(config.train.callbacks, fabric.is_global_zero)
+        self.patience.check(self.streams.test_sets)
         self.phases = Phases(config)
         fingerprints, resumes = self.streams.fingerprints(), bool(self.checkpoints.paths())
         self.state = RunState.build(config, fabric, self.streams.classes, fingerprints, resumes=resumes)
@@ -77,7 +81,10 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------- story
 
     def train(self) -> bool:
-        """Train to the last step, evaluating and saving on the way; true if it got there, false if told to stop."""
+        """Train to the end, evaluating and saving on the way; true if it got there, false if told to stop.
+
+        The end is the last step, or an earlier one if ``train.patience`` is over.
+        """
         with run_lock(self.folder, self.fabric.is_global_zero, lambda here: everywhere(self.fabric, here)):
             if self.fabric.is_global_zero:
                 self.checkpoints.clear_drafts()
@@ -87,20 +94,22 @@ class Trainer:
                 report_problems(self.streams.sets, self.state.unreadable, self.folder)
             self.recovery.prepare()
             with catching_signals(self.stop):
-                while self._learn_on():
+                while not self.patience.is_over(self.state) and self._learn_on():
                     log.warning("continuing from step %d", self.state.step)
+            steps = self.state.step, self.config.train.steps
             if self.state.step < self.config.train.steps:
-                self.save()
-                steps = self.state.step, self.config.train.steps
-                log.warning("stopped at step %d of %d; continue with --resume", *steps)
-                return False
+                if not self.patience.is_over(self.state):
+                    self.save()
+                    log.warning("stopped at step %d of %d; continue with --resume", *steps)
+                    return False
+                log.info("ended early at step %d of %d: %s", *steps, self.patience.reason(self.state))
             self._finish()
             return True
 
     def _learn_on(self) -> bool:
         """Learn from here to the end, or until told to stop; true if an earlier state was restored on the way."""
-        state, steps = self.state, self.config.train.steps
-        self.log = RunLog(self.folder, state.step, steps, self.console, self.fabric.is_global_zero)
+        state = self.state
+        self.log = open_log(self.config, state.step, self.console, self.fabric.is_global_zero)
         try:
             for batch, waited in self.streams.batches(state.step, lambda: self.stopping, state.unreadable):
                 if self.config.data.target and not state.adapting and state.step >= self.phases.burn_in_steps:
@@ -119,7 +128,7 @@ class Trainer:
                     return True
                 self._evaluate_and_save()
                 self.stopping = anywhere(self.fabric, self.stopping)
-                if self.stopping:
+                if self.stopping or self.patience.is_over(state):
                     break
         finally:
             self.log.close()
@@ -127,14 +136,16 @@ class Trainer:
 
     def _evaluate_and_save(self) -> None:
         """What is due after this step; if evaluation fails, what was learned is saved first."""
-        train, is_last = self.config.train, self.state.step == self.config.train.steps
-        if is_due(self.state.step, train.eval_every) or is_last:
+        state, train = self.state, self.config.train
+        is_last = state.step == train.steps
+        if is_due(state.step, train.eval_every) or is_last:
             try:
                 self.evaluate()
             except Exception:  # because of a damaged test image, say
                 self.recovery.save()
                 raise
-        if is_due(self.state.step, train.save_every) or is_last or self.improved:
+        is_last |= self.patience.is_over(state)
+        if is_due(state.step, train.save_every) or is_last or self.improved:
             self.save()
 
     def stop(self) -> None:
@@ -231,7 +242,8 @@ class Trainer:
     def evaluate(self) -> None:
         """Score every model on every test set, and remember whether the reported one is the best so far."""
         state = self.state
-        scored = score_models(state.models(), self.streams.test_sets, self.config, self.fabric, self.console)
+        with self.log.evaluating():
+            scored = score_models(state.models(), self.streams.test_sets, self.config, self.fabric, self.console)
         self.results, self.detections, problems = scored
         state.unreadable.update(problems)
         self.log.scores(state.step, self.results)
@@ -239,17 +251,20 @@ class Trainer:
         if not math.isnan(value) and (state.best is None or value > state.best["value"]):
             state.best = {"metric": self.config.train.best_metric, "value": value, "step": state.step}
             self.improved = True  # until it is saved
+        self.callbacks.on_evaluate(state, self.results)
 
     def save(self, *, ends_burn_in: bool = False) -> None:
         """Write a checkpoint from which the run continues exactly as if it had never stopped."""
         self.log.flush()
-        self.recovery.save(is_best=self.improved, ends_burn_in=ends_burn_in)
+        path = self.recovery.save(is_best=self.improved, ends_burn_in=ends_burn_in)
         self.improved = False
+        if path is not None:
+            self.callbacks.on_save(self.state, path)
         self.fabric.barrier()
 
     def _finish(self) -> None:
         if not self.results:  # resumed after the last step
-            self.log = RunLog(self.folder, self.state.step, self.state.step, self.console, False)
+            self.log = open_log(self.config, self.state.step, self.console, active=False)
             self.evaluate()
         if self.fabric.is_global_zero:
             publish(self.state, self.streams, self.results, self.detections, self.console)
@@ -266,9 +281,12 @@ class Trainer:
         state = self.state
         self.log.count(images * self.fabric.world_size, seconds, waited)
         self.log.step(state.step)
+        known: dict[str, float] = {}
         if is_due(state.step, self.config.train.log_every) or state.step == self.config.train.steps:
             pseudo = state.labeller.row() if state.adapting else {}
-            self.log.row(state.step, {"lr": state.schedule.get_last_lr()[0], **losses, **pseudo})
+            known = {"lr": state.schedule.get_last_lr()[0], **losses, **pseudo}
+            self.log.row(state.step, known)
+        self.callbacks.on_step(state, known)
 
 
 def is_due(step: int, every: int) -> bool:

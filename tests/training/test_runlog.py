@@ -12,7 +12,7 @@ from lossmix_det.config import ModelConfig, flat, load_config
 from lossmix_det.data.catalog import load
 from lossmix_det.structures import ImageBatch, StepBatch, Views
 from lossmix_det.training.provenance import git_revision, read_run, settings_of
-from lossmix_det.training.runlog import RunLog, images_seen, memory_gib
+from lossmix_det.training.runlog import Remaining, RunLog, images_seen, memory_gib
 from lossmix_det.training.summary import warn_of_no_partners
 
 
@@ -221,3 +221,30 @@ def test_that_images_without_partners_are_not_mixed_is_said(caplog, words, proce
     warn_of_no_partners(load_config(None, words), processes)
     assert said in caplog.text
     assert bool(said) == bool(caplog.text)
+
+
+@pytest.mark.parametrize(
+    ("step", "eval_every", "seconds"),
+    [
+        (0, 0, 10 * 2.0 + 5.0),  # the evaluation at the end
+        (4, 4, 6 * 2.0 + 2 * 5.0),  # after steps 8 and 10
+        (3, 4, 7 * 2.0 + 3 * 5.0),
+        (5, 5, 5 * 2.0 + 5.0),
+        (10, 4, 0.0 + 0.0),
+    ],
+)
+def test_the_time_that_is_left_counts_evaluations(step, eval_every, seconds):
+    remaining = Remaining(10, eval_every)
+    assert remaining.text(step) == ""  # nothing has been timed
+    remaining.per_step, remaining.per_evaluation = 2.0, 5.0
+    if step < 10:
+        assert remaining.seconds(step) == seconds
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(40.4, "40 s left"), (720, "12 min left"), (11100, "3 h 05 min left"), (0, "0 s left")]
+)
+def test_the_time_that_is_left_is_said_as_a_person_would(seconds, text):
+    remaining = Remaining(1, 0)
+    remaining.per_step = seconds
+    assert remaining.text(0) == text

@@ -1,0 +1,52 @@
+"""Early stopping: a run ends once its scores have not improved for a while."""
+
+from __future__ import annotations
+
+from lossmix_det.config import Config
+from lossmix_det.data.records import ImageSet
+from lossmix_det.errors import UserError
+from lossmix_det.evaluation.scores import metric_set
+from lossmix_det.training.state import RunState
+
+
+class Patience:
+    """Counts the evaluations since the best one; nothing is remembered but the best itself, so that resuming is exact.
+
+    In a run that adapts, only evaluations after burn-in count, because that is where the teacher begins.
+
+    Args:
+        config: of the run; ``train.patience`` evaluations, 0 never stops.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.patience, self.every, self.metric = (
+            config.train.patience,
+            config.train.eval_every,
+            config.train.best_metric,
+        )
+        self.adapts, self.burn_in_steps = bool(config.data.target), config.adaptation.burn_in_steps
+
+    def check(self, test_sets: list[ImageSet]) -> None:
+        """Refuse to wait for scores that there will never be.
+
+        Raises:
+            UserError: no test set has labels.
+        """
+        if self.patience and metric_set(self.metric, test_sets) is None:
+            raise UserError(
+                f"train.patience={self.patience} has no score to watch, because no test set has labels; name one in "
+                "data.test, or set train.patience=0"
+            )
+
+    def is_over(self, state: RunState) -> bool:
+        """Whether the last `patience` evaluations all were no better than one before them."""
+        if not self.patience or (self.adapts and not state.adapting):
+            return False
+        best = state.best["step"] if state.best else 0
+        since = max(best, self.burn_in_steps if self.adapts else 0)
+        return state.step // self.every - since // self.every >= self.patience
+
+    def reason(self, state: RunState) -> str:
+        """Why the run ended, for a person."""
+        best = f"{state.best['value']:.1f} at step {state.best['step']}" if state.best else "none"
+        return f"no better {self.metric} in {self.patience} evaluations (train.patience); the best was {best}"
