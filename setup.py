@@ -14,7 +14,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["lossmix_det", "lossmix_det.*"]),
-    package_data={"lossmix_det": ["py.typed"]},
+    package_data={"lossmix_det": ["py.typed"], "lossmix_det.report": ["templates/*.html"]},
     # Ranges say what may work; constraints.txt says what was tested.
     install_requires=[
         "torch>=2.4",
@@ -27,6 +27,7 @@ setup(
         "omegaconf>=2.3",
         "pyyaml>=6",
         "faster-coco-eval>=1.6.5",
+        "jinja2>=3.1",
         "defusedxml>=0.7",
         "rich>=13",
         "scipy>=1.11",

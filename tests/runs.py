@@ -30,6 +30,7 @@ TINY = [
     "optimizer.warmup_steps=2",
     "train.log_every=1",
     "train.device=cpu",
+    "train.report=false",
 ]
 
 

@@ -125,7 +125,7 @@ class Labeller:
             seen = self._sum({"scores": self.thresholds.count(detections)})
             self.thresholds.remember(seen["scores"])
         self.thresholds.advance(self._progress(step))
-        kept = self._select(detections, images)
+        kept = self.select(detections, images)
         self._watch(detections, kept, target.truths)
         supervision = self.kind.supervision(kept).scaled(self.unsupervised_weight(step))
         return supervision, self.kind.soft_teacher(teacher, encoding)
@@ -185,7 +185,13 @@ class Labeller:
         self.factor, self.restores = state["factor"]
         self.counts = state["counts"]
 
-    def _select(self, detections: list[Instances], images: ImageBatch) -> list[Instances]:
+    def select(self, detections: list[Instances], images: ImageBatch) -> list[Instances]:
+        """The detections that are pseudo-labels by now.
+
+        Args:
+            detections: of the teacher, in pixels of each image.
+            images: that it looked at.
+        """
         least = self.thresholds.least()
         pairs = zip(detections, images.sizes, strict=True)
         return [select(instances, least, size, self.labels) for instances, size in pairs]

@@ -265,6 +265,7 @@ class TrainConfig(Settings):
     save_every: int = number(100, 1)
     keep_last: int = number(2, 1)
     best_metric: str = "AP50"  # "<metric>" of the last test set, or "<test set>/<metric>"
+    report: bool = True  # write report.html at every evaluation and at the end
     # Early stopping: end after this many evaluations without a better best_metric; in adaptation those after burn-in
     # count. 0: never. The learning rate is still scheduled over all steps.
     patience: int = number(0, 0)

@@ -14,7 +14,7 @@ from lossmix_det.data.records import ImageSet, Unreadable
 from lossmix_det.data.workers import batches
 from lossmix_det.engines.contract import Detector
 from lossmix_det.evaluation.coco import COCO_METRICS, coco_metrics
-from lossmix_det.evaluation.voc import VOC_METRICS, ClassDetections, ClassTruth, voc_ap
+from lossmix_det.evaluation.voc import VOC_METRICS, ClassDetections, ClassTruth, Ranked, rank, voc_ap
 from lossmix_det.structures import Instances
 
 METRICS = (*COCO_METRICS, *VOC_METRICS)
@@ -104,6 +104,17 @@ def evaluate(image_set: ImageSet, detections: list[dict[str, Any]], limit: int |
         values = np.array([row[key] for row in metrics["classes"].values()])
         metrics[key] = float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
     return metrics
+
+
+def ranked_by_class(image_set: ImageSet, detections: list[dict[str, Any]]) -> dict[str, Ranked]:
+    """Which detections are hits, by class, as VOC's AP50 counts them.
+
+    Args:
+        image_set: with truths.
+        detections: COCO results of its images.
+    """
+    pairs = zip(_truths(image_set), _by_class(image_set, detections), strict=True)
+    return dict(zip(image_set.classes, (rank(*pair) for pair in pairs), strict=True))
 
 
 def _truths(image_set: ImageSet) -> list[list[ClassTruth]]:

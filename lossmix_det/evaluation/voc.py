@@ -45,26 +45,54 @@ def voc_ap(truths: list[ClassTruth], detections: ClassDetections, threshold: flo
         AP as the area under the monotone precision-recall curve (VOC 2010 on), and as the mean precision at the
         recalls 0, 0.1, … 1 (VOC 2007); both nan if the class has no box that counts.
     """
-    positives = sum(int((~truth.difficult).sum()) for truth in truths)
-    if not positives:
+    ranked = rank(truths, detections, threshold)
+    if not ranked.positives:
         return float("nan"), float("nan")
+    return _area(ranked.recall, ranked.precision), _eleven_points(ranked.recall, ranked.precision)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Detections of one class by falling score, those of difficult boxes left out.
+
+    Args:
+        scores: (D,) of the detections.
+        hits: (D,) whether each is the first detection of a box.
+        positives: how many boxes there are to find.
+    """
+
+    scores: np.ndarray
+    hits: np.ndarray
+    positives: int
+
+    @property
+    def recall(self) -> np.ndarray:
+        """(D,) share of the boxes that were found by then."""
+        return np.cumsum(self.hits) / max(self.positives, 1)
+
+    @property
+    def precision(self) -> np.ndarray:
+        """(D,) share of the detections by then that are hits."""
+        return np.cumsum(self.hits) / np.arange(1, len(self.hits) + 1)
+
+
+def rank(truths: list[ClassTruth], detections: ClassDetections, threshold: float = 0.5) -> Ranked:
+    """Decide of each detection whether it is a hit, as `voc_ap` counts it.
+
+    Args:
+        truths: one per image.
+        detections: of the same images.
+        threshold: of the IoU, exclusive.
+    """
     order = np.argsort(-detections.scores, kind="stable")
+    difficult = np.concatenate([truth.difficult for truth in truths]) if truths else np.zeros(0, dtype=bool)
     best = _best_overlaps(truths, detections, threshold)[order]
-    difficult = np.concatenate([truth.difficult for truth in truths])
     overlapping = best >= 0
-    best, overlapping = _counted(best, overlapping, difficult)
-    hit = np.zeros(len(best), dtype=bool)
-    hit[overlapping.nonzero()[0][np.unique(best[overlapping], return_index=True)[1]]] = True  # the first of each box
-    hits = np.cumsum(hit)
-    recall = hits / positives
-    precision = hits / np.arange(1, len(hits) + 1)
-    return _area(recall, precision), _eleven_points(recall, precision)
-
-
-def _counted(best: np.ndarray, overlapping: np.ndarray, difficult: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Without the detections of difficult boxes."""
-    counted = ~(overlapping & difficult[best])
-    return best[counted], overlapping[counted]
+    counted = ~(overlapping & difficult[best]) if len(difficult) else np.ones(len(best), dtype=bool)
+    best, overlapping = best[counted], overlapping[counted]
+    hits = np.zeros(len(best), dtype=bool)
+    hits[overlapping.nonzero()[0][np.unique(best[overlapping], return_index=True)[1]]] = True  # the first of each box
+    return Ranked(detections.scores[order][counted], hits, int((~difficult).sum()))
 
 
 def _best_overlaps(truths: list[ClassTruth], detections: ClassDetections, threshold: float) -> np.ndarray:

@@ -1,1 +1,1 @@
-"""What is written to be looked at: sheets of images."""
+"""What is written to be looked at: sheets of images, and the page of a run."""

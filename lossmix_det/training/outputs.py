@@ -51,7 +51,8 @@ def publish(
         log.warning(
             "%d of %d steps were skipped because of a loss that was not finite", state.skipped_steps, state.step
         )
-    console.print(Text(f"results, detections, checkpoints and exports are in {folder}"), soft_wrap=True)
+    page = f", and {folder / 'report.html'} shows them" if config.train.report else ""
+    console.print(Text(f"results, detections, checkpoints and exports are in {folder}{page}"), soft_wrap=True)
 
 
 def burned_in_folder(folder: Path) -> Path:

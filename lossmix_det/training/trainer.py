@@ -24,6 +24,7 @@ from lossmix_det.structures import StepBatch, Supervision
 from lossmix_det.training.callbacks import Callbacks
 from lossmix_det.training.checkpoints import Checkpoints
 from lossmix_det.training.clean_pass import CleanPass
+from lossmix_det.training.live_page import LivePage
 from lossmix_det.training.outputs import BURNED_IN, burned_in_folder, publish, warn_of_target_labels
 from lossmix_det.training.patience import Patience
 from lossmix_det.training.phases import Phases
@@ -67,6 +68,7 @@ class Trainer:
         warn_of_target_labels(config, self.streams)
         self.patience, self.callbacks = Patience(config), Callbacks(config.train.callbacks, fabric.is_global_zero)
         self.patience.check(self.streams.test_sets)
+        self.page = LivePage(config, self.streams, fabric)
         self.phases = Phases(config)
         fingerprints, resumes = self.streams.fingerprints(), bool(self.checkpoints.paths())
         self.state = RunState.build(config, fabric, self.streams.classes, fingerprints, resumes=resumes)
@@ -252,6 +254,7 @@ class Trainer:
             state.best = {"metric": self.config.train.best_metric, "value": value, "step": state.step}
             self.improved = True  # until it is saved
         self.callbacks.on_evaluate(state, self.results)
+        self.page.update(state, self.detections)
 
     def save(self, *, ends_burn_in: bool = False) -> None:
         """Write a checkpoint from which the run continues exactly as if it had never stopped."""
@@ -268,6 +271,7 @@ class Trainer:
             self.evaluate()
         if self.fabric.is_global_zero:
             publish(self.state, self.streams, self.results, self.detections, self.console)
+            self.page.update(self.state, self.detections)
 
     def _resume(self) -> None:
         content = self.checkpoints.load_latest(self.state.check)

@@ -1,0 +1,141 @@
+"""What a run has written so far, whether it goes on, has ended or was killed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, float]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of a run; files that are missing or damaged count as empty.
+
+    Args:
+        path: of the folder.
+    """
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """What the run is called."""
+        return self.path.resolve().name
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """``run.json``: what it began with."""
+        return _json(self.path / "run.json")
+
+    @cached_property
+    def results(self) -> dict[str, Any]:
+        """``results.json``: scores by model and test set, once it has ended."""
+        return _json(self.path / "results.json")
+
+    @cached_property
+    def metrics(self) -> list[Row]:
+        """``metrics.csv``: losses and pseudo-labels by step."""
+        return _rows(self.path / "metrics.csv")
+
+    @cached_property
+    def speed(self) -> list[Row]:
+        """``speed.csv``."""
+        return _rows(self.path / "speed.csv")
+
+    @cached_property
+    def scores(self) -> list[Row]:
+        """``scores.csv``: scores by step, under ``<model>/<test set>/<metric>``."""
+        return _rows(self.path / "scores.csv")
+
+    @property
+    def config_text(self) -> str:
+        """``config.yaml`` as it is written."""
+        return _text(self.path / "config.yaml")
+
+    @property
+    def problems_text(self) -> str:
+        """``data_problems.txt``; empty where the data had none."""
+        return _text(self.path / "data_problems.txt")
+
+    @property
+    def step(self) -> int:
+        """The last step that it wrote numbers of."""
+        return int(max((row["step"] for row in (*self.metrics, *self.scores)), default=0))
+
+    @property
+    def steps(self) -> int:
+        """How many steps it was to take."""
+        return int(self.setting("train", "steps") or self.step)
+
+    def setting(self, *keys: str) -> Any:
+        """A setting that it began with, such as ``setting("train", "steps")``; None if it is not known."""
+        value: Any = self.about.get("config")
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+    def latest_scores(self) -> dict[str, dict[str, Row]]:
+        """By model and test set: the last score of every metric, from `results` or from the last evaluation."""
+        if self.results:
+            return {
+                model: {name: _numbers(scores) for name, scores in sets.items()} for model, sets in self.results.items()
+            }
+        latest: dict[str, dict[str, Row]] = {}
+        for row in self.scores:
+            for key, value in row.items():
+                model, _, rest = key.partition("/")
+                name, _, metric = rest.rpartition("/")
+                if name and not math.isnan(value):
+                    latest.setdefault(model, {}).setdefault(name, {})[metric] = value
+        return latest
+
+    def detections(self, test_set: str) -> list[dict[str, Any]] | None:
+        """Of the reported model on a test set, once the run has ended."""
+        content = _load(self.path / f"detections_{test_set}.json")
+        return content if isinstance(content, list) else None
+
+
+def _numbers(scores: dict[str, Any]) -> Row:
+    return {key: value for key, value in scores.items() if isinstance(value, int | float)}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    content = _load(path)
+    return content if isinstance(content, dict) else {}
+
+
+def _load(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _rows(path: Path) -> list[Row]:
+    """The rows of a CSV that have a step; an empty cell is nan."""
+    try:
+        with open(path, encoding="utf-8", errors="replace", newline="") as file:
+            rows = [{key: _number(value) for key, value in row.items() if key} for row in csv.DictReader(file)]
+    except (OSError, csv.Error):
+        return []
+    return [row for row in rows if not math.isnan(row.get("step", math.nan))]
+
+
+def _number(text: Any) -> float:
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return math.nan
