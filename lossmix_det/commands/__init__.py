@@ -13,6 +13,7 @@ from lossmix_det.errors import pick
 COMMANDS = {
     "train": ("lossmix_det.commands.train", "train or resume a detector"),
     "evaluate": ("lossmix_det.commands.evaluate", "score a detector on the test sets"),
+    "predict": ("lossmix_det.commands.predict", "detect on images and videos, and draw what was found"),
     "convert": ("lossmix_det.commands.convert", "convert a data set to VOC, COCO or YOLO"),
     "visualize_mixing": ("lossmix_det.commands.visualize_mixing", "draw mixed images with what is taught on them"),
 }

@@ -62,7 +62,7 @@ def test_help_lists_every_command_with_a_line(toy, capsys):
     assert "count the steps of a run" in printed
 
 
-NEEDS = {"convert": "--to FORMAT"}  # what a command is told, where that is no configuration
+NEEDS = {"convert": "--to FORMAT", "predict": "--write WHAT"}  # what a command is told, where that is no configuration
 
 
 @pytest.mark.parametrize("name", commands.COMMANDS)
