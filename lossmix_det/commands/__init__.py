@@ -11,6 +11,7 @@ from lossmix_det.errors import pick
 
 # By name: the module with its ``main``, imported when the command is called, and what the command does.
 COMMANDS = {
+    "init_config": ("lossmix_det.commands.init_config", "write a configuration for folders of your own"),
     "train": ("lossmix_det.commands.train", "train or resume a detector"),
     "evaluate": ("lossmix_det.commands.evaluate", "score a detector on the test sets"),
     "predict": ("lossmix_det.commands.predict", "detect on images and videos, and draw what was found"),
