@@ -22,7 +22,7 @@ Value = TypeVar("Value")
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader sees the old one or the whole new one, whatever happens."""
-    with _draft(path) as file:
+    with growing(path) as file:
         # Bytes of a file's name that are not UTF-8 reach us as characters that have no encoding.
         file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
 
@@ -35,7 +35,7 @@ def save_tensors(content: Any, path: Path, *copies: Path) -> None:
         path: of the file; it takes its name last, so that where it exists the copies do too.
         copies: further names of the same file; where the file system has no links, real copies.
     """
-    with _draft(path) as file:
+    with growing(path) as file:
         watched = _Watched(file)
         try:
             torch.save(content, watched)
@@ -98,7 +98,7 @@ def _link(file: Path, copy: Path) -> None:
 
 
 @contextmanager
-def _draft(path: Path) -> Iterator[BinaryIO]:
+def growing(path: Path) -> Iterator[BinaryIO]:
     """A temporary file beside the path, which replaces it once it is whole and on the disk; else it is removed."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -184,6 +184,15 @@ def without_common(state: dict[str, Value], prefixes: Collection[str]) -> dict[s
         while state and all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state
+
+
+NUMBERED = re.compile(r"step_(\d+)\.pt")
+
+
+def numbered_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints ``step_<step>.pt`` in a folder, latest last."""
+    found = [(NUMBERED.fullmatch(path.name), path) for path in folder.glob("step_*.pt")]
+    return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
 
 
 # ---------------------------------------------------------------------------------------------- without running code

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from lossmix_det.errors import UserError
 
 Size = tuple[int, int]  # (height, width) in pixels
 STRIDE = 32  # canvases are multiples of the coarsest backbone stride
@@ -76,6 +80,24 @@ class Instances:
         return Instances(
             *(None if value is None else function(value) for value in fields), self.teacher_image, self.offset
         )
+
+    def to_supervision(self, classes: Sequence[str] | None = None) -> Any:
+        """The same as ``supervision.Detections``, for its annotators, trackers and metrics.
+
+        Args:
+            classes: names of the K classes, which are then given as ``class_name``.
+
+        Raises:
+            UserError: the package supervision is not installed.
+        """
+        try:
+            from supervision import Detections
+        except ModuleNotFoundError:
+            raise UserError("to_supervision needs the package supervision; pip install supervision") from None
+        labels = self.classes.cpu().numpy()
+        scores = None if self.scores is None else self.scores.detach().cpu().numpy()
+        names = {} if classes is None else {"class_name": np.array(list(classes), dtype=str)[labels]}
+        return Detections(self.boxes.detach().cpu().numpy(), confidence=scores, class_id=labels, data=names)
 
     @staticmethod
     def empty(device: torch.device | str = "cpu") -> Instances:

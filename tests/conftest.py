@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -41,6 +42,15 @@ def write_image(path: Path, width: int = 60, height: int = 40, seed: int = 0) ->
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
+    return path
+
+
+def write_video(path, count=6, size=(64, 48), codec="MJPG"):
+    """Grey frames, each brighter than the one before."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), 10, size)
+    for number in range(count):
+        writer.write(np.full((size[1], size[0], 3), 20 * number + 20, dtype=np.uint8))
+    writer.release()
     return path
 
 

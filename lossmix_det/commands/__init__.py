@@ -11,9 +11,11 @@ from lossmix_det.errors import pick
 
 # By name: the module with its ``main``, imported when the command is called, and what the command does.
 COMMANDS = {
+    "init_config": ("lossmix_det.commands.init_config", "write a configuration for folders of your own"),
     "train": ("lossmix_det.commands.train", "train or resume a detector"),
     "evaluate": ("lossmix_det.commands.evaluate", "score a detector on the test sets"),
     "report": ("lossmix_det.commands.report", "write the page of a run, or of several side by side"),
+    "predict": ("lossmix_det.commands.predict", "detect on images and videos, and draw what was found"),
     "convert": ("lossmix_det.commands.convert", "convert a data set to VOC, COCO or YOLO"),
     "visualize_mixing": ("lossmix_det.commands.visualize_mixing", "draw mixed images with what is taught on them"),
 }

@@ -46,6 +46,15 @@ class DatasetConfig(Settings):
     ignore_classes: list[str] = items()  # boxes of these classes are left out silently
     pixel_origin: int = number(1, 0, 1)  # VOC: 1 if the first pixel is (1, 1), as in PASCAL VOC
     exif: str = choice("apply", "ignore")  # turn images by their EXIF orientation, or leave pixels as they are stored
+    holdout: float = number(0.0, 0, 1)  # share of the images that is held out, always the same ones by their names
+    held_out: bool = False  # these are the images that another declaration with the same holdout leaves out
+
+    def rules(self) -> list[Rule]:
+        """What is held out is a part."""
+        return [
+            (self.holdout < 1, f"holdout={self.holdout} leaves nothing; give a share below 1"),
+            (self.holdout or not self.held_out, "held_out needs holdout, the share of the images, such as 0.1"),
+        ]
 
 
 @dataclass

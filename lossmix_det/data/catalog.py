@@ -19,6 +19,7 @@ from lossmix_det.data.builtin import builtin_datasets, builtin_root, datasets_ro
 from lossmix_det.data.formats import FORMATS
 from lossmix_det.data.formats.auto import AUTO, recognise
 from lossmix_det.data.formats.detectron2 import detectron2_classes, detectron2_names
+from lossmix_det.data.holdout import part_of
 from lossmix_det.data.memory import remembered
 from lossmix_det.data.problems import ON_ERROR
 from lossmix_det.data.records import ImageSet, build, class_names
@@ -105,6 +106,7 @@ def _remembered(
 def _load(name: str, entry: DatasetConfig, config: Config, classes: list[str] | None) -> ImageSet:
     problems, file_format = ON_ERROR[config.data.on_error](), FORMATS[entry.format]
     images, numbers = file_format.read(entry, problems)
+    images = part_of(images, entry, file_format.image_folder(entry))
     if not images:
         hint = problems.first() or f"; check its split, {entry.split or 'all annotations'!r}"
         raise UserError(f"data set {name!r} lists no image{hint}")
@@ -149,6 +151,7 @@ def load_target(name: str, config: Config, classes: list[str]) -> ImageSet:
 def _load_images(name: str, entry: DatasetConfig, config: Config, classes: list[str]) -> ImageSet:
     problems = ON_ERROR[config.data.on_error]()
     images = FORMATS[entry.format].read_images(entry, problems)
+    images = part_of(images, entry, FORMATS[entry.format].image_folder(entry))
     if not images:
         hint = problems.first() or f"; check its split, {entry.split or 'all images'!r}"
         raise UserError(f"data set {name!r} lists no image{hint}")

@@ -79,13 +79,18 @@ def read(path: Path, high_bit_depth: str = "full", *, exif: bool = True) -> np.n
         OSError: the file is missing, no regular file, truncated, or no image.
     """
     with _opened(path) as image:
-        upright = _turned(image, exif)
-        if upright.mode[0] in "IF":
-            grey = _to_eight_bits(np.asarray(upright), RANGES[high_bit_depth])
-            return np.repeat(grey[:, :, None], 3, axis=2)
-        if upright.mode == "P" and "transparency" in upright.info:
-            upright = upright.convert("RGBA")  # Pillow warns otherwise
-        return np.array(upright.convert("RGB"))
+        return to_rgb(image, high_bit_depth, exif=exif)
+
+
+def to_rgb(image: Image.Image, high_bit_depth: str = "full", *, exif: bool = True) -> np.ndarray:
+    """An opened image as (H, W, 3) uint8 RGB; arguments as of `read`."""
+    upright = _turned(image, exif)
+    if upright.mode[0] in "IF":
+        grey = _to_eight_bits(np.asarray(upright), RANGES[high_bit_depth])
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if upright.mode == "P" and "transparency" in upright.info:
+        upright = upright.convert("RGBA")  # Pillow warns otherwise
+    return np.array(upright.convert("RGB"))
 
 
 @contextmanager

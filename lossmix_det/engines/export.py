@@ -9,6 +9,7 @@ import torch
 
 from lossmix_det.config import Config
 from lossmix_det.engines.contract import Detector
+from lossmix_det.engines.recorded import recorded_reading
 from lossmix_det.files import save_tensors, write_atomically
 
 
@@ -21,8 +22,8 @@ def export_model(detector: Detector, config: Config, classes: list[str], path: P
     """
     exported = detector.exported().items()
     state = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in exported}
-    augment, model = config.data.augment, config.model
-    sizes = {"min_size": augment.test_size or augment.min_sizes[-1], "max_size": augment.max_size}
+    model, reading = config.model, recorded_reading(config)
+    sizes = {key: reading[key] for key in ("min_size", "max_size")}
     export = detector.export(state, model, sizes)
     save_tensors(export.content, path)
     for suffix, text in export.files.items():
@@ -32,7 +33,7 @@ def export_model(detector: Detector, config: Config, classes: list[str], path: P
         **export.about,
         "norm": detector.norm,
         "classes": classes,
-        **sizes,
+        **reading,
         "box_score_thresh": model.score_threshold,
         "box_nms_thresh": model.nms_threshold,
         "box_detections_per_img": model.detections_per_image,

@@ -45,6 +45,18 @@ def families_with(characters: frozenset[str]) -> tuple[str, ...] | None:
 
 
 @lru_cache
+def lettered_file(name: str, instead: str) -> tuple[str, str]:
+    """What to write for a name, and the one font file that has all its characters; as `lettered`, for Pillow."""
+    missing = {ord(character) for character in name if not character.isspace()}
+    usual = font_manager.findfont(USUAL)
+    for path in (usual, *(font.fname for font in font_manager.fontManager.ttflist)):
+        if missing <= characters_in(path):
+            return name, path
+    _say(name, instead)
+    return instead, usual
+
+
+@lru_cache
 def characters_in(path: str) -> frozenset[int]:
     """The characters that a font file has; none where it cannot be read."""
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import random
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,9 @@ import numpy as np
 import torch
 
 from lossmix_det.errors import UserError
-from lossmix_det.files import clear_drafts, read_checkpoint, save_tensors
+from lossmix_det.files import NUMBERED, clear_drafts, numbered_checkpoints, read_checkpoint, save_tensors
 
 log = logging.getLogger(__name__)
-
-NAME = re.compile(r"step_(\d+)\.pt")
 
 
 class Checkpoints:
@@ -38,8 +35,7 @@ class Checkpoints:
 
     def paths(self) -> list[Path]:
         """The numbered checkpoints, latest last."""
-        found = [(NAME.fullmatch(path.name), path) for path in self.folder.glob("step_*.pt")]
-        return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
+        return numbered_checkpoints(self.folder)
 
     @property
     def healthy(self) -> Path:
@@ -68,7 +64,7 @@ class Checkpoints:
         """Make an earlier step the latest: write it, and only then delete those that came after."""
         save_tensors(content, self.folder / f"step_{content['step']:07d}.pt")
         for path in self.paths():
-            if int(NAME.fullmatch(path.name)[1]) > content["step"]:
+            if int(NUMBERED.fullmatch(path.name)[1]) > content["step"]:
                 path.unlink()
 
     def latest_readable(self) -> Path | None:

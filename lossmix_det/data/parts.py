@@ -1,0 +1,106 @@
+"""Which parts a folder of data has, where nothing but the folder is known."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lossmix_det.config import DatasetConfig
+from lossmix_det.data.formats import FORMATS
+from lossmix_det.data.formats.auto import recognise
+from lossmix_det.data.formats.voc_folders import LISTS
+from lossmix_det.data.paths import visible
+from lossmix_det.data.problems import SkippedProblems
+from lossmix_det.data.records import RawImage
+from lossmix_det.errors import UserError
+
+# Names of the parts to train on, to choose by, and to test on, the usual one first.
+TRAIN, VALIDATION, TEST = ("train", "trainval", "training"), ("val", "valid", "validation"), ("test", "testing")
+SEPARATOR = ":"  # between a folder and its split on a command line
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder of data, and the split that is meant; empty: nobody has named one.
+
+    Args:
+        root: absolute.
+        split: as people name it.
+    """
+
+    root: Path
+    split: str = ""
+
+    @classmethod
+    def parse(cls, word: str) -> Place:
+        """A folder, or ``FOLDER:SPLIT``.
+
+        Raises:
+            UserError: there is no such folder.
+        """
+        folder = Path(word).expanduser()
+        before, _, split = word.rpartition(SEPARATOR)
+        if not folder.is_dir() and before:
+            folder = Path(before).expanduser()
+        else:
+            split = ""
+        if not folder.is_dir():
+            raise UserError(f"{word}: no such folder")
+        return cls(Path(os.path.abspath(folder)), split)
+
+    def part(self, names: tuple[str, ...]) -> DatasetConfig | None:
+        """The first of some splits that is there; None if none is."""
+        for name in names:
+            try:
+                entry = self._recognised(name)
+                if FORMATS[entry.format].read_images(entry, SkippedProblems()):
+                    return entry
+            except UserError:
+                continue
+        return None
+
+    def whole(self) -> DatasetConfig:
+        """The split that is named, else all of it.
+
+        Raises:
+            UserError: its format cannot be told, or its splits have names that nobody can guess.
+        """
+        try:
+            entry = self._recognised(self.split)
+        except UserError as error:
+            raise UserError(f"{error}; or name a split behind a colon, such as {self.root}{SEPARATOR}train") from None
+        lists = [] if self.split or entry.format != "voc" else visible(self.root / LISTS[0], "*.txt")
+        if lists:
+            names = ", ".join(path.stem for path in lists)
+            raise UserError(
+                f"{self.root}: its splits are {names}; name one behind a colon: {self.root}{SEPARATOR}{lists[0].stem}"
+            )
+        return entry
+
+    def _recognised(self, split: str) -> DatasetConfig:
+        return recognise(self.root.name, DatasetConfig(root=str(self.root), split=split))
+
+
+def settled(entry: DatasetConfig) -> tuple[DatasetConfig, list[RawImage]]:
+    """A declaration completed with what its annotations tell, and its images as they stand in the files.
+
+    VOC files that have a box at pixel 0 count from 0.
+
+    Raises:
+        UserError: the data set as a whole cannot be read.
+    """
+    images, _ = FORMATS[entry.format].read(entry, SkippedProblems())
+    if entry.format == "voc" and any(_begins_before(image) for image in images):
+        entry = replace(entry, pixel_origin=0)
+        images, _ = FORMATS[entry.format].read(entry, SkippedProblems())
+    return entry, images
+
+
+def _begins_before(image: RawImage) -> bool:
+    """Whether a box, taken to count from 1, begins at the pixel before the first, and does not reach out elsewhere."""
+    width, height = image.size or (float("inf"), float("inf"))
+    return any(
+        min(item.box[:2]) == -1 and item.box[2] <= width and item.box[3] <= height  # as `voc_xml` notes them
+        for item in image.objects
+    )
