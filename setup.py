@@ -35,9 +35,12 @@ setup(
         "matplotlib>=3.8",
     ],
     extras_require={
+        "onnx": ["onnx>=1.16", "onnxruntime>=1.18"],
         "wandb": ["pytorch-lightning>=2.4", "wandb>=0.17"],
         "mlflow": ["pytorch-lightning>=2.4", "mlflow-skinny>=2.14"],
         "test": [
+            "onnx>=1.16",
+            "onnxruntime>=1.18",
             "hypothesis>=6.100",
             "pytest>=8",
             "pytest-cov>=5",

@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate": ("lossmix_det.commands.evaluate", "score a detector on the test sets"),
     "report": ("lossmix_det.commands.report", "write the page of a run, or of several side by side"),
     "predict": ("lossmix_det.commands.predict", "detect on images and videos, and draw what was found"),
+    "export": ("lossmix_det.commands.export", "write a detector as an ONNX file, with a card"),
     "convert": ("lossmix_det.commands.convert", "convert a data set to VOC, COCO or YOLO"),
     "visualize_mixing": ("lossmix_det.commands.visualize_mixing", "draw mixed images with what is taught on them"),
 }

@@ -18,6 +18,7 @@ from lossmix_det.data.images import read, to_rgb
 from lossmix_det.data.loaders import to_batch
 from lossmix_det.engines import Detector, build_detector, to_device
 from lossmix_det.engines.canvases import LAYOUTS
+from lossmix_det.engines.onnx import OUTPUTS, OnnxSession
 from lossmix_det.engines.recorded import Reading, Recorded, recorded_of
 from lossmix_det.errors import UserError, nearest
 from lossmix_det.files import numbered_checkpoints, read_checkpoint
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 
 AnyImage = str | Path | np.ndarray | Image.Image
 
+ONNX = ".onnx"
 EXPORTS = ("teacher.pth", "ema.pth", "student.pth")  # of a run, the one that it reports first
 NO_BOXES = np.zeros((0, 4), dtype=np.float32)
 
@@ -69,7 +71,10 @@ class Predictor:
         Raises:
             UserError: there is no such file, it cannot be read, or is of no known network.
         """
-        recorded = recorded_of(find_weights(path))
+        file = find_weights(path)
+        if file.lower().endswith(ONNX):
+            return OnnxPredictor(OnnxSession(Path(file)), classes, reading)
+        recorded = recorded_of(file)
         names = _names(recorded, classes)
         model = recorded.model if model is None else replace(model, weights=recorded.model.weights)
         detector = build_detector(model, recorded.num_classes, strict=True)
@@ -94,16 +99,47 @@ class Predictor:
         """
         arrays = [self._pixels(image) for image in images]
         small = [resize(pixels, NO_BOXES, self.reading.short_side, self.reading.max_size)[0] for pixels in arrays]
+        found = self._detect(small)
+        return [_scaled(each, *shapes) for each, *shapes in zip(found, small, arrays, strict=True)]
+
+    def _detect(self, small: list[np.ndarray]) -> list[Instances]:
+        """Detections in pixels of the resized images."""
         batch = to_batch([torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))) for pixels in small])
         batch = replace(batch, canvases=tuple(smallest_canvas([size]) for size in batch.sizes))
-        found = self.detector.detect(batch.to(self.device).to_float())
-        return [_scaled(each.to("cpu"), *shapes) for each, *shapes in zip(found, small, arrays, strict=True)]
+        return [found.to("cpu") for found in self.detector.detect(batch.to(self.device).to_float())]
 
     def _pixels(self, image: AnyImage) -> np.ndarray:
         how = {"high_bit_depth": self.reading.high_bit_depth, "exif": self.reading.exif}
         if isinstance(image, str | os.PathLike):
             return read(Path(image), **how)
         return to_rgb(image, **how) if isinstance(image, Image.Image) else _checked(image)
+
+
+class OnnxPredictor(Predictor):
+    """A `Predictor` that runs an ONNX file, on the CPU.
+
+    Args:
+        session: of the file.
+        classes: names of its classes; they must be those of the file.
+        reading: in place of what the file says.
+
+    Raises:
+        UserError: the classes are others.
+    """
+
+    def __init__(self, session: OnnxSession, classes: Sequence[str] | None, reading: Reading | None) -> None:
+        if classes is not None and list(classes) != session.classes:
+            raise UserError(
+                f"the ONNX file names its classes itself: {', '.join(session.classes)}; leave --classes out"
+            )
+        self.session, self.classes, self.reading = session, session.classes, reading or session.reading
+
+    def _detect(self, small: list[np.ndarray]) -> list[Instances]:
+        found = []
+        for pixels in small:
+            arrays = self.session(pixels)
+            found.append(Instances(*(torch.from_numpy(arrays[name]) for name in OUTPUTS)))
+        return found
 
 
 def find_weights(path: str | Path) -> str:
@@ -113,8 +149,6 @@ def find_weights(path: str | Path) -> str:
         UserError: there is no such file, or none in the folder.
     """
     folder = Path(path).expanduser()
-    if folder.suffix.lower() == ".onnx":
-        raise UserError(f"{path}: ONNX files cannot be read here; give the checkpoint or the export it was made of")
     if not folder.is_dir():
         is_named = "_Weights." in str(path)
         if not is_named and not folder.is_file():

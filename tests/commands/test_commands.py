@@ -63,7 +63,13 @@ def test_help_lists_every_command_with_a_line(toy, capsys):
 
 
 # What a command is told, where that is no configuration.
-NEEDS = {"convert": "--to FORMAT", "predict": "--write WHAT", "init_config": "FOLDER:SPLIT"}
+NEEDS = {
+    "convert": "--to FORMAT",
+    "report": "--output FILE",
+    "export": "--output FILE",
+    "predict": "--write WHAT",
+    "init_config": "FOLDER:SPLIT",
+}
 
 
 @pytest.mark.parametrize("name", commands.COMMANDS)
