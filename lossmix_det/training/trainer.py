@@ -23,6 +23,7 @@ from lossmix_det.evaluation.scores import check_metric, metric_of, report_proble
 from lossmix_det.structures import StepBatch, Supervision
 from lossmix_det.training.checkpoints import Checkpoints
 from lossmix_det.training.clean_pass import CleanPass
+from lossmix_det.training.optimization import rate_of
 from lossmix_det.training.outputs import BURNED_IN, burned_in_folder, publish, warn_of_target_labels
 from lossmix_det.training.phases import Phases
 from lossmix_det.training.processes import anywhere, everywhere, mean_over_processes
@@ -268,7 +269,7 @@ class Trainer:
         self.log.step(state.step)
         if is_due(state.step, self.config.train.log_every) or state.step == self.config.train.steps:
             pseudo = state.labeller.row() if state.adapting else {}
-            self.log.row(state.step, {"lr": state.schedule.get_last_lr()[0], **losses, **pseudo})
+            self.log.row(state.step, {"lr": rate_of(state.optimizer), **losses, **pseudo})
 
 
 def is_due(step: int, every: int) -> bool:
