@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -87,6 +87,27 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: str, strict
             log.info("  %s (%d): %s", title, len(names), _shorten(names))
 
 
+def load_backbone(network: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Load the weights of a classifier into a backbone alone, and say so in the log; for functions that build one.
+
+    Args:
+        network: the backbone, of torchvision or of timm.
+        state: of the classifier, as `read_weights` gives it.
+        source: where they are from, for the log and for messages.
+
+    Raises:
+        UserError: they are of another network.
+    """
+    own = network.state_dict()
+    named = as_named_in_body(own, state, ("",))
+    fitting = {name: value for name, value in named.items() if name in own and own[name].shape == value.shape}
+    fresh = [name for name in own if name not in fitting and not name.endswith(COUNTERS)]
+    if fresh:
+        raise UserError(f"{source} is not of this backbone: {_shorten(fresh)} missing or of another shape")
+    network.load_state_dict(fitting, strict=False)
+    log.info("%s: all %d tensors of the backbone loaded", source, len(own))
+
+
 def as_named_in(own: Collection[str], state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a file under the names that they have in a model.
 
@@ -121,12 +142,15 @@ SPELLINGS: tuple[Callable[[str], str], ...] = (
 )
 
 
-def as_named_in_body(own: Collection[str], state: dict[str, Tensor]) -> dict[str, Tensor]:
+def as_named_in_body(
+    own: Collection[str], state: dict[str, Tensor], bodies: Sequence[str] = BODIES
+) -> dict[str, Tensor]:
     """The tensors of a bare classifier under the names that they have in the body of a detector.
 
     Args:
         own: names in the detector.
         state: tensors of the classifier.
+        bodies: what may stand before the names there.
 
     Returns:
         Those of the place where most are known; what is not known there is named as if it were.
@@ -136,7 +160,7 @@ def as_named_in_body(own: Collection[str], state: dict[str, Tensor]) -> dict[str
             name: next((full for spell in SPELLINGS if (full := body + spell(name)) in own), body + name)
             for name in state
         }
-        for body in BODIES
+        for body in bodies
     ]
     best = max(places, key=lambda place: sum(full in own for full in place.values()))
     return {best[name]: value for name, value in state.items()}
