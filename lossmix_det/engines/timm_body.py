@@ -77,7 +77,7 @@ class TimmBody(nn.Module):
         self.strides = dict(strides)
         self.arguments, self.net = _create(name, self.strides.values(), setting, drop_path)
         self.has_batch_norm = any(isinstance(part, _BatchNorm) for part in self.net.modules())
-        self.net = NORMS[norm](self.net)
+        self.net = NORMS[norm](self.net, setting)
         info = self.net.feature_info
         places = {stride: index for index, stride in enumerate(info.reduction())}  # of one stride, the last
         self.places = {level: places[stride] for level, stride in self.strides.items()}
@@ -89,8 +89,7 @@ class TimmBody(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) normalised images, sides multiples of 32, to levels (B, C, h, w) by name."""
-        features = self.net(images)
-        last = _channels_last(self.net)
+        features, last = _features(self.net, images), _channels_last(self.net)
         levels = ((level, features[index]) for level, index in self.places.items())
         return OrderedDict((level, found.permute(0, 3, 1, 2) if last else found) for level, found in levels)
 
@@ -128,7 +127,7 @@ class TimmBody(nn.Module):
         What no level depends on is frozen, because DDP waits for the gradient of all that learns.
         """
         with _evaluating(self.net):
-            features = self.net(_probe())
+            features = _features(self.net, _probe())
         levels = sum(features[index].sum() for index in self.places.values())
         left = dict(self.net.named_parameters())
         for name, gradient in zip(left, _gradients(levels, left), strict=True):
@@ -148,7 +147,7 @@ class TimmBody(nn.Module):
         info, ends = self.net.feature_info, {}
         images = _probe(2).to(next(self.net.parameters()).device)
         with _evaluating(self.net), torch.no_grad():
-            plain = self.net(images)
+            plain = _features(self.net, images)
             for index, (stride, name) in enumerate(zip(info.reduction(), info.module_name(), strict=True)):
                 number, end = int(math.log2(stride)) - 1, self._module(name)
                 if number > 0 and end and self._follows(end, images, plain, index):
@@ -159,7 +158,7 @@ class TimmBody(nn.Module):
         """Whether the features from this one on are those of what the module gives, and of nothing else."""
         hook = self.net.get_submodule(end).register_forward_hook(lambda _, __, output: output.flip(0))
         try:
-            exchanged = self.net(images)
+            exchanged = _features(self.net, images)
         except AttributeError:  # it gives more than one tensor
             return False
         finally:
@@ -172,6 +171,18 @@ class TimmBody(nn.Module):
         """A module as it is named here: timm may lay a row of layers flat."""
         known = dict(self.net.named_modules())
         return next((spelled for spelled in (name, name.replace(".", "_", 1)) if spelled in known), "")
+
+
+def _features(net: nn.Module, images: Tensor) -> list[Tensor]:
+    """All features of a network, finest first; what it keeps for the next evaluation would be of old weights."""
+    features = net(images)
+    for part in net.modules():
+        if hasattr(part, KEPT):
+            setattr(part, KEPT, {})
+    return features
+
+
+KEPT = "attention_bias_cache"
 
 
 def _alike(found: Tensor, wanted: Tensor) -> bool:
@@ -238,14 +249,16 @@ def _create(name: str, strides: Iterable[int], setting: str, drop_path: float) -
     raise UserError(f"{setting}: {fault}; use another network, such as timm/convnext_tiny")
 
 
-def _frozen(net: nn.Module) -> nn.Module:
+def _frozen(net: nn.Module, setting: str) -> nn.Module:
     """timm's own way: its norms hold an activation and an eps of their own, which torchvision's frozen norm drops."""
-    from timm.layers import freeze_batch_norm_2d
+    net = import_timm(setting).layers.freeze_batch_norm_2d(net)
+    left = {type(part).__name__ for part in net.modules() if isinstance(part, _BatchNorm)}
+    if left:
+        raise UserError(f"{setting} has norms that timm cannot freeze ({', '.join(left)}); let them learn: norm batch")
+    return net
 
-    return freeze_batch_norm_2d(net)
 
-
-NORMS: dict[str, Callable[[nn.Module], nn.Module]] = {"frozen": _frozen, "batch": lambda net: net}
+NORMS: dict[str, Callable[[nn.Module, str], nn.Module]] = {"frozen": _frozen, "batch": lambda net, _: net}
 
 
 def _check_strides(net: nn.Module, needed: tuple[int, ...], setting: str) -> None:
@@ -262,7 +275,7 @@ def _fault(net: nn.Module) -> str:
     image = _probe()
     try:
         with _evaluating(net), torch.no_grad():
-            features = net(image)
+            features = _features(net, image)
     except Exception as error:  # of any of timm's families
         return f"it cannot take images of any size ({first_line(error)})"
     info, last = net.feature_info, _channels_last(net)
