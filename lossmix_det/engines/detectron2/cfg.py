@@ -35,7 +35,8 @@ def read_cfg(config: ModelConfig, num_classes: int) -> CfgNode:
             cfg.merge_from_file(config.detectron2_config, allow_unsafe=False)  # else YAML runs code
         cfg.merge_from_list(list(config.detectron2_options))
     except Exception as error:  # of YAML, of yacs, of Detectron2
-        hint = "; a module in data.imports adds keys of your own by NEW_KEYS" if isinstance(error, KeyError) else ""
+        unknown = "Non-existent" in str(error)
+        hint = "; a module in data.imports adds keys of your own by NEW_KEYS (docs/backbones.md)" if unknown else ""
         raise UserError(
             f"model.detectron2_config={config.detectron2_config!r} with model.detectron2_options="
             f"{list(config.detectron2_options)} cannot be read ({type(error).__name__}: {first_line(error)}){hint}"
