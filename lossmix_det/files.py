@@ -138,6 +138,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def read_model(path: Path) -> dict[str, torch.Tensor]:
     """The state dict in a file: bare, in the checkpoint of a training script, or of ours (its average if it has one).
 
+    A name that ends in ``.safetensors`` is one of that format, as hubs give away.
+
     Other objects in the file, such as the arguments of a script, are passed over, and no code of theirs is run. A
     ``module.`` before every name is taken off.
 
@@ -145,9 +147,13 @@ def read_model(path: Path) -> dict[str, torch.Tensor]:
         UserError: the file is missing, damaged, holds what cannot be read without running code, or no state dict.
     """
     try:
-        content = _verified(path, _load_foreign)
+        content = _load_safetensors(path) if path.suffix == SAFE else _verified(path, _load_foreign)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint, export or state dict") from None
+    except ModuleNotFoundError:
+        raise UserError(
+            f"{path} needs safetensors, which is not installed; install it by: pip install safetensors"
+        ) from None
     except Damaged:
         raise
     except pickle.UnpicklingError:
@@ -213,6 +219,16 @@ def _verified(path: Path, load: Callable[..., Any]) -> Any:
             if damaged:
                 raise Damaged(f"{path}: damaged checkpoint ({damaged}); use another, or copy it again")
     return load(path, map_location="cpu", weights_only=True)
+
+
+SAFE = ".safetensors"
+
+
+def _load_safetensors(path: Path) -> Any:
+    """The tensors of a file that can hold nothing else."""
+    from safetensors.torch import load_file
+
+    return load_file(path)
 
 
 class Damaged(UserError):

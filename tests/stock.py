@@ -45,6 +45,15 @@ MODELS = {
         "MODEL.RPN.LOSS_WEIGHT": 0.5,
         "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": True,
     },
+    "timm": SMALL
+    | {
+        "MODEL.BACKBONE.NAME": "build_timm_fpn_backbone",
+        "MODEL.TIMM.NAME": "test_efficientnet",
+        "MODEL.FPN.OUT_CHANNELS": 32,
+        "MODEL.ANCHOR_GENERATOR.SIZES": "[[16],[32],[64],[128],[256]]",
+        "MODEL.RPN.IN_FEATURES": "['p2','p3','p4','p5','p6']",
+        "MODEL.ROI_HEADS.IN_FEATURES": "['p2','p3','p4','p5']",
+    },
     "c4_res5": {
         "MODEL.RESNETS.DEPTH": 50,
         "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
@@ -86,8 +95,8 @@ class Torchvision:
 
     names = TORCHVISION
 
-    def __init__(self, architecture: str) -> None:
-        self.settings = {"architecture": architecture}
+    def __init__(self, architecture: str, **settings: object) -> None:
+        self.settings = {"architecture": architecture, **settings}
 
     def prepare(self, detector) -> None:
         for part in (detector.model.rpn, detector.model.roi_heads):
@@ -122,9 +131,9 @@ class Torchvision:
 class OneStage:
     """The same for torchvision's RetinaNet and FCOS, which sample nothing."""
 
-    def __init__(self, detector: str, architecture: str, names: tuple[str, ...]) -> None:
+    def __init__(self, detector: str, architecture: str, names: tuple[str, ...], **settings: object) -> None:
         norm = "frozen" if architecture in ZOO else "auto"  # so that images do not depend on one another
-        self.settings = {"detector": detector, "architecture": architecture, "norm": norm}
+        self.settings = {"detector": detector, "architecture": architecture, "norm": norm, **settings}
         self.names = names
 
     def prepare(self, detector) -> None:
@@ -164,8 +173,9 @@ class Detectron2:
 
     names = DETECTRON2
 
-    def __init__(self, name: str) -> None:
-        self.settings = {"engine": "detectron2", "detectron2_options": options(name, **{"MODEL.RPN.LOSS_WEIGHT": 1.0})}
+    def __init__(self, name: str, **more: object) -> None:
+        more = {"MODEL.RPN.LOSS_WEIGHT": 1.0} | more
+        self.settings = {"engine": "detectron2", "detectron2_options": options(name, **more)}
 
     def prepare(self, detector) -> None:
         for stage in (detector.rpn, detector.roi):
@@ -234,6 +244,15 @@ ENGINES = {
     "resnet18_fpn": Torchvision("resnet18_fpn"),
     "detectron2_fpn": Detectron2("fpn"),
     "detectron2_c4": Detectron2("c4_two_fc"),
+    # timm's families: convolutions that pad by the size of the image with BatchNorm, which is frozen so that images do
+    # not depend on one another; ConvNeXt; a pyramid of attention (PVT); one that gives its channels last.
+    "timm_lite0": Torchvision("timm/tf_efficientnet_lite0", norm="frozen", fpn_channels=32, roi_samples=64),
+    "timm_convnext": Torchvision("timm/test_convnext", fpn_channels=32, roi_samples=64),
+    "timm_pvt": Torchvision("timm/pvt_v2_b0", fpn_channels=32, roi_samples=64),
+    "timm_mambaout": Torchvision("timm/test_mambaout", fpn_channels=32, roi_samples=64),
+    "detectron2_timm_lite0": Detectron2("timm", **{"MODEL.TIMM.NAME": "tf_efficientnet_lite0"}),
+    "detectron2_timm_convnext": Detectron2("timm", **{"MODEL.TIMM.NAME": "test_convnext"}),
+    "detectron2_timm_pvt": Detectron2("timm", **{"MODEL.TIMM.NAME": "pvt_v2_b0"}),
 }
 ONE_STAGE = {
     "retinanet_slim": OneStage("retinanet", "slim", RETINANET),
@@ -242,6 +261,8 @@ ONE_STAGE = {
     "fcos_slim": OneStage("fcos", "slim", FCOS),
     "fcos_resnet18_fpn": OneStage("fcos", "resnet18_fpn", FCOS),
     "fcos_resnet50_fpn": OneStage("fcos", "fcos_resnet50_fpn", FCOS),
+    "retinanet_timm": OneStage("retinanet", "timm/test_efficientnet", RETINANET, norm="frozen", fpn_channels=32),
+    "fcos_timm": OneStage("fcos", "timm/test_convnext", FCOS, fpn_channels=32),
 }
 
 

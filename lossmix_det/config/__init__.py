@@ -5,6 +5,7 @@ from lossmix_det.config.files import load_config, overrides_set, save_config
 from lossmix_det.config.mixers import CoMixupConfig, PuzzleConfig
 from lossmix_det.config.mixing import MixingConfig, PairsConfig
 from lossmix_det.config.schema import (
+    TIMM_PREFIX,
     AdaptationConfig,
     AlignmentConfig,
     AugmentConfig,
@@ -20,6 +21,7 @@ from lossmix_det.config.schema import (
 )
 
 __all__ = [
+    "TIMM_PREFIX",
     "AdaptationConfig",
     "AlignmentConfig",
     "AugmentConfig",

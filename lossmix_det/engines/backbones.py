@@ -1,16 +1,21 @@
-"""Feature pyramids by the name of `model.architecture`: a new one is a function and a line of `BACKBONES`."""
+"""Feature pyramids by the name of `model.architecture`: a new one is a function and a line of `BACKBONES`.
+
+Those of timm have no lines: any of its networks is meant by ``timm/`` and its name (timm_fpn.py).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol, runtime_checkable
 
 from torch import nn
 from torchvision.models import resnet
 from torchvision.models.detection.backbone_utils import BackboneWithFPN, resnet_fpn_backbone
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
+Ends = dict[str, tuple[nn.Module, tuple[str, ...]]]
 Norm = Callable[[int], nn.Module]
 
 
@@ -25,6 +30,7 @@ class Backbone:
         strides: pixels from one cell of a level to the next, finest first.
         hidden: width of the fully connected layers behind it.
         small: it is made for images of about 100 pixels: heads with less to choose from.
+        mean, std: of RGB in [0, 1], that images are normalised by; absent: ImageNet's.
     """
 
     pyramid: nn.Module
@@ -32,6 +38,8 @@ class Backbone:
     strides: tuple[int, ...]
     hidden: int = 1024
     small: bool = False
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
 
 # From the norm's layer, and whether the levels are those of one-stage detectors (P3 to P7 in place of P2 to P6).
@@ -64,23 +72,42 @@ BACKBONES: dict[str, Builder] = {
 }
 
 
+# --------------------------------------------------------------------------------------------------------- stages
+
+
+@runtime_checkable
+class KnowsItsStages(Protocol):
+    """A body whose stages are not its children in a row."""
+
+    def freeze_stages(self, learning: int) -> None:
+        """Let only the last stages learn; the stem is the first of five."""
+
+    def stage_ends(self) -> Ends:
+        """As the function of that name."""
+
+
 def freeze_stages(body: nn.Module, learning: int) -> None:
-    """Let only the last stages of a ResNet or MobileNetV3 backbone learn; the stem is the first stage.
+    """Let only the last stages of a backbone learn; the stem is the first stage.
 
     torchvision's own option is ignored unless torchvision loads the weights itself.
     """
+    if isinstance(body, KnowsItsStages):
+        body.freeze_stages(learning)
+        return
     children, boundaries = list(body.named_children()), _stage_starts(body)
     first = boundaries[max(len(boundaries) - learning, 0)] if learning else len(children)
     for _, child in children[:first]:
         child.requires_grad_(False)
 
 
-def stage_ends(body: nn.Module) -> dict[str, tuple[nn.Module, tuple[str, ...]]]:
+def stage_ends(body: nn.Module) -> Ends:
     """By name ``1``, ``2``, …: the last child of each stage behind the stem, and the levels given before it ends.
 
     Args:
-        body: of children in a row, whose ``return_layers`` names the level that a child gives.
+        body: of children in a row, whose ``return_layers`` names the level that a child gives; or one that knows.
     """
+    if isinstance(body, KnowsItsStages):
+        return body.stage_ends()
     children = list(body.named_children())
     ends = [*_stage_starts(body)[2:], len(children)]
     return {

@@ -1,7 +1,7 @@
 """The detector contract: encode images once, score the encoding against any truth, detect.
 
 The loop above knows nothing else of a detector. What only some detectors can do is a capability that they declare by
-having its methods: `HasFeatures`, `ScoresBoxes`.
+having its methods: `HasFeatures`, `ScoresBoxes`, `MixesFeatures`, `HasBody`.
 """
 
 from __future__ import annotations
@@ -184,6 +184,14 @@ class MixesFeatures(Protocol):
         """As `Detector.encode`, of the images that a mix makes of these."""
 
 
+@runtime_checkable
+class HasBody(Protocol):
+    """A network whose part that weights of a classifier fill can be told from what a detector adds to it."""
+
+    def body(self) -> nn.Module:
+        """That part, without a pyramid."""
+
+
 def require(detector: Detector, capability: type, setting: str, instead: str) -> None:
     """Refuse a setting that asks a detector for what it cannot do.
 
@@ -205,6 +213,7 @@ LACKING = {
     HasFeatures: "a detector whose feature levels can be read",
     ScoresBoxes: "a detector that scores proposals, such as model.detector=faster_rcnn",
     MixesFeatures: "a detector whose backbone can be entered",
+    HasBody: "a detector with a backbone of its own",
 }
 
 

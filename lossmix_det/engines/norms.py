@@ -11,14 +11,20 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(min(32, channels), channels)
 
 
-KINDS = {"group": nn.GroupNorm, "batch": nn.BatchNorm2d, "frozen": FrozenBatchNorm2d}
+# The classes of each, torchvision's, torch's and timm's, by their names, so that timm need not be there.
+KINDS = {
+    "group": {"GroupNorm"},
+    "batch": {"BatchNorm2d"},
+    "frozen": {"FrozenBatchNorm2d", "FrozenBatchNormAct2d"},
+    "layer": {"LayerNorm"},
+}
 NORMS = {"frozen": FrozenBatchNorm2d, "group": group_norm, "batch": nn.BatchNorm2d}
 
 
 def norm_of(model: nn.Module) -> str:
-    """The norm that a model was built with, by its name in the configuration."""
-    kinds = {type(part) for part in model.modules()}
-    return next((name for name, kind in KINDS.items() if kind in kinds), "none")
+    """The norm that a model was built with, by its name in the configuration; ``layer`` or ``none`` if it has none."""
+    classes = {kind.__name__ for part in model.modules() for kind in type(part).__mro__}
+    return next((name for name, kinds in KINDS.items() if kinds & classes), "none")
 
 
 def resolve(norm: str, state: dict[str, Tensor] | None, otherwise: str) -> str:

@@ -1,16 +1,17 @@
-"""Weights from a file or from torchvision's store, and what of them fits a model."""
+"""Weights from a file, from torchvision's store or from timm's, and what of them fits a model."""
 
 from __future__ import annotations
 
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
 from torchvision.models import get_weight
 
+from lossmix_det.engines.timm_weights import NAMED
 from lossmix_det.errors import UserError
 from lossmix_det.files import read_model
 
@@ -20,24 +21,28 @@ LEAST_FITTING = 0.1  # share of a file's tensors; a few names are alike in any t
 COUNTERS = "num_batches_tracked"
 
 
-def read_weights(source: str) -> dict[str, Tensor]:
-    """A state dict from a file or from torchvision's store, without ever unpickling code.
+def read_weights(source: str, architecture: str = "") -> dict[str, Tensor]:
+    """A state dict from a file or from a store, without ever unpickling code.
 
     Args:
         source: path of a state dict, of an export, or of a checkpoint of ours (its EMA weights if it has any);
-            or a torchvision name such as ``ResNet50_Weights.IMAGENET1K_V2``.
+            a torchvision name such as ``ResNet50_Weights.IMAGENET1K_V2``; or one of `NAMED`.
+        architecture: as `model.architecture` names it, for those of `NAMED`.
 
     Raises:
-        UserError: no such file or name, or the file holds no state dict.
+        UserError: no such file or name, the file holds no state dict, or there are no such weights.
     """
     path = Path(source).expanduser()
     if path.is_file():
         return read_model(path)
+    if source in NAMED:
+        return NAMED[source](architecture)
     try:
         weights = get_weight(source)
     except (ValueError, KeyError, AttributeError):
         raise UserError(
-            f"model.weights={source!r} is neither a file nor a torchvision name such as ResNet50_Weights.IMAGENET1K_V2"
+            f"model.weights={source!r} is neither a file nor a torchvision name such as "
+            f"ResNet50_Weights.IMAGENET1K_V2, nor one of {', '.join(NAMED)}"
         ) from None
     try:
         return dict(weights.get_state_dict(progress=True, check_hash=True))
@@ -50,7 +55,7 @@ def read_weights(source: str) -> dict[str, Tensor]:
 def load_weights(model: nn.Module, state: dict[str, Tensor], source: str, strict: bool = False) -> None:
     """Load what fits by name and shape, and report the rest: replaced heads, missing and unused names.
 
-    Names are taken as `as_named_in` reads them. A bare classifier's ResNet or MobileNet goes into the backbone.
+    Names are taken as `as_named_in` reads them. A bare classifier goes into the backbone.
 
     Raises:
         UserError: nothing fits; or, if ``strict``, something is missing or of another shape.
@@ -58,7 +63,7 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: str, strict
     own = model.state_dict()
     state = as_named_in(own, state)
     if not any(name in own for name in state):
-        state = {f"backbone.body.{name.removeprefix('features.')}": value for name, value in state.items()}
+        state = as_named_in_body(own, state)
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
     if len(fitting) < len(state) * LEAST_FITTING or not fitting:
         raise UserError(
@@ -82,6 +87,27 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: str, strict
             log.info("  %s (%d): %s", title, len(names), _shorten(names))
 
 
+def load_backbone(network: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Load the weights of a classifier into a backbone alone, and say so in the log; for functions that build one.
+
+    Args:
+        network: the backbone, of torchvision or of timm.
+        state: of the classifier, as `read_weights` gives it.
+        source: where they are from, for the log and for messages.
+
+    Raises:
+        UserError: they are of another network.
+    """
+    own = network.state_dict()
+    named = as_named_in_body(own, state, ("",))
+    fitting = {name: value for name, value in named.items() if name in own and own[name].shape == value.shape}
+    fresh = [name for name in own if name not in fitting and not name.endswith(COUNTERS)]
+    if fresh:
+        raise UserError(f"{source} is not of this backbone: {_shorten(fresh)} missing or of another shape")
+    network.load_state_dict(fitting, strict=False)
+    log.info("%s: all %d tensors of the backbone loaded", source, len(own))
+
+
 def as_named_in(own: Collection[str], state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a file under the names that they have in a model.
 
@@ -102,6 +128,42 @@ def as_named_in(own: Collection[str], state: dict[str, Tensor]) -> dict[str, Ten
     if prefix:
         log.info("  names in the file without %r before them", prefix)
     return {current(name.removeprefix(prefix), own): value for name, value in state.items() if name.startswith(prefix)}
+
+
+# Where a classifier's layers lie in a detector: in torchvision's bodies, and in timm's of either engine.
+BODIES = ("backbone.body.", "backbone.body.net.", "backbone.bottom_up.net.")
+# How they may be named there. timm lays rows of layers flat (stages_0 for stages.0), or keeps a network whole.
+SPELLINGS: tuple[Callable[[str], str], ...] = (
+    lambda name: name.removeprefix("features."),
+    lambda name: name,
+    lambda name: name.replace(".", "_", 1),
+    lambda name: f"model.{name}",
+    lambda name: f"body.{name}",
+)
+
+
+def as_named_in_body(
+    own: Collection[str], state: dict[str, Tensor], bodies: Sequence[str] = BODIES
+) -> dict[str, Tensor]:
+    """The tensors of a bare classifier under the names that they have in the body of a detector.
+
+    Args:
+        own: names in the detector.
+        state: tensors of the classifier.
+        bodies: what may stand before the names there.
+
+    Returns:
+        Those of the place where most are known; what is not known there is named as if it were.
+    """
+    places = [
+        {
+            name: next((full for spell in SPELLINGS if (full := body + spell(name)) in own), body + name)
+            for name in state
+        }
+        for body in bodies
+    ]
+    best = max(places, key=lambda place: sum(full in own for full in place.values()))
+    return {best[name]: value for name, value in state.items()}
 
 
 # How layers of torchvision were named before 0.13: the pattern, and what became of it. Its own files still use them.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -22,8 +23,13 @@ from lossmix_det.config import OptimizerConfig
 from lossmix_det.errors import UserError
 
 
-def build_optimizer(module: nn.Module, config: OptimizerConfig) -> Optimizer:
+def build_optimizer(module: nn.Module, config: OptimizerConfig, backbone: nn.Module | None = None) -> Optimizer:
     """An optimizer over every parameter that learns; norms are not decayed, nor biases unless that is set.
+
+    Args:
+        module: whose parameters learn.
+        config: the ``optimizer`` branch.
+        backbone: the part of it that learns at ``backbone_lr_factor`` times the rate; absent: none does.
 
     Raises:
         UserError: nothing learns.
@@ -36,10 +42,16 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> Optimizer:
         for part in module.modules()
         if config.decay_biases and isinstance(part, (_ConvNd, nn.Linear)) and part.bias is not None
     }
-    groups: list[dict[str, Any]] = [{"params": [], "weight_decay": decay} for decay in (config.weight_decay, 0.0)]
-    for parameter in learning:
-        decayed = parameter.ndim > 1 or id(parameter) in biases
-        groups[0 if decayed else 1]["params"].append(parameter)
+    slower = {id(parameter) for parameter in backbone.parameters()} if backbone is not None else set()
+    groups: list[dict[str, Any]] = []
+    for decay, wanted in ((config.weight_decay, True), (0.0, False)):
+        chosen = [each for each in learning if (each.ndim > 1 or id(each) in biases) is wanted]
+        # Neighbours of one rate make a group, so that momenta, which go by place, keep theirs when the factor changes.
+        for in_backbone, members in groupby(chosen, lambda each: id(each) in slower):
+            factor = config.backbone_lr_factor if in_backbone else 1.0
+            groups.append(
+                {"params": list(members), "weight_decay": decay, "lr": config.lr * factor, "lr_factor": factor}
+            )
     return OPTIMIZERS[config.name](groups, config)
 
 
@@ -89,8 +101,14 @@ def _parts(
         parts.append((start, LinearLR(optimizer, factor, total_iters=warmup)))
     parts.append((start + warmup, SCHEDULES[config.schedule](optimizer, config, steps, warmup)))
     for _, schedule in parts:
-        schedule.base_lrs = [rate] * len(optimizer.param_groups)
+        schedule.base_lrs = [rate * group["lr_factor"] for group in optimizer.param_groups]
     return parts
+
+
+def rate_of(optimizer: Optimizer) -> float:
+    """The learning rate of what has no factor of its own."""
+    group = optimizer.param_groups[0]
+    return group["lr"] / group["lr_factor"]
 
 
 # What follows a warm-up of so many steps, in a schedule of so many.

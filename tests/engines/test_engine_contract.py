@@ -18,11 +18,12 @@ from lossmix_det.structures import ImageBatch, Instances, Supervision
 SIZES = ((96, 120), (128, 80), (100, 100))
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
-SLOW = {"resnet18_fpn"}
+SLOW = {"resnet18_fpn", "timm_pvt", "timm_mambaout", "detectron2_timm_convnext", "detectron2_timm_pvt"}
 PARAMS = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in ENGINES]
+ONE_STAGE = ["retinanet_slim", "fcos_slim", "retinanet_timm", "fcos_timm"]
 
 
-@pytest.fixture(scope="module", params=[*PARAMS, "retinanet_slim", "fcos_slim"])
+@pytest.fixture(scope="module", params=[*PARAMS, *ONE_STAGE])
 def detector(request):
     # 512 samples of an image this small cannot be had, so that images differ in their number of samples.
     return make(request.param)

@@ -17,7 +17,10 @@ SIZES = ((96, 120), (128, 80), (100, 100))
 TORCHVISION = ["slim", "retinanet_slim", "fcos_slim"]
 
 
-@pytest.fixture(scope="module", params=[*TORCHVISION, "detectron2_fpn", "detectron2_c4"])
+TIMM = ["timm_lite0", "timm_convnext", "detectron2_timm_convnext", "retinanet_timm"]
+
+
+@pytest.fixture(scope="module", params=[*TORCHVISION, "detectron2_fpn", "detectron2_c4", *TIMM])
 def detector(request):
     return make(request.param)
 

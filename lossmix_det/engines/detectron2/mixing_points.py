@@ -7,12 +7,13 @@ from torch import nn
 
 from lossmix_det.engines.detectron2.vgg import VGG16
 from lossmix_det.engines.feature_mixing import MixingPoints
+from lossmix_det.engines.timm_body import TimmBody
 
 Stages = dict[str, tuple[nn.Module, tuple[str, ...]]]
 
 
 def mixing_points(backbone: nn.Module) -> MixingPoints:
-    """The stages of a ResNet or VGG16, with or without a pyramid; of other backbones the pyramid alone."""
+    """The stages of a ResNet, VGG16 or network of timm, with or without a pyramid; of others the pyramid alone."""
     pyramid = backbone if isinstance(backbone, FPN) else None
     body = backbone.bottom_up if pyramid is not None else backbone
     stages = next((of(body) for kind, of in STAGES.items() if isinstance(body, kind)), {})
@@ -34,4 +35,4 @@ def _of_vgg(body: VGG16) -> Stages:
     }
 
 
-STAGES = {ResNet: _of_resnet, VGG16: _of_vgg}
+STAGES = {ResNet: _of_resnet, VGG16: _of_vgg, TimmBody: TimmBody.stage_ends}

@@ -5,15 +5,16 @@ Network, matching, box coding and inference are its own modules.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
-from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling import FPN, GeneralizedRCNN
 from detectron2.structures import Boxes, ImageList
 from detectron2.structures import Instances as D2Instances
 from torch import Tensor, nn
 
-from lossmix_det.config import ModelConfig
+from lossmix_det.config import TIMM_PREFIX, ModelConfig
 from lossmix_det.engines.canvases import LAYOUTS
 from lossmix_det.engines.contract import Export
 from lossmix_det.engines.detectron2.cfg import COLOURS, build_rcnn, read_cfg
@@ -24,6 +25,8 @@ from lossmix_det.engines.feature_mixing import MixingPoints
 from lossmix_det.engines.two_stage.detector import TwoStageDetector
 from lossmix_det.engines.two_stage.encoding import AnchorGrid, EncodedCanvas, TwoStageEncoding
 from lossmix_det.structures import ImageBatch, Instances, Size, pad_to
+
+log = logging.getLogger(__name__)
 
 
 class Detectron2RCNN(TwoStageDetector):
@@ -43,10 +46,13 @@ class Detectron2RCNN(TwoStageDetector):
         self.cfg = read_cfg(config, num_classes)
         self.num_classes = num_classes
         self.model: GeneralizedRCNN = build_rcnn(self.cfg)
+        timm = self.cfg.MODEL.get("TIMM")
         weights = config.weights or self.cfg.MODEL.WEIGHTS
         if weights:
-            load_weights(self.model, weights, strict)
-        self.norm = self.cfg.MODEL.RESNETS.NORM
+            load_weights(self.model, weights, strict, f"{TIMM_PREFIX}{timm.NAME}" if timm else "")
+        else:
+            log.info("neither model.weights nor MODEL.WEIGHTS is set: what the backbone's builder loaded is kept")
+        self.norm = timm.NORM if timm else self.cfg.MODEL.RESNETS.NORM
         heads = self.model.roi_heads
         self.rpn = Detectron2RPN(self.model.proposal_generator, config.normalizer)
         self.roi = Detectron2RoI(heads, config.normalizer)
@@ -87,6 +93,11 @@ class Detectron2RCNN(TwoStageDetector):
         results = [result[result.pred_boxes.nonempty()] for result in results]  # as Detectron2's last step does
         return [Instances(result.pred_boxes.tensor, result.pred_classes, result.scores) for result in results]
 
+    def body(self) -> nn.Module:
+        """As `HasBody.body`."""
+        backbone = self.model.backbone
+        return backbone.bottom_up if isinstance(backbone, FPN) else backbone
+
     def levels(self) -> dict[str, int]:
         """Channels of the levels that proposals are pooled from."""
         shapes = self.model.backbone.output_shape()
@@ -102,6 +113,8 @@ class Detectron2RCNN(TwoStageDetector):
         about = {"detectron2_config": config.detectron2_config, "detectron2_options": config.detectron2_options}
         cfg = self.cfg.clone()
         cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE = "", "cuda"
+        if "TIMM" in cfg.MODEL:
+            cfg.MODEL.TIMM.WEIGHTS = ""  # they are in the checkpoint
         cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = sizes.values()
         return Export({"model": state}, about | {"num_classes": self.num_classes}, {".yaml": cfg.dump()})
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
-from torch import nn
+from torch import Tensor, nn
 
+from lossmix_det.engines.timm_weights import NAMED
+from lossmix_det.engines.weights import COUNTERS, as_named_in_body
 from lossmix_det.errors import UserError, first_line
 from lossmix_det.files import Damaged, read_model
 
@@ -27,10 +29,16 @@ class _Checkpointer(DetectionCheckpointer):
         own = self.model.state_dict()
         shapes = [name for name, _, _ in incompatible.incorrect_shapes]
         self.fresh = fresh = frozenset([*incompatible.missing_keys, *shapes])
-        rest = f"; the rest is fresh: {_parts_of(fresh)}" if fresh else ""
-        log.info("model.weights: %d of %d parts loaded%s", len(own) - len(fresh), len(own), rest)
-        if incompatible.unexpected_keys:
-            log.info("model.weights: of no use here: %s", _parts_of(incompatible.unexpected_keys))
+        _say(len(own), fresh, incompatible.unexpected_keys)
+
+
+def _say(total: int, fresh: Iterable[str], unused: Iterable[str]) -> None:
+    """What was loaded and what was not; counters of BatchNorm, which nothing reads, are not worth a word."""
+    fresh, unused = ([name for name in names if not name.endswith(COUNTERS)] for names in (fresh, unused))
+    rest = f"; the rest is fresh: {_parts_of(fresh)}" if fresh else ""
+    log.info("model.weights: %d of %d parts loaded%s", total - len(fresh), total, rest)
+    if unused:
+        log.info("model.weights: of no use here: %s", _parts_of(unused))
 
 
 def _parts_of(names: Iterable[str]) -> str:
@@ -40,40 +48,70 @@ def _parts_of(names: Iterable[str]) -> str:
     return ", ".join(parts[:12]) + more
 
 
-def load_weights(model: nn.Module, path: str, strict: bool) -> None:
-    """Checkpoints and exports of ours; others through Detectron2's own checkpointer, which matches names.
+def load_weights(model: nn.Module, path: str, strict: bool, architecture: str = "") -> None:
+    """Checkpoints and exports of ours, classifiers of timm's, and others through Detectron2's own checkpointer.
+
+    Args:
+        model: to load into.
+        path: of a file, an address, or one of `NAMED`.
+        strict: refuse what leaves any part fresh.
+        architecture: the network of timm that the backbone is, as `model.architecture` would name it; empty: of none.
 
     Raises:
         UserError: there is no such file; or, if ``strict``, it leaves any part fresh.
     """
-    if "://" not in path and not Path(path).is_file():
+    state, own = _read(path, architecture), model.state_dict()
+    fitting = _fitting(own, state)
+    if len(fitting) >= len(state) / 10 and fitting:
+        _refuse_fresh(strict and bool(state), path, len(own) - len(fitting), len(own))
+        model.load_state_dict(fitting, strict=False)
+        if fitting.keys() != own.keys():
+            log.info("model.weights: %d of %d parts fit and were loaded, the rest start fresh", len(fitting), len(own))
+    elif architecture and (fitting := _fitting(own, named := as_named_in_body(own, state))):
+        _refuse_fresh(strict, path, len(own) - len(fitting), len(own))
+        model.load_state_dict(fitting, strict=False)
+        unused = [name for name, here in zip(state, named, strict=True) if here not in fitting]
+        _say(len(own), own.keys() - fitting.keys(), unused)
+    elif path in NAMED:
+        raise UserError(f"model.weights={path} does not fit MODEL.BACKBONE.NAME; use build_timm_fpn_backbone")
+    else:
+        _load_foreign(model, path, strict)
+
+
+def _read(path: str, architecture: str) -> dict[str, Tensor]:
+    """The state dict of a file that is one of ours or a plain one; nothing of any other."""
+    if path in NAMED and not Path(path).is_file():
+        return NAMED[path](architecture)
+    if "://" in path:
+        return {}
+    if not Path(path).is_file():
         raise UserError(f"model.weights={path!r}: no such file; give a .pkl, a .pth or a detectron2:// address")
     try:
-        state = read_model(Path(path)) if "://" not in path else {}
+        return read_model(Path(path))
     except Damaged:
         raise
     except UserError:  # not one of ours
-        state = {}
-    own = model.state_dict()
-    fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
-    if len(fitting) < len(state) / 10 or not fitting:  # of another library, if not of nothing at all
-        heuristics = "" if "://" in path else "?matching_heuristics=True"  # names of other libraries, by their ends
-        checkpointer = _Checkpointer(model)
-        try:
-            checkpointer.load(path + heuristics)
-        except Exception as error:  # of pickle, of the network, of Detectron2
-            raise UserError(
-                f"model.weights={path} cannot be read ({type(error).__name__}: {first_line(error)}); "
-                "was the file copied whole, and is it of a Detectron2 model?"
-            ) from error
-        learned = [name for name in own if not name.endswith("num_batches_tracked")]
-        fresh = len(checkpointer.fresh)
-        _refuse_fresh(strict or fresh > MOST_FRESH * len(learned), path, fresh, len(own))
-        return
-    _refuse_fresh(strict and bool(state), path, len(own) - len(fitting), len(own))
-    model.load_state_dict(fitting, strict=False)
-    if fitting.keys() != own.keys():
-        log.info("model.weights: %d of %d parts fit and were loaded, the rest start fresh", len(fitting), len(own))
+        return {}
+
+
+def _fitting(own: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+
+
+def _load_foreign(model: nn.Module, path: str, strict: bool) -> None:
+    """Of another library, if not of nothing at all."""
+    heuristics = "" if "://" in path else "?matching_heuristics=True"  # names of other libraries, by their ends
+    checkpointer, own = _Checkpointer(model), model.state_dict()
+    try:
+        checkpointer.load(path + heuristics)
+    except Exception as error:  # of pickle, of the network, of Detectron2
+        raise UserError(
+            f"model.weights={path} cannot be read ({type(error).__name__}: {first_line(error)}); "
+            "was the file copied whole, and is it of a Detectron2 model?"
+        ) from error
+    learned = [name for name in own if not name.endswith(COUNTERS)]
+    fresh = len(checkpointer.fresh)
+    _refuse_fresh(strict or fresh > MOST_FRESH * len(learned), path, fresh, len(own))
 
 
 def _refuse_fresh(strict: bool, path: str, fresh: int, total: int) -> None:

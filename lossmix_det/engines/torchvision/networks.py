@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
 import torch
@@ -11,15 +12,18 @@ from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection._utils import overwrite_eps
 from torchvision.models.detection.image_list import ImageList
 
-from lossmix_det.config import ModelConfig
+from lossmix_det.config import TIMM_PREFIX, ModelConfig
 from lossmix_det.engines.backbones import BACKBONES, Backbone, freeze_stages, stage_ends
 from lossmix_det.engines.canvas_detector import CanvasDetector
 from lossmix_det.engines.contract import Export
 from lossmix_det.engines.feature_mixing import MixingPoints
 from lossmix_det.engines.norms import NORMS, freeze_norms, resolve, thaw_norms
+from lossmix_det.engines.timm_fpn import TimmPyramid, timm_fpn
 from lossmix_det.engines.weights import load_weights, read_weights
-from lossmix_det.errors import UserError, pick
+from lossmix_det.errors import UserError, not_one_of
 from lossmix_det.structures import ImageBatch, Size
+
+log = logging.getLogger(__name__)
 
 Network = FasterRCNN | RetinaNet | FCOS
 
@@ -64,7 +68,13 @@ class TorchvisionDetector(CanvasDetector):
     def export(self, state: dict[str, Tensor], config: ModelConfig, sizes: dict[str, int]) -> Export:
         """The bare state dict; the classes are counted with the background."""
         about = {"detector": config.detector, "architecture": config.architecture, "num_classes": self.num_classes + 1}
-        return Export(state, about)
+        pixels = {"image_mean": self.model.transform.image_mean, "image_std": self.model.transform.image_std}
+        pyramid = self.model.backbone
+        return Export(state, about | pixels | (pyramid.about() if isinstance(pyramid, TimmPyramid) else {}))
+
+    def body(self) -> nn.Module:
+        """As `HasBody.body`."""
+        return self.model.backbone.body
 
 
 def build_network(
@@ -80,7 +90,7 @@ def build_network(
     """A plain torchvision detector, its weights loaded and its first stages frozen.
 
     Args:
-        config: the ``model`` branch; ``architecture`` is one of `BACKBONES`, or of `ZOO`.
+        config: the ``model`` branch; ``architecture`` is one of `BACKBONES`, of `ZOO`, or of timm.
         kind: torchvision's class.
         settings: keywords of that class.
         assemble: makes the network of a backbone and the keywords.
@@ -91,21 +101,34 @@ def build_network(
     Raises:
         UserError: the combination is impossible, or the weights cannot be found or read.
     """
-    state = read_weights(config.weights) if config.weights else None
+    state = read_weights(config.weights, config.architecture) if config.weights else None
     stages = config.trainable_layers
     if stages is None:
         stages = 6 if state is None else 3
     if config.architecture in ZOO:
         model = _whole(config, kind, state, settings, outputs)
     else:
-        build = pick({**BACKBONES, **ZOO}, config.architecture, "model.architecture")
-        model = assemble(build(NORMS[resolve(config.norm, state, "group")], one_stage), settings)
+        backbone = _backbone(config, state, one_stage)
+        pixels = {"image_mean": list(backbone.mean), "image_std": list(backbone.std)} if backbone.mean else {}
+        model = assemble(backbone, settings | pixels)
     freeze_stages(model.backbone.body, stages)
-    if state is not None:
-        load_weights(model, state, config.weights, strict)
-        if config.weights.endswith(TRAINED_WITHOUT_EPS):
-            overwrite_eps(model, 0.0)  # as torchvision does: these weights were trained without it
+    if state is None:
+        log.info("model.weights is empty: %s starts from random weights", config.architecture)
+        return model
+    load_weights(model, state, config.weights, strict)
+    if config.weights.endswith(TRAINED_WITHOUT_EPS):
+        overwrite_eps(model, 0.0)  # as torchvision does: these weights were trained without it
     return model
+
+
+def _backbone(config: ModelConfig, state: dict[str, Tensor] | None, one_stage: bool) -> Backbone:
+    """The pyramid that ``architecture`` names."""
+    name = config.architecture
+    if name.startswith(TIMM_PREFIX):
+        return timm_fpn(config, state, one_stage)
+    if name not in BACKBONES:
+        raise UserError(not_one_of("model.architecture", name, [*BACKBONES, *ZOO, f"{TIMM_PREFIX}<a name of timm's>"]))
+    return BACKBONES[name](NORMS[resolve(config.norm, state, "group")], one_stage)
 
 
 def _whole(
