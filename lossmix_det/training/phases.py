@@ -280,6 +280,21 @@ def _per_domain(*groups: Tensor) -> Tensor:
     return sum(group.float() / max(int(group.sum()), 1) for group in groups)
 
 
+def check_stages(recipe: Recipe, detector: Detector) -> None:
+    """Refuse to mix features where the detector has none.
+
+    Raises:
+        UserError: ``mixing.stages`` names a stage that it lacks.
+    """
+    if not recipe.stages:
+        return
+    require(detector, MixesFeatures, "mixing.mixer=manifold", "mixing.mixer=mixup")
+    known = [PIXELS, *detector.stages()]
+    for stage in recipe.stages:
+        if stage not in known:
+            raise UserError(not_one_of("mixing.stages", stage, known))
+
+
 class Phases:
     """The phases of a run, made once.
 
@@ -310,14 +325,7 @@ class Phases:
         Raises:
             UserError: ``mixing.stages`` names a stage that it lacks.
         """
-        stages = self.at(self.burn_in_steps).recipe.stages
-        if not stages:
-            return
-        require(detector, MixesFeatures, "mixing.mixer=manifold", "mixing.mixer=mixup")
-        known = [PIXELS, *detector.stages()]
-        for stage in stages:
-            if stage not in known:
-                raise UserError(not_one_of("mixing.stages", stage, known))
+        check_stages(self.at(self.burn_in_steps).recipe, detector)
 
     def _phase(self, config: Config, over: bool, mixing: MixingConfig) -> Phase:
         if not config.data.target:
