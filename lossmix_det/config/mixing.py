@@ -27,8 +27,7 @@ class PairsConfig(Settings):
     def rules(self) -> list[Rule]:
         """Some pairs are left."""
         some = self.source_source or self.source_target or self.target_target
-        text = "source_source, source_target and target_target are all 0, so that no pair is mixed; set mixing.probability=0"
-        return [(some, text)]
+        return [(some, "source_source, source_target and target_target are all 0; instead set mixing.probability=0")]
 
 
 @dataclass

@@ -45,7 +45,7 @@ class Recipe:
         self.probability = config.probability
         if config.clean_share and not self.needs_gradient:
             raise UserError(
-                f"mixing.clean_share={config.clean_share} has no effect with mixing.mixer={config.mixer}, which looks at "
+                f"mixing.clean_share={config.clean_share} has no effect with mixing.mixer={config.mixer}, which needs "
                 f"no saliency; set mixing.clean_share=0"
             )
         # Told of every draw: the pool, the mix and the saliency, if there was any.

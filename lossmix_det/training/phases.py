@@ -208,7 +208,7 @@ class BurnIn:
         supervisions = [supervision.scaled(weights.nan_to_num(1.0)) for supervision in supervisions]
         from_target = pool.is_target[mix.sources].float()
         maps = None if mix.masks is None else _cells(mix.masks, from_target, pool.images)
-        target_shares = (mix.shares * from_target).sum(1)
+        target_shares = (mix.shares * from_target).sum(1).clamp(max=1.0)  # rounded, a sum of several may be more
         return MixedView(images, supervisions, pool.is_target[: pool.slots], mix.mixed, target_shares, maps)
 
     def _weigh_unknown(self, mix: Mix, pool: Pool) -> tuple[Mix, Tensor]:
@@ -258,7 +258,8 @@ def _join(views: Sequence[MixedView]) -> StudentBatch:
 def _cells(masks: Tensor, from_target: Tensor, pool: ImageBatch) -> Tensor:
     """(S, h, w) share of the target in each cell, given (S, K, …) masks and (S, K) whether a source is of it."""
     cells = [-(-side // MAP_CELL) for side in pool.canvas]
-    return F.adaptive_avg_pool2d((masks * from_target[:, :, None, None]).sum(1, keepdim=True), cells)[:, 0]
+    shown = (masks * from_target[:, :, None, None]).sum(1, keepdim=True).clamp(max=1.0)
+    return F.adaptive_avg_pool2d(shown, cells)[:, 0]
 
 
 def _join_maps(views: Sequence[MixedView], images: ImageBatch) -> Tensor | None:

@@ -255,7 +255,7 @@ def test_pairs_are_searched_each_by_itself():
 
 @pytest.mark.parametrize(("a", "stays"), [(0.2, True), (0.45, True), (0.55, False), (0.8, False)])
 def test_of_even_saliencies_the_partner_stays_below_a_half_and_leaves_above(a, stays):
-    """By hand: the sum is a + f·(1 - a)·(1 - 2a), f the share that both cover, so it is largest at f = 1 or at f = 0."""
+    """By hand: the sum is a + f·(1 - a)·(1 - 2a), f the share that both cover, largest at f = 1 or f = 0."""
     even = torch.full((1, 4, 6), 1 / 24, dtype=torch.float64)
     ((down, right),) = best_moves(a * even, (1 - a) * even, [(4, 6)])
     assert (4 - abs(down)) * (6 - abs(right)) == (24 if stays else 1)  # cells in common; one is the least
