@@ -301,7 +301,7 @@ def test_the_partner_is_moved_to_where_it_hides_nothing():
 
 @pytest.mark.parametrize("saliency", [spectral, boxes])
 def test_saliency_sums_to_one_inside_of_each_image_and_is_coarse(saliency):
-    for canvas in ((96, 96), (448, 320), (800, 1344)):
+    for canvas in ((96, 96), (448, 320), (800, 1344), (96, 2656)):
         shares = ((1, 1), (0.5, 0.9), (0.01, 1))
         sizes = tuple((max(int(canvas[0] * a), 1), max(int(canvas[1] * b), 1)) for a, b in shares)
         images = pool(1, sizes, canvas)
@@ -313,6 +313,21 @@ def test_saliency_sums_to_one_inside_of_each_image_and_is_coarse(saliency):
             assert not maps[index, :, width // cell :].any()
             assert float(maps[index].sum()) == pytest.approx(float(height >= cell), abs=1e-4)
         assert (maps >= 0).all()
+
+
+@pytest.mark.parametrize("name", ["saliencymix", "sage", "puzzlemix", "comixup"])
+def test_large_images_have_as_coarse_a_grid_and_masks_in_line_with_it(name):
+    """64-pixel cells, of which the last reach out of the canvas: masks still cover it, and nothing black is seen."""
+    sizes = ((90, 2590), (90, 2656), (90, 2620))
+    images = pool(3, sizes, (96, 2656))
+    mix = draw(name, 5, images, lam_range=[0.2, 0.4])
+    mixed = blend(images, mix)
+    assert mixed.sizes == sizes
+    for index, (height, width) in enumerate(sizes):
+        assert (mixed.pixels[index, :, :height, :width] > 0.05).all()
+        fine = torch.nn.functional.interpolate(mix.masks, size=(96, 2656), mode="nearest")[index, :, :height, :width]
+        assert_close(fine.mean((1, 2)), mix.shares[index], rtol=1e-3, atol=1e-4)
+    assert (mix.shares[:, 1:].sum(1) > 0).any()
 
 
 def test_what_is_unlike_the_rest_is_salient():

@@ -15,6 +15,7 @@ from lossmix_det.mixing.blocks import BlockGrid
 from lossmix_det.mixing.graph_cuts import grid_edges, potts, potts_energy
 from lossmix_det.mixing.mixers.grid import grid_cell
 from lossmix_det.mixing.mixers.pairwise import with_partners
+from lossmix_det.mixing.saliency import covered
 from lossmix_det.structures import ImageBatch, Size
 
 TINY = 1e-8  # keeps the logarithm of a share finite
@@ -51,7 +52,7 @@ class CoMixup:
         outputs, start = [], []
         for index, grid in grids.items():
             row = sources[index].numpy()
-            costs = block_costs(grid, row, saliency, [frames[k] for k in row], pool.canvas)
+            costs = block_costs(grid, row, saliency, [frames[k] for k in row], covered(pool.canvas))
             outputs.append(Output(row, grid.shape, costs + prior[index] / len(costs)))
             start.append(outputs[-1].random_labels(places[index]))
         joint = Joint(outputs, compatibility(saliency, settings.omega), settings)
@@ -77,15 +78,15 @@ def block_costs(
         sources: (K,) index of each source in the pool.
         saliency: (pool, h, w) over the canvas.
         frames: (rows, columns) of whole cells of each source.
-        canvas: (height, width) in pixels.
+        canvas: (height, width) in pixels that the saliency covers.
     """
     first = [list(sources).index(index) == place for place, index in enumerate(sources)]
-    covered = [
+    possible = [
         grid.inside(frame) if is_first else np.zeros(grid.shape, dtype=bool)
         for frame, is_first in zip(frames, first, strict=True)
     ]
     costs = [-grid.sums(saliency[index], canvas) for index in sources]
-    return np.where(covered, costs, np.inf).reshape(len(sources), -1).T
+    return np.where(possible, costs, np.inf).reshape(len(sources), -1).T
 
 
 def compatibility(saliency: np.ndarray, omega: float) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from lossmix_det.mixing.blend import Mix
 from lossmix_det.mixing.mixers.pairwise import Pairwise, with_partners
+from lossmix_det.mixing.saliency import cell_of
 from lossmix_det.structures import ImageBatch, Size
 
 AT_ONCE = 2**22  # values that are compared at a time, to bound memory
@@ -38,7 +40,7 @@ class Sage(Pairwise):
         count = len(partners)
         a = torch.from_numpy(self.draw_lam(count, rng)).view(-1, 1, 1)
         rows, columns = saliency.shape[1:]
-        cell = pool.canvas[0] // rows, pool.canvas[1] // columns
+        cell = cell_of(pool.canvas), cell_of(pool.canvas)
         # Whole cells of the image alone, so that nothing is seen beyond its edge.
         frames = [(height // cell[0], width // cell[1]) for height, width in pool.sizes[:count]]
         own, others = a.float() * saliency[:count], (1 - a).float() * saliency[partners[:, 0]]
@@ -50,6 +52,7 @@ class Sage(Pairwise):
             masks[index] = torch.stack([mask, 1 - mask])
             shares[index] = _shares(mask, pool.sizes[index], cell)
         offsets = torch.tensor([[(0, 0), (down * cell[0], right * cell[1])] for down, right in moves])
+        masks = _over_canvas(masks, cell[0], pool.canvas)
         return Mix(with_partners(partners), shares, masks, offsets.view(count, 2, 2))
 
 
@@ -105,6 +108,15 @@ def _kept(s: Tensor, other: Tensor) -> Tensor:
         kept = (s.square() + part.square()) / (s + part).clamp(min=1e-30)
         best.append(kept.sum((2, 3)))
     return torch.cat(best)
+
+
+def _over_canvas(masks: Tensor, cell: int, canvas: Size) -> Tensor:
+    """(B, K, h', w') masks whose cells end with the canvas, of (B, K, h, w) whose last ones may reach out of it."""
+    part = math.gcd(cell, *canvas)
+    if part == cell:
+        return masks
+    finer = masks.repeat_interleave(cell // part, 2).repeat_interleave(cell // part, 3)
+    return finer[:, :, : canvas[0] // part, : canvas[1] // part]
 
 
 def _shares(mask: Tensor, size: tuple[int, int], cell: tuple[int, int]) -> Tensor:
