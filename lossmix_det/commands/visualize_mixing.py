@@ -59,6 +59,7 @@ def _run(options: argparse.Namespace) -> int:
     from lossmix_det.report.sheets import draw_sheet
 
     source = load(config.data.train[0], config)
+    _check_stages(config, source)
     if options.sources:
         figure = _mixed(config, source, options.teacher)
     else:
@@ -121,6 +122,17 @@ def _mixed(config: Config, source: ImageSet, teacher: str | None) -> Figure:
     if not drawn:
         raise UserError(f"mixing.views={config.mixing.views}: no view of data.views={config.data.views} is mixed")
     return draw_mixed(explain(drawn[0], supervision, phase.recipe), source.classes)
+
+
+def _check_stages(config: Config, source: ImageSet) -> None:
+    """Refuse stages that the detector lacks, although the pictures would not show it; only where any are mixed."""
+    from lossmix_det.engines import build_detector
+    from lossmix_det.mixing import Recipe
+    from lossmix_det.training.phases import check_stages
+
+    recipe = Recipe(config.mixing)
+    if recipe.stages:
+        check_stages(recipe, build_detector(replace(config.model, weights=""), len(source.classes)))
 
 
 def _source_batch(config: Config, source: ImageSet) -> StepBatch:

@@ -24,6 +24,11 @@ class PairsConfig(Settings):
     source_target: float = number(1.0, 0, 1e3)
     target_target: float = number(1.0, 0, 1e3)
 
+    def rules(self) -> list[Rule]:
+        """Some pairs are left."""
+        some = self.source_source or self.source_target or self.target_target
+        return [(some, "source_source, source_target and target_target are all 0; instead set mixing.probability=0")]
+
 
 @dataclass
 class MixingConfig(Settings):
@@ -61,6 +66,7 @@ class MixingConfig(Settings):
         return [
             (0 <= low <= high <= 1, f"lam_range={self.lam_range} must be [low, high] within 0 … 1"),
             (among(self.views, VIEWS), f"views={self.views} may name weak and strong"),
+            (self.views, "views=[] leaves no view to mix; name weak or strong, or set mixing.probability=0"),
             (self.stages, "stages=[] leaves manifold nothing to mix; name 0 for the image, or a stage of the backbone"),
             (
                 not self.clean_share or self.saliency == GRADIENT,

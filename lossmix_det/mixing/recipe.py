@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lossmix_det.config import MixingConfig
-from lossmix_det.errors import pick
+from lossmix_det.errors import UserError, pick
 from lossmix_det.mixing.blend import Mix, unmixed
 from lossmix_det.mixing.mixers import MIXERS
 from lossmix_det.mixing.mixers.contract import Choice, Mixer, MixesObjects
@@ -30,7 +30,8 @@ class Recipe:
         config: the ``mixing`` branch.
 
     Raises:
-        UserError: it names a mixer, rule or weighting that does not exist.
+        UserError: it names a mixer, rule or weighting that does not exist, or a share for clean images that no mixer
+            needs.
     """
 
     def __init__(self, config: MixingConfig) -> None:
@@ -42,6 +43,11 @@ class Recipe:
         self.rule: Rule = pick(RULES, config.rule, "mixing.rule")(config)
         self.weighting = pick(WEIGHTINGS, config.weighting, "mixing.weighting")
         self.probability = config.probability
+        if config.clean_share and not self.needs_gradient:
+            raise UserError(
+                f"mixing.clean_share={config.clean_share} has no effect with mixing.mixer={config.mixer}, which needs "
+                f"no saliency; set mixing.clean_share=0"
+            )
         # Told of every draw: the pool, the mix and the saliency, if there was any.
         self.watch: Callable[[ImageBatch, Mix, Tensor | None], None] = _unwatched
 

@@ -13,7 +13,7 @@ from lossmix_det.errors import UserError
 from lossmix_det.structures import ImageBatch, Instances, Size
 
 MOST_CELLS = 48  # along the longer side of the canvas
-CELLS = (1, 2, 4, 8, 16, 32)  # sides of a cell in pixels; canvases are multiples of the last
+CELLS = tuple(2**power for power in range(13))  # sides of a cell in pixels
 BLUR = (0.05, 0.25, 0.4, 0.25, 0.05)  # a Gaussian of σ = 1 cell, over five cells
 
 # Gives (P, H, W) ≥ 0, how much the student's loss of each image changes with each of its pixels.
@@ -40,6 +40,12 @@ class Saliency(Protocol):
 def cell_of(canvas: Size) -> int:
     """The side in pixels of a cell of the grid over a canvas."""
     return next((cell for cell in CELLS if max(canvas) <= MOST_CELLS * cell), CELLS[-1])
+
+
+def covered(canvas: Size) -> Size:
+    """(height, width) in pixels that the cells over a canvas cover; those at its right and lower edge may reach out."""
+    cell = cell_of(canvas)
+    return -(-canvas[0] // cell) * cell, -(-canvas[1] // cell) * cell
 
 
 def spectral(images: ImageBatch, truths: Sequence[Instances]) -> Tensor:

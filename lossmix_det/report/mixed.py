@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from lossmix_det.config import MixingConfig
 from lossmix_det.evaluation.drawing import COLOURS, BoxText, draw_box
 from lossmix_det.mixing import RULES, Mix, Recipe, blend, supervise
+from lossmix_det.mixing.saliency import covered
 from lossmix_det.structures import ImageBatch, Instances, Size, Supervision
 
 SOURCE_COLOURS = (*COLOURS, "#c51b7d", "#8c6d31", "#1b9e9e", "#636363")  # of sources, in order
@@ -144,7 +145,7 @@ def _sources(drawn: Drawn, supervision: Supervision, index: int) -> list[Seen]:
             continue
         size, saliency = drawn.pool.sizes[number], None
         if drawn.saliency is not None:
-            saliency = _over(drawn.saliency[number], drawn.pool.canvas, size).numpy()
+            saliency = _over(drawn.saliency[number], covered(drawn.pool.canvas), size).numpy()
         title = f"share {share:.2f}" + ("" if mix.offsets is None else _moved(*mix.offsets[index, k].tolist()))
         truth, pixels = supervision.truths[number], _shown(drawn.pool.pixels[number], size)
         seen.append(Seen(k, pixels, truth, title, _colour(k), saliency))

@@ -208,7 +208,7 @@ class BurnIn:
         supervisions = [supervision.scaled(weights.nan_to_num(1.0)) for supervision in supervisions]
         from_target = pool.is_target[mix.sources].float()
         maps = None if mix.masks is None else _cells(mix.masks, from_target, pool.images)
-        target_shares = (mix.shares * from_target).sum(1)
+        target_shares = (mix.shares * from_target).sum(1).clamp(max=1.0)  # rounded, a sum of several may be more
         return MixedView(images, supervisions, pool.is_target[: pool.slots], mix.mixed, target_shares, maps)
 
     def _weigh_unknown(self, mix: Mix, pool: Pool) -> tuple[Mix, Tensor]:
@@ -258,7 +258,8 @@ def _join(views: Sequence[MixedView]) -> StudentBatch:
 def _cells(masks: Tensor, from_target: Tensor, pool: ImageBatch) -> Tensor:
     """(S, h, w) share of the target in each cell, given (S, K, …) masks and (S, K) whether a source is of it."""
     cells = [-(-side // MAP_CELL) for side in pool.canvas]
-    return F.adaptive_avg_pool2d((masks * from_target[:, :, None, None]).sum(1, keepdim=True), cells)[:, 0]
+    shown = (masks * from_target[:, :, None, None]).sum(1, keepdim=True).clamp(max=1.0)
+    return F.adaptive_avg_pool2d(shown, cells)[:, 0]
 
 
 def _join_maps(views: Sequence[MixedView], images: ImageBatch) -> Tensor | None:
@@ -278,6 +279,21 @@ def _join_maps(views: Sequence[MixedView], images: ImageBatch) -> Tensor | None:
 def _per_domain(*groups: Tensor) -> Tensor:
     """(S,) weights that add up to 1 over each of the groups, 0 outside of them."""
     return sum(group.float() / max(int(group.sum()), 1) for group in groups)
+
+
+def check_stages(recipe: Recipe, detector: Detector) -> None:
+    """Refuse to mix features where the detector has none.
+
+    Raises:
+        UserError: ``mixing.stages`` names a stage that it lacks.
+    """
+    if not recipe.stages:
+        return
+    require(detector, MixesFeatures, "mixing.mixer=manifold", "mixing.mixer=mixup")
+    known = [PIXELS, *detector.stages()]
+    for stage in recipe.stages:
+        if stage not in known:
+            raise UserError(not_one_of("mixing.stages", stage, known))
 
 
 class Phases:
@@ -310,14 +326,7 @@ class Phases:
         Raises:
             UserError: ``mixing.stages`` names a stage that it lacks.
         """
-        stages = self.at(self.burn_in_steps).recipe.stages
-        if not stages:
-            return
-        require(detector, MixesFeatures, "mixing.mixer=manifold", "mixing.mixer=mixup")
-        known = [PIXELS, *detector.stages()]
-        for stage in stages:
-            if stage not in known:
-                raise UserError(not_one_of("mixing.stages", stage, known))
+        check_stages(self.at(self.burn_in_steps).recipe, detector)
 
     def _phase(self, config: Config, over: bool, mixing: MixingConfig) -> Phase:
         if not config.data.target:

@@ -131,3 +131,9 @@ def test_before_and_after_have_a_row_of_truths_only_where_there_are_some(tmp_pat
     bare, labelled = ([label for label in labels if label] for labels in shown)
     assert bare == ["before", "after"]
     assert labelled == ["truth", "before", "after"]
+
+
+def test_a_stage_that_the_backbone_lacks_is_refused_although_pixels_are_drawn(tmp_path, capsys):
+    assert draw(tmp_path / "mixed.png", "--sources", "mixing.mixer=manifold", "mixing.stages=[0,9]") == 2
+    assert "mixing.stages='9' is not one of 0, 1, 2, 3, fpn" in capsys.readouterr().err
+    assert not (tmp_path / "mixed.png").exists()

@@ -126,6 +126,15 @@ def test_fewer_rounds_end_no_lower():
         assert ends[1] <= ends[0] + 1e-9
 
 
+@pytest.mark.parametrize("kinds", [3, 8])
+def test_no_joint_mask_is_worse_than_images_that_show_themselves(kinds):
+    """There nothing is shown twice, so nothing is penalised; a descent alone ends above it with many partners."""
+    for seed in range(2):
+        joint, start = problem(seed, 8, kinds, (3, 3))
+        alone = [np.zeros(9, dtype=int) for _ in joint.outputs]
+        assert joint.energy(joint.improved(start)) < joint.energy(alone)
+
+
 def test_compatibility_worked_by_hand():
     """Most salient at (0, 0), (0, 2) and (1, 2): L1 distances 2, 3 and 1, of which the mean over nine is 12 / 9."""
     saliency = np.zeros((3, 2, 3))

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from lossmix_det.config import MixingConfig, PuzzleConfig
 from lossmix_det.mixing import MIXERS, RULES, Among, Mix, Recipe, blend, supervise
 from lossmix_det.mixing.mixers.cutmix import box_around
-from lossmix_det.mixing.mixers.sage import best_move, moved, soft_mask
+from lossmix_det.mixing.mixers.sage import best_moves, moved, soft_mask
 from lossmix_det.mixing.saliency import MOST_CELLS, boxes, cell_of, spectral
 from lossmix_det.structures import ImageBatch, Instances
 
@@ -235,7 +235,45 @@ def test_the_best_move_by_brute_force(seed):
 
     moves = itertools.product(range(1 - shape[0], frame[0]), range(1 - shape[1], frame[1]))
     best = max(kept(*move) for move in moves)
-    assert kept(*best_move(s, other)) == pytest.approx(best)
+    whole = torch.zeros_like(other)  # what lies beyond the frame is not the image's
+    whole = torch.nn.functional.pad(whole, (0, max(frame[1] - shape[1], 0), 0, max(frame[0] - shape[0], 0)))
+    whole[: frame[0], : frame[1]] = s
+    ((down, right),) = best_moves(whole[None], other[None], [tuple(frame.tolist())])
+    assert kept(down, right) == pytest.approx(best)
+
+
+def test_pairs_are_searched_each_by_itself():
+    maps = torch.rand(5, 7, 9, generator=torch.Generator().manual_seed(0)) ** 4
+    frames = [(7, 9), (3, 9), (0, 4), (1, 1), (7, 2)]
+    order = [1, 2, 3, 4, 0]
+    found = best_moves(maps, maps[order], frames)
+    alone = [best_moves(maps[i, None], maps[order[i], None], frames[i : i + 1])[0] for i in range(5)]
+    assert found == alone
+    assert found[2] == (0, 0)  # no whole cell
+    assert best_moves(maps[:0], maps[:0], []) == []
+
+
+@pytest.mark.parametrize(("a", "stays"), [(0.2, True), (0.45, True), (0.55, False), (0.8, False)])
+def test_of_even_saliencies_the_partner_stays_below_a_half_and_leaves_above(a, stays):
+    """By hand: the sum is a + f·(1 - a)·(1 - 2a), f the share that both cover, largest at f = 1 or f = 0."""
+    even = torch.full((1, 4, 6), 1 / 24, dtype=torch.float64)
+    ((down, right),) = best_moves(a * even, (1 - a) * even, [(4, 6)])
+    assert (4 - abs(down)) * (6 - abs(right)) == (24 if stays else 1)  # cells in common; one is the least
+    for rows, columns in itertools.product(range(4), range(6)):
+        f, other = (4 - rows) * (6 - columns) / 24, moved((1 - a) * even[0], rows, columns)
+        mask = soft_mask(a * even[0], other)
+        total = float((mask * a * even[0] + (1 - mask) * other).sum())
+        assert total == pytest.approx(a + f * (1 - a) * (1 - 2 * a))
+
+
+def test_a_range_up_to_a_half_keeps_the_partner_in_sight():
+    """As the authors draw a; over the whole range many partners are moved out, and their image stays unmixed."""
+    whole, half = (
+        torch.cat([draw("sage", seed, pool(seed, ((96, 96),) * 6), lam_range=high).shares[:, 1] for seed in range(5)])
+        for high in ([0.0, 1.0], [0.0, 0.5])
+    )
+    assert float((whole < 0.05).float().mean()) > 0.25
+    assert float(half.min()) > 0.3
 
 
 def test_moves_and_masks_worked_by_hand():
@@ -263,7 +301,7 @@ def test_the_partner_is_moved_to_where_it_hides_nothing():
 
 @pytest.mark.parametrize("saliency", [spectral, boxes])
 def test_saliency_sums_to_one_inside_of_each_image_and_is_coarse(saliency):
-    for canvas in ((96, 96), (448, 320), (800, 1344)):
+    for canvas in ((96, 96), (448, 320), (800, 1344), (96, 2656)):
         shares = ((1, 1), (0.5, 0.9), (0.01, 1))
         sizes = tuple((max(int(canvas[0] * a), 1), max(int(canvas[1] * b), 1)) for a, b in shares)
         images = pool(1, sizes, canvas)
@@ -275,6 +313,21 @@ def test_saliency_sums_to_one_inside_of_each_image_and_is_coarse(saliency):
             assert not maps[index, :, width // cell :].any()
             assert float(maps[index].sum()) == pytest.approx(float(height >= cell), abs=1e-4)
         assert (maps >= 0).all()
+
+
+@pytest.mark.parametrize("name", ["saliencymix", "sage", "puzzlemix", "comixup"])
+def test_large_images_have_as_coarse_a_grid_and_masks_in_line_with_it(name):
+    """64-pixel cells, of which the last reach out of the canvas: masks still cover it, and nothing black is seen."""
+    sizes = ((90, 2590), (90, 2656), (90, 2620))
+    images = pool(3, sizes, (96, 2656))
+    mix = draw(name, 5, images, lam_range=[0.2, 0.4])
+    mixed = blend(images, mix)
+    assert mixed.sizes == sizes
+    for index, (height, width) in enumerate(sizes):
+        assert (mixed.pixels[index, :, :height, :width] > 0.05).all()
+        fine = torch.nn.functional.interpolate(mix.masks, size=(96, 2656), mode="nearest")[index, :, :height, :width]
+        assert_close(fine.mean((1, 2)), mix.shares[index], rtol=1e-3, atol=1e-4)
+    assert (mix.shares[:, 1:].sum(1) > 0).any()
 
 
 def test_what_is_unlike_the_rest_is_salient():

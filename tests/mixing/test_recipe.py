@@ -86,6 +86,15 @@ def test_nothing_is_computed_where_nothing_is_mixed(monkeypatch):
             ["mixing.clean_share=0.3"],
             r"clean_share=0.3 has no effect with mixing.saliency=spectral; set gradient",
         ),
+        (
+            ["mixing.clean_share=0.3", "mixing.saliency=gradient", "mixing.mixer={mixup: 1, cutmix: 1}"],
+            r"mixing.clean_share=0.3 has no effect with mixing.mixer=\{.*\}, which needs no saliency; set .*=0",
+        ),
+        (["mixing.views=[]"], r"mixing.views=\[\] leaves no view to mix; name weak or strong, or set mixing.prob.*=0"),
+        (
+            [f"mixing.pairs.{pair}=0" for pair in ("source_source", "source_target", "target_target")],
+            r"mixing.pairs.source_source, source_target and target_target are all 0; instead set mixing.probability=0",
+        ),
         (["mixing.saliency=edges"], r"mixing.saliency='edges' is not one of spectral, boxes, gradient"),
     ],
 )

@@ -107,6 +107,24 @@ def test_the_step_is_the_weighted_sum_of_both_passes(tmp_path):
         assert_close(value, expected, rtol=1e-3, atol=1e-5)
 
 
+def test_the_logged_loss_is_the_weighted_sum_of_both_losses_computed_apart(tmp_path):
+    """The clean loss by a plain pass over the images as they are, the mixed one by a plain pass over the mix."""
+    share, step = 0.3, batch()
+    it = trainer(tmp_path, *CLEAN, f"mixing.clean_share={share}")
+    it.state.detector.train()
+    student_batch = it.compose(step)
+    found = it._accumulate([student_batch])["loss"]
+    student = it.state.student_step
+    views = [
+        StudentBatch(view.to_float(), {"source": [Supervision.full(step.source.truths)]})
+        for view in (step.source.weak, step.source.strong)
+    ]
+    weak, strong, mixed = (float(student.total(student(each)).detach()) for each in (*views, student_batch))
+    clean = (weak + strong) / 2
+    assert clean != pytest.approx(mixed, rel=1e-3)
+    assert found == pytest.approx(share * clean + (1 - share) * mixed, rel=1e-6)
+
+
 def test_a_pass_that_is_not_finite_teaches_nothing(tmp_path):
     it = trainer(tmp_path, *CLEAN, "mixing.clean_share=0.5")
     it.state.detector.train()

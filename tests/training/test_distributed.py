@@ -140,3 +140,16 @@ def test_two_processes_adapt_a_detector_of_one_stage(tmp_path, squares, detector
     assert done.returncode == 0, done.stderr
     content = last_checkpoint(tmp_path / "run")
     assert (content["step"], content["bad_steps"]) == (6, [0, 0])
+
+
+def test_two_processes_may_draw_different_mixers(tmp_path, squares):
+    """One mixes features, another pixels, a third asks for a clean pass; nobody waits for what another does not do."""
+    settings = [*squares, "data.target=[mine]", "adaptation.burn_in_steps=3", "train.steps=8", "ema.decay=0.9"]
+    settings += ["mixing.mixer={manifold: 1, comixup: 1, sage: 1, classmix: 1}", "mixing.probability=1.0"]
+    settings += ["mixing.saliency=gradient", "mixing.clean_share=0.3", "alignment.parts=[image]"]
+    settings += ["pseudo_labels.score=0.2"]
+    done = run(tmp_path / "run", "--num-gpus", "2", *settings)
+    assert done.returncode == 0, done.stderr
+    content = last_checkpoint(tmp_path / "run")
+    assert content["step"] == 8
+    assert all(value.isfinite().all() for value in content["student"].values())

@@ -15,6 +15,7 @@ from lossmix_det.mixing.blocks import BlockGrid
 from lossmix_det.mixing.graph_cuts import grid_edges, potts, potts_energy
 from lossmix_det.mixing.mixers.grid import grid_cell
 from lossmix_det.mixing.mixers.pairwise import with_partners
+from lossmix_det.mixing.saliency import covered
 from lossmix_det.structures import ImageBatch, Size
 
 TINY = 1e-8  # keeps the logarithm of a share finite
@@ -51,7 +52,7 @@ class CoMixup:
         outputs, start = [], []
         for index, grid in grids.items():
             row = sources[index].numpy()
-            costs = block_costs(grid, row, saliency, [frames[k] for k in row], pool.canvas)
+            costs = block_costs(grid, row, saliency, [frames[k] for k in row], covered(pool.canvas))
             outputs.append(Output(row, grid.shape, costs + prior[index] / len(costs)))
             start.append(outputs[-1].random_labels(places[index]))
         joint = Joint(outputs, compatibility(saliency, settings.omega), settings)
@@ -77,15 +78,15 @@ def block_costs(
         sources: (K,) index of each source in the pool.
         saliency: (pool, h, w) over the canvas.
         frames: (rows, columns) of whole cells of each source.
-        canvas: (height, width) in pixels.
+        canvas: (height, width) in pixels that the saliency covers.
     """
     first = [list(sources).index(index) == place for place, index in enumerate(sources)]
-    covered = [
+    possible = [
         grid.inside(frame) if is_first else np.zeros(grid.shape, dtype=bool)
         for frame, is_first in zip(frames, first, strict=True)
     ]
     costs = [-grid.sums(saliency[index], canvas) for index in sources]
-    return np.where(covered, costs, np.inf).reshape(len(sources), -1).T
+    return np.where(possible, costs, np.inf).reshape(len(sources), -1).T
 
 
 def compatibility(saliency: np.ndarray, omega: float) -> np.ndarray:
@@ -144,7 +145,8 @@ class Joint:
     single blocks of every output, and then each output as a whole: alpha-expansion with the penalty taken as linear in
     n_jk, as theirs is. Changes are kept where they lower the whole energy, so it never rises; it may end in a local
     minimum. The authors keep every labelling that a cut gives, which changes all blocks of an output at once and so
-    overshoots the threshold.
+    overshoots the threshold. Where images are still shown too often in the end, as happens with four and more partners,
+    the search begins again from the labels that such rounds give, and the lower of both ends is taken.
 
     Args:
         outputs: to be shown.
@@ -164,6 +166,22 @@ class Joint:
 
     def improved(self, labels: list[np.ndarray]) -> list[np.ndarray]:
         """Labels of no higher energy."""
+        found = self._lowered(labels)
+        if self._penalty(self._shares(found)) < SMALL:
+            return found
+        return min(found, self._lowered(self._by_cuts(labels)), key=self.energy)
+
+    def _by_cuts(self, labels: list[np.ndarray]) -> list[np.ndarray]:
+        """Labels of the least energy that is met while every cut is kept, as the authors keep it."""
+        labels, met = [of.copy() for of in labels], [labels]
+        for _ in range(self.settings.iterations):
+            for index in range(len(self.outputs)):
+                labels[index] = self._found_by_cut(labels, index)
+            met.append([of.copy() for of in labels])
+        return min(met, key=self.energy)
+
+    def _lowered(self, labels: list[np.ndarray]) -> list[np.ndarray]:
+        """Labels at the end of a descent."""
         labels = [of.copy() for of in labels]
         best = self.energy(labels)
         for _ in range(self.settings.iterations):
@@ -192,12 +210,16 @@ class Joint:
 
     def _cut(self, labels: list[np.ndarray], index: int) -> None:
         """Give all blocks of an output new labels, if that lowers the energy."""
-        output = self.outputs[index]
-        penalty = 2 * self.settings.gamma * self._elsewhere(self._shares(labels))[index, output.sources]
-        found = potts(output.costs + penalty, *self._smoothness(output), labels[index])
+        found = self._found_by_cut(labels, index)
         offered = [*labels[:index], found, *labels[index + 1 :]]
         if self.energy(offered) < self.energy(labels) - SMALL:
             labels[index] = found
+
+    def _found_by_cut(self, labels: list[np.ndarray], index: int) -> np.ndarray:
+        """(n,) new labels of an output, the penalty taken as linear."""
+        output = self.outputs[index]
+        penalty = 2 * self.settings.gamma * self._elsewhere(self._shares(labels))[index, output.sources]
+        return potts(output.costs + penalty, *self._smoothness(output), labels[index])
 
     def _penalty(self, shares: np.ndarray) -> float:
         """γ·Σ_jk n_jk·h of (J, P) shares."""

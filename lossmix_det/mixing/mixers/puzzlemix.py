@@ -16,6 +16,7 @@ from lossmix_det.mixing.blocks import BlockGrid, in_place
 from lossmix_det.mixing.graph_cuts import grid_edges, levels
 from lossmix_det.mixing.mixers.grid import grid_cell
 from lossmix_det.mixing.mixers.pairwise import Pairwise, with_partners
+from lossmix_det.mixing.saliency import covered
 from lossmix_det.structures import ImageBatch, Size
 
 EXPONENTS = (1, 4)  # a grid has 2, 4, 8 or 16 blocks along its longer side
@@ -57,7 +58,7 @@ class PuzzleMix(Pairwise):
             if index == partner or not all(frame):
                 continue
             grid = BlockGrid.along(frame, int(along[index]), cell)
-            salience = np.stack([grid.sums(saliency[k], pool.canvas) for k in pair])
+            salience = np.stack([grid.sums(saliency[k], covered(pool.canvas)) for k in pair])
             q = self._shares(salience, differences(pixels[pair], grid), float(lam[index]))
             in_cells = torch.from_numpy(grid.cells(q))
             masks[index, 1, : frame[0], : frame[1]] = in_cells.float()

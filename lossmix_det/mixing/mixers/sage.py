@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,7 +12,8 @@ from torch.nn import functional as F
 
 from lossmix_det.mixing.blend import Mix
 from lossmix_det.mixing.mixers.pairwise import Pairwise, with_partners
-from lossmix_det.structures import ImageBatch
+from lossmix_det.mixing.saliency import cell_of
+from lossmix_det.structures import ImageBatch, Size
 
 AT_ONCE = 2**22  # values that are compared at a time, to bound memory
 
@@ -19,7 +23,11 @@ class Sage(Pairwise):
 
     The partner is moved by T, whole cells of the saliency's grid: of all (2h - 1)·(2w - 1) moves the one that keeps
     most saliency, Σ M·s + (1 - M)·T(s') over the image. The authors' code tries a random 1 % of the moves of square
-    images. The image keeps its size. h·w cells cost (2h - 1)·(2w - 1)·h·w evaluations for each pair.
+    images. The image keeps its size. h·w cells cost (2h - 1)·(2w - 1)·h·w evaluations for each pair, on the device of
+    the pixels.
+
+    If both saliencies are even, the sum is a + f·(1 - a)·(1 - 2a), where f is the share of the image that the partner
+    covers: a partner stays where a < 1/2, and is moved out where a > 1/2.
 
     Args:
         config: ``alpha``, and ``lam_range`` [low, high], which a ~ low + (high - low)·Beta(α, α) lies in.
@@ -30,23 +38,22 @@ class Sage(Pairwise):
     def draw(self, pool: ImageBatch, partners: np.ndarray, saliency: Tensor | None, rng: np.random.Generator) -> Mix:
         """As `Mixer.draw`."""
         count = len(partners)
-        a = self.draw_lam(count, rng)
+        a = torch.from_numpy(self.draw_lam(count, rng)).view(-1, 1, 1)
         rows, columns = saliency.shape[1:]
-        cell = pool.canvas[0] // rows, pool.canvas[1] // columns
+        cell = cell_of(pool.canvas), cell_of(pool.canvas)
+        # Whole cells of the image alone, so that nothing is seen beyond its edge.
+        frames = [(height // cell[0], width // cell[1]) for height, width in pool.sizes[:count]]
+        own, others = a.float() * saliency[:count], (1 - a).float() * saliency[partners[:, 0]]
+        moves = best_moves(own, others, frames, pool.pixels.device)
         masks, shares = torch.zeros(count, 2, rows, columns), torch.zeros(count, 2)
-        offsets = torch.zeros(count, 2, 2, dtype=torch.int64)
-        for index, partner in enumerate(partners[:, 0].tolist()):
-            s, other = float(a[index]) * saliency[index], float(1 - a[index]) * saliency[partner]
-            # Whole cells of the image alone, so that nothing is seen beyond its edge.
-            height, width = (side // by for side, by in zip(pool.sizes[index], cell, strict=True))
+        for index, ((height, width), move) in enumerate(zip(frames, moves, strict=True)):
             mask = torch.ones(rows, columns)
-            if height and width:
-                down, right = best_move(s[:height, :width], other)
-                mask[:height, :width] = soft_mask(s, moved(other, down, right))[:height, :width]
-                offsets[index, 1] = torch.tensor([down * cell[0], right * cell[1]])
+            mask[:height, :width] = soft_mask(own[index], moved(others[index], *move))[:height, :width]
             masks[index] = torch.stack([mask, 1 - mask])
             shares[index] = _shares(mask, pool.sizes[index], cell)
-        return Mix(with_partners(partners), shares, masks, offsets)
+        offsets = torch.tensor([[(0, 0), (down * cell[0], right * cell[1])] for down, right in moves])
+        masks = _over_canvas(masks, cell[0], pool.canvas)
+        return Mix(with_partners(partners), shares, masks, offsets.view(count, 2, 2))
 
 
 def soft_mask(s: Tensor, other: Tensor) -> Tensor:
@@ -60,8 +67,33 @@ def moved(values: Tensor, down: int, right: int) -> Tensor:
     return F.pad(values, (right, -right, down, -down))[:height, :width]
 
 
-def best_move(s: Tensor, other: Tensor) -> tuple[int, int]:
-    """(down, right) in cells: of all moves that leave any of the other on the frame, one that keeps most saliency.
+def best_moves(
+    own: Tensor, others: Tensor, frames: Sequence[Size], device: torch.device | str = "cpu"
+) -> list[tuple[int, int]]:
+    """(down, right) in cells for each pair: of all moves that leave any of the partner on the frame, the best.
+
+    All pairs are searched before the first result is read, so that a GPU is not waited for in between.
+
+    Args:
+        own, others: (B, h, w) of the images and of their partners.
+        frames: (rows, columns) of each image, in whole cells; where there are none, nothing moves.
+        device: that searches.
+    """
+    own, others = own.to(device), others.to(device)
+    totals = [
+        _kept(own[index, :rows, :columns], others[index]) if rows and columns else None
+        for index, (rows, columns) in enumerate(frames)
+    ]
+    best = [torch.zeros((), dtype=torch.int64, device=device) if kept is None else kept.argmax() for kept in totals]
+    numbers = torch.stack(best).tolist() if best else []
+    return [
+        (0, 0) if kept is None else (rows - 1 - number // kept.shape[1], columns - 1 - number % kept.shape[1])
+        for number, kept, (rows, columns) in zip(numbers, totals, frames, strict=True)
+    ]
+
+
+def _kept(s: Tensor, other: Tensor) -> Tensor:
+    """(moves down, moves right) Σ M·s + (1 - M)·T(s') over a frame, from the move furthest down and right.
 
     Args:
         s: (h, w) of the image, its frame alone.
@@ -75,9 +107,16 @@ def best_move(s: Tensor, other: Tensor) -> tuple[int, int]:
     for part in windows.split(rows_at_once):
         kept = (s.square() + part.square()) / (s + part).clamp(min=1e-30)
         best.append(kept.sum((2, 3)))
-    totals = torch.cat(best)
-    row, column = divmod(int(totals.flatten().argmax()), totals.shape[1])
-    return height - 1 - row, width - 1 - column
+    return torch.cat(best)
+
+
+def _over_canvas(masks: Tensor, cell: int, canvas: Size) -> Tensor:
+    """(B, K, h', w') masks whose cells end with the canvas, of (B, K, h, w) whose last ones may reach out of it."""
+    part = math.gcd(cell, *canvas)
+    if part == cell:
+        return masks
+    finer = masks.repeat_interleave(cell // part, 2).repeat_interleave(cell // part, 3)
+    return finer[:, :, : canvas[0] // part, : canvas[1] // part]
 
 
 def _shares(mask: Tensor, size: tuple[int, int], cell: tuple[int, int]) -> Tensor:

@@ -6,6 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from lossmix_det.mixing.mixers.cutmix import CutMix
+from lossmix_det.mixing.saliency import cell_of
 from lossmix_det.structures import Size
 
 
@@ -18,8 +19,7 @@ class SaliencyMix(CutMix):
         self, place: np.ndarray, frame: list[int], cell: int, saliency: Tensor, canvas: Size
     ) -> tuple[float, float]:
         """The middle of the most salient cell of the area that both images cover."""
-        rows, columns = saliency.shape
-        scale = canvas[0] / rows / cell, canvas[1] / columns / cell  # cells of the mask to one of the saliency
-        height, width = (max(int(side / by), 1) for side, by in zip(frame, scale, strict=True))
+        scale = cell_of(canvas) / cell  # cells of the mask to one of the saliency
+        height, width = (max(int(side / scale), 1) for side in frame)
         row, column = divmod(int(saliency[:height, :width].flatten().argmax()), width)
-        return (row + 0.5) * scale[0], (column + 0.5) * scale[1]
+        return (row + 0.5) * scale, (column + 0.5) * scale
