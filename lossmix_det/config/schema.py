@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 
-from lossmix_det.config.fields import Rule, Settings, among, choice, file, items, names, number, shares, weights
+from lossmix_det.config.fields import Rule, Settings, among, choice, file, items, names, number, path, shares, weights
 from lossmix_det.config.mixing import VIEWS, MixingConfig
 
 ALIGNED = ("image", "instance")
@@ -125,7 +125,7 @@ class ModelConfig(Settings):
     detectron2_config: str = file()  # a Detectron2 YAML; empty: its defaults, ResNet-50-C4
     detectron2_options: list[str] = items()  # KEY, VALUE, KEY, VALUE, … over it, as in Detectron2's own tools
     architecture: str = "slim"  # a backbone with its pyramid, or a whole network by torchvision's own name
-    weights: str = ""  # a torchvision weights name, or a local file; empty starts from random weights
+    weights: str = path()  # a torchvision weights name, or a local file; empty starts from random weights
     norm: str = choice("auto", "frozen", "group", "batch")  # auto: frozen with weights, else group
     trainable_layers: int | None = number(None, 0, 6)  # last backbone stages that learn; null: 3 with weights, else all
     rpn_samples: int | None = number(None, 1)  # anchors sampled per image; null: the model's own
@@ -212,7 +212,7 @@ class AdaptationConfig(Settings):
     """Used where data.target names a data set."""
 
     burn_in_steps: int = number(400, 0)  # supervised steps before the teacher counts
-    burn_in_from: str = ""  # a checkpoint or export to start from instead of burning in
+    burn_in_from: str = path()  # a checkpoint or export to start from instead of burning in
     supervised_weight: float = number(1.0, 1e-6, 1e3)  # of every truth of the source
     unsupervised_weight: float = number(1.0, 0, 1e3)  # of every pseudo-label
     ramp_steps: int = number(0, 0)  # the unsupervised weight grows from 0 over this many steps after burn-in
@@ -274,7 +274,7 @@ class TrainConfig(Settings):
 class Config(Settings):
     """All settings of a run."""
 
-    output_dir: str = "runs/shapes"
+    output_dir: str = path("runs/shapes")
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     datasets: dict[str, DatasetConfig] = field(default_factory=dict)

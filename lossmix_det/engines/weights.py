@@ -30,7 +30,7 @@ def read_weights(source: str) -> dict[str, Tensor]:
     Raises:
         UserError: no such file or name, or the file holds no state dict.
     """
-    path = Path(source).expanduser()
+    path = Path(source)
     if path.is_file():
         return read_model(path)
     try:
@@ -57,6 +57,11 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: str, strict
     """
     own = model.state_dict()
     state = as_named_in(own, state)
+    odd = next(
+        (name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()), None
+    )
+    if odd:
+        raise UserError(f"model.weights={source}: {odd} holds numbers that are not finite; use an earlier checkpoint")
     if not any(name in own for name in state):
         state = {f"backbone.body.{name.removeprefix('features.')}": value for name, value in state.items()}
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
