@@ -66,6 +66,23 @@ class _Watched:
         self.file.flush()
 
 
+def mistaken(path: Path) -> str:
+    """What a file is that was saved in the place of another: empty, a web page or a pointer of Git LFS; else nothing.
+
+    Args:
+        path: of a regular file.
+    """
+    with open(path, "rb") as file:
+        head = file.read(100)
+    if not head:
+        return "it is empty"
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS; fetch the file itself with git lfs pull"
+    return (
+        "it is a web page; download the file itself" if head.lstrip().lower().startswith((b"<!doc", b"<html")) else ""
+    )
+
+
 def set_aside(path: Path) -> Path:
     """Give a file that cannot be read another name, under which it is kept."""
     return path.replace(path.with_name(f"{path.name}.unreadable"))
@@ -126,7 +143,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         content = _verified(path, torch.load)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint") from None
-    except Damaged:
+    except UserError:
         raise
     except Exception as error:  # torch raises almost anything on a damaged file
         raise UserError(f"{path}: damaged checkpoint ({first_line(error)})") from None
@@ -154,7 +171,7 @@ def read_model(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(
             f"{path} needs safetensors, which is not installed; install it by: pip install safetensors"
         ) from None
-    except Damaged:
+    except UserError:
         raise
     except pickle.UnpicklingError:
         raise UserError(
@@ -171,7 +188,8 @@ def read_model(path: Path) -> dict[str, torch.Tensor]:
     return without_common(state, WRAPPERS)
 
 
-STATE_DICTS = ("ema", "student", "model", "state_dict", "model_state_dict")  # where training scripts keep one
+# Where training scripts keep one; the average comes first.
+STATE_DICTS = ("ema", "model_ema", "student", "model", "state_dict", "model_state_dict", "module", "net", "weights")
 WRAPPERS = ("module.", "_orig_mod.")  # DataParallel, DDP; torch.compile
 
 
@@ -209,15 +227,14 @@ def _verified(path: Path, load: Callable[..., Any]) -> Any:
 
     Files of torch before 1.6 have none.
     """
+    if path.exists() and not path.is_file():  # a pipe would wait for its writer
+        raise Damaged(f"{path}: is no regular file")
+    reason = mistaken(path)
+    if reason:
+        raise Damaged(f"{path}: holds no weights; {reason}")
     with open(path, "rb") as file:
         if file.read(len(ZIP)) == ZIP:
-            try:
-                with ZipFile(file) as archive:
-                    damaged = archive.testzip() and "a checksum does not hold"
-            except Exception as error:  # as many kinds as a damaged directory has ways to mislead
-                damaged = first_line(error)
-            if damaged:
-                raise Damaged(f"{path}: damaged checkpoint ({damaged}); use another, or copy it again")
+            _check_archive(file, path)
     return load(path, map_location="cpu", weights_only=True)
 
 
@@ -229,6 +246,21 @@ def _load_safetensors(path: Path) -> Any:
     from safetensors.torch import load_file
 
     return load_file(path)
+
+
+def _check_archive(file: BinaryIO, path: Path) -> None:
+    """Hold the parts of a file against their checksums."""
+    names: list[str] = []
+    try:
+        with ZipFile(file) as archive:
+            names = archive.namelist()
+            damaged = archive.testzip() and "a checksum does not hold"
+    except Exception as error:  # as many kinds as a damaged directory has ways to mislead
+        damaged = first_line(error)
+    if damaged:
+        raise Damaged(f"{path}: damaged checkpoint ({damaged}); use another, or copy it again")
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise UserError(f"{path}: is a TorchScript archive; save the state dict of the model that it was made of")
 
 
 class Damaged(UserError):
@@ -303,7 +335,7 @@ def classes_of(weights: Path) -> list[str] | None:
 def _exported_classes(path: Path) -> list[str] | None:
     """The classes in a JSON that was written with an export; None for any other file, which is not ours to judge."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text()) if path.is_file() else None
     except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(content, dict) or "engine" not in content:

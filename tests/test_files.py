@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import os
 import random
+import zipfile
 from collections import OrderedDict
 from contextlib import contextmanager
 from pathlib import Path
@@ -251,3 +253,43 @@ def test_drafts_of_killed_writes_are_cleared_and_nothing_else(tmp_path):
     clear_drafts(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {*kept, ".folder.7"}
     clear_drafts(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "holds no weights; it is empty"),
+        (b"version https://git-lfs.github.com/spec/v1", "holds no weights; it is a pointer of Git LFS"),
+        (b"<!DOCTYPE html>", "holds no weights; it is a web page"),
+    ],
+)
+def test_what_was_saved_instead_of_weights_is_named(tmp_path, content, reason):
+    (tmp_path / "w.pth").write_bytes(content)
+    for reader in (read_model, read_checkpoint):
+        with pytest.raises(UserError, match=reason):
+            reader(tmp_path / "w.pth")
+
+
+def test_a_pipe_is_never_opened(tmp_path):
+    """It would wait for its writer for ever."""
+    os.mkfifo(tmp_path / "w.pth")
+    os.mkfifo(tmp_path / "w.json")
+    with pytest.raises(UserError, match="is no regular file"):
+        read_model(tmp_path / "w.pth")
+    assert classes_of(tmp_path / "w.pth") is None
+
+
+def test_a_torchscript_archive_is_named(tmp_path):
+    with zipfile.ZipFile(tmp_path / "w.pth", "w") as archive:
+        archive.writestr("w/constants.pkl", "")
+    with pytest.raises(UserError, match="is a TorchScript archive; save the state dict"):
+        read_model(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("keys", [("net",), ("weights",), ("ema", "module"), ("model_ema",)])
+def test_further_places_of_a_state_dict(tmp_path, keys):
+    content = {"w": torch.ones(1)}
+    for key in reversed(keys):
+        content = {key: content}
+    save_tensors({"model": {"w": torch.zeros(1)}, **content} if "ema" in keys[0] else content, tmp_path / "w.pth")
+    assert_same_tensors(read_model(tmp_path / "w.pth"), {"w": torch.ones(1)})

@@ -49,6 +49,11 @@ def file(default: str = "") -> Any:
     return field(default=default, metadata={"file": True})
 
 
+def path(default: str = "") -> Any:
+    """The path of a file or folder, or the name of something else; ``~`` at its start is the user's folder."""
+    return field(default=default, metadata={"path": True})
+
+
 def among(chosen: list[str], known: tuple[str, ...]) -> bool:
     """Whether a list names known things, each at most once."""
     return set(chosen) <= set(known) and len(set(chosen)) == len(chosen)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import is_dataclass
+import os.path
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -42,6 +43,7 @@ def load_config(path: str | Path | None = None, overrides: list[str] | None = No
         result = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         raise UserError(f"{path or 'overrides'}: {first_line(error)}") from None
+    _expand_home(result)
     check(result)
     _check_files(config, tried)
     return result
@@ -227,6 +229,16 @@ def _find_files(content: DictConfig, folder: Path) -> dict[str, Path]:
         if path.is_file():
             OmegaConf.update(content, key, str(path))
     return tried
+
+
+def _expand_home(settings: Settings) -> None:
+    """Make ``~`` the user's folder in settings that are paths: in KEY=~/x no shell does."""
+    for spec in fields(settings):
+        value = getattr(settings, spec.name)
+        if isinstance(value, Settings):
+            _expand_home(value)
+        elif "path" in spec.metadata:
+            setattr(settings, spec.name, os.path.expanduser(value))
 
 
 def _check_files(config: DictConfig, tried: dict[str, Path]) -> None:

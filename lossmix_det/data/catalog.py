@@ -16,11 +16,13 @@ import numpy as np
 from lossmix_det.config import Config, DataConfig, DatasetConfig
 from lossmix_det.data import shapes
 from lossmix_det.data.builtin import builtin_datasets, builtin_root, datasets_root
+from lossmix_det.data.doubts import note_alike
 from lossmix_det.data.formats import FORMATS
 from lossmix_det.data.formats.auto import AUTO, recognise
 from lossmix_det.data.formats.detectron2 import detectron2_classes, detectron2_names
 from lossmix_det.data.holdout import part_of
 from lossmix_det.data.memory import remembered
+from lossmix_det.data.paths import look_alike
 from lossmix_det.data.problems import ON_ERROR
 from lossmix_det.data.records import ImageSet, build, class_names
 from lossmix_det.errors import UserError, first_line, nearest
@@ -113,6 +115,7 @@ def _load(name: str, entry: DatasetConfig, config: Config, classes: list[str] | 
     known = entry.classes or list(numbers) or None
     classes = classes or config.data.classes or known or class_names(images)
     _check_names(name, classes, known if file_format.labelled else None)
+    note_alike(name, [*classes, *(known or [])], problems)
     about = {"entry": entry, "folder": file_format.image_folder(entry), "labelled": file_format.labelled}
     result = build(name, images, classes, known, problems, **about)
     if any(image.objects for image in images) and not len(result.records.boxes):
@@ -129,6 +132,10 @@ def _check_names(name: str, classes: list[str], known: list[str] | None) -> None
     """Refuse a list of classes that shares no name with the data set: it is misspelt, and would train on nothing."""
     if not classes:
         raise UserError(f"data set {name!r} names no class; list them in data.classes")
+    for label in sorted(set(classes) - set(known or classes)):
+        hint = look_alike(label, sorted(set(known or []) - set(classes)))
+        if hint:
+            raise UserError(f"data set {name!r} has no class {label!r}{hint}; write data.classes as the data set does")
     if known and not set(classes) & set(known):
         raise UserError(
             f"data set {name!r} has none of the classes {', '.join(classes)}{nearest(classes[0], known)}; "

@@ -10,14 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
+
+from lossmix_det.files import mistaken
 
 SUFFIXES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".tga", ".avif"),
 }
+NOT_READ = {".heic", ".heif", ".dng", ".raw", ".cr2", ".nef", ".arw", ".psd", ".svg", ".jxl", ".pdf"}  # by Pillow alone
 EXIF_ORIENTATION = 0x0112
 EXIF = ("apply", "ignore")  # values of the setting ``exif`` of a data set
 # How the pixels of a TIFF are turned back after Pillow has turned them upright, by EXIF orientation.
@@ -102,6 +105,8 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
         # Given a path, Pillow maps grey uncompressed TIFFs into memory, and mixes up their sides if they are turned.
         with open(path, "rb") as file, Image.open(file) as image:
             yield image
+    except UnidentifiedImageError:
+        raise OSError(mistaken(Path(path)) or "it is damaged, or no image of a kind that Pillow reads") from None
     except OSError:
         raise
     except Exception as error:

@@ -13,8 +13,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from lossmix_det.data.images import SUFFIXES
+from lossmix_det.data.images import NOT_READ, SUFFIXES
 from lossmix_det.errors import UserError
+
+# Folders that systems put beside what people put there: of archives from a Mac, Synology's thumbnails, Windows' bin.
+SYSTEM = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 
 
 def contained(root: Path, relative: str, where: str) -> Path:
@@ -128,7 +131,7 @@ def listed(root: Path) -> Listing:
         entered.add(real)
         listing.folders.append(Path(folder))
         for entry in os.scandir(folder):
-            if entry.name.startswith("."):
+            if is_hidden(entry.name):
                 listing.left_out.append(f"{entry.path}: hidden")
             elif entry.is_dir():
                 (links if entry.is_symlink() else ahead).append((f"{prefix}{entry.name}/", entry.path))
@@ -145,7 +148,12 @@ def listed(root: Path) -> Listing:
 def visible(root: Path, pattern: str) -> list[Path]:
     """The regular files below a root that fit a pattern such as ``*/*.json``, sorted; hidden files and folders not."""
     paths = (path for path in sorted(root.glob(pattern)) if path.is_file())
-    return [path for path in paths if not any(part.startswith(".") for part in path.relative_to(root).parts)]
+    return [path for path in paths if not any(map(is_hidden, path.relative_to(root).parts))]
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is not one of those that people put there."""
+    return name.startswith(".") or name in SYSTEM
 
 
 def has_image(folder: Path) -> bool:
@@ -193,10 +201,15 @@ class ImageFolder:
         self.root = root
 
     @cached_property
+    def listing(self) -> Listing:
+        """Everything below the folder."""
+        return listed(self.root) if self.root and self.root.is_dir() else Listing(Path())
+
+    @cached_property
     def by_name(self) -> dict[str, list[str]]:
         """Relative paths of the images, by their name without folder."""
         table: dict[str, list[str]] = {}
-        for path in listed(self.root).images() if self.root and self.root.is_dir() else ():
+        for path in self.listing.images():
             table.setdefault(composed(path.rpartition("/")[2]), []).append(path)
         return table
 
@@ -215,8 +228,10 @@ class ImageFolder:
             return f"; there are {len(found)} images of that name, {found[0]} and {found[1]} for two"
         names = [other.rpartition("/")[2] for group in self.by_name.values() for other in group]
         stem = composed(path.stem).casefold()
-        other_suffix = next((name for name in names if composed(Path(name).stem).casefold() == stem), None)
-        return look_alike(path.name, names) or (f"; {other_suffix!r} is there" if other_suffix else "")
+        unread = [name for name in self.listing.files if os.path.splitext(name)[1].lower() in NOT_READ]
+        other = next((name for name in (*names, *unread) if composed(Path(name).stem).casefold() == stem), None)
+        how = "there, whose format is not read; save it as JPEG or PNG" if other in unread else "there"
+        return look_alike(path.name, names) or (f"; {other!r} is {how}" if other else "")
 
     def _candidates(self, path: Path) -> list[str]:
         wanted = _parts(_below(self.root, str(path))) if self.root else ()

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from lossmix_det.config import DatasetConfig
+from lossmix_det.data.doubts import REACHES_OUT, doubt_boxes
 from lossmix_det.data.images import Header, probe
 from lossmix_det.data.packed import ImageRecord, Records
 from lossmix_det.data.paths import ImageFolder, look_alike
@@ -196,6 +197,7 @@ def build(
     if not records:
         reason = problems.first() or "; check its root, split and format"
         raise UserError(f"data set {name!r} has no usable image{reason}")
+    doubt_boxes(name, len(records.boxes), float(records.boxes.max(initial=0)), problems)
     fingerprint = _fingerprint(records, classes)
     return ImageSet(name, classes, records, labelled, [], fingerprint, problems, str(folder or ""), ids.unusual)
 
@@ -270,7 +272,11 @@ class _Files:
     def report(self, labelled: bool) -> None:
         """Note what was odd."""
         note_all = self.problems.note_all
-        note_all(self.elsewhere, f"{self.name}: {{count}} images were found by their name in another folder")
+        note_all(
+            self.elsewhere,
+            f"{self.name}: {{count}} images were found by their name in another folder, or with accents stored "
+            "otherwise",
+        )
         note_all(self.repeated, f"{self.name}: {{count}} images are listed more than once and count as often")
         how = "upright image; set exif: ignore" if self.exif else "image as stored; set exif: apply"
         other = "without" if self.exif else "with"
@@ -346,7 +352,7 @@ def _checked_box(
         )
         return None
     if max(abs(a - b) for a, b in zip(clipped, (x1, y1, x2, y2), strict=True)) > ROUNDING:
-        problems.note(f"{item.where}: box {text} reaches out of the {width}×{height} image and was clipped")
+        problems.note(f"{item.where}: box {text} reaches out of the {width}×{height} image {REACHES_OUT}")
     return clipped
 
 

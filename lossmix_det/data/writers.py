@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree  # writes only; what is read goes through defusedxml
 
+import numpy as np
 import yaml
 
 from lossmix_det.data.packed import ImageRecord
@@ -104,6 +105,8 @@ class VocWriter(Writer):
             path.write_bytes(self._xml(image_set, record, name))
             names.append(stem)
             self.lose("boxes of crowds, for which VOC has no flag", record.crowd)
+            sides = (record.boxes[:, 2:] - record.boxes[:, :2]).min(1, initial=np.inf)
+            self.lose("boxes of at most one pixel, which are faults in VOC files", (sides <= 1) & ~record.crowd)
             self.lose("areas that are not those of the box", _own_areas(record))
         listing = self.folder / "ImageSets" / "Main" / f"{split}.txt"
         listing.parent.mkdir(parents=True, exist_ok=True)
@@ -127,12 +130,12 @@ class VocWriter(Writer):
         for box, label, difficult, crowd in zip(
             record.boxes, record.classes, record.difficult, record.crowd, strict=True
         ):
-            if not crowd:
+            x1, y1, x2, y2 = _decimals(box)
+            if not crowd and min(x2 - x1, y2 - y1) > 1:  # else the last pixel would be the first or lie before it
                 item = ElementTree.SubElement(root, "object")
                 ElementTree.SubElement(item, "name").text = _as_text(image_set.classes[label])
                 ElementTree.SubElement(item, "difficult").text = str(int(difficult))
                 edges = ElementTree.SubElement(item, "bndbox")
-                x1, y1, x2, y2 = _decimals(box)
                 # The first pixel of VOC is 1, and the last one counts.
                 for key, value in (("xmin", x1 + 1), ("ymin", y1 + 1), ("xmax", x2), ("ymax", y2)):
                     ElementTree.SubElement(edges, key).text = f"{round(value, 6):.15g}"

@@ -32,7 +32,7 @@ def read_weights(source: str, architecture: str = "") -> dict[str, Tensor]:
     Raises:
         UserError: no such file or name, the file holds no state dict, or there are no such weights.
     """
-    path = Path(source).expanduser()
+    path = Path(source)
     if path.is_file():
         return read_model(path)
     if source in NAMED:
@@ -62,6 +62,11 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: str, strict
     """
     own = model.state_dict()
     state = as_named_in(own, state)
+    odd = next(
+        (name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()), None
+    )
+    if odd:
+        raise UserError(f"model.weights={source}: {odd} holds numbers that are not finite; use an earlier checkpoint")
     if not any(name in own for name in state):
         state = as_named_in_body(own, state)
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}

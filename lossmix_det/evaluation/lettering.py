@@ -12,6 +12,12 @@ from matplotlib.ft2font import FT2Font
 log = logging.getLogger(__name__)
 
 USUAL = "DejaVu Sans"  # comes with matplotlib
+SQUARES = (
+    "Last Resort",
+    "LastResort",
+    ".LastResort",
+    "Adobe Blank",
+)  # fonts with a square, or nothing, for every character
 
 
 def lettered(name: str, instead: str) -> tuple[str, dict[str, Any]]:
@@ -35,6 +41,8 @@ def families_with(characters: frozenset[str]) -> tuple[str, ...] | None:
     families = [USUAL]
     missing -= characters_in(font_manager.findfont(USUAL))
     for font in font_manager.fontManager.ttflist if missing else ():
+        if font.name.startswith(SQUARES):
+            continue
         found = missing & characters_in(font.fname)
         if found:
             families.append(font.name)

@@ -154,10 +154,13 @@ def report_problems(sets: list[ImageSet], unreadable: set[Unreadable], folder: P
     text = "\n\n".join("\n".join([f"{title} ({len(lines)})", *lines]) for title, lines in sections.items())
     write_atomically(path, f"{text}\n".encode("utf-8", "backslashreplace"))  # names of files may be of any bytes
     counts = (len(lines) for lines in sections.values())
+    first = next(lines[0] for lines in (skipped, notes, left_out) if lines)
     log.warning(
-        "data: %d faulty images or boxes skipped, %d files, images or lines left out, %d notes; listed in %s",
+        "data: %d faulty images or boxes skipped, %d files, images or lines left out, %d notes; "
+        "listed in %s; the first: %s",
         *counts,
         path,
+        first.encode("utf-8", "backslashreplace").decode(),
     )
 
 

@@ -232,3 +232,19 @@ def test_a_class_that_xml_cannot_hold_is_one_sentence(tmp_path, capsys, name):
 def test_it_is_a_command_of_lossmix(voc_folder, tmp_path, capsys):
     assert lossmix(["convert", str(voc_folder), str(tmp_path / "new"), "--to", "coco"]) == 0
     assert "all: 2 images, 2 boxes" in capsys.readouterr().out
+
+
+def test_boxes_that_voc_files_cannot_hold_are_said_to_be_lost(tmp_path, capsys):
+    root = tmp_path / "tiny"
+    write_image(root / "a.png")
+    boxes = [[10, 10, 1, 9], [10, 10, 0.5, 9], [10, 10, 1.5, 9]]
+    content = {
+        "images": [{"id": 1, "file_name": "a.png"}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [{"image_id": 1, "category_id": 1, "bbox": box} for box in boxes],
+    }
+    (root / "instances.json").write_text(json.dumps(content))
+    assert main([str(root), str(tmp_path / "voc"), "--to", "voc"]) == 0
+    assert "lost: 2 boxes of at most one pixel" in capsys.readouterr().out
+    found = load("mine", load_config(None, [f"datasets.mine.root={tmp_path / 'voc'}", "data.remember=false"]))
+    assert found.records.boxes.tolist() == [[10, 10, 11.5, 19]]

@@ -181,3 +181,10 @@ def test_an_address_that_detectron2_resolves_itself_is_left_alone(tmp_path):
     address = "detectron2://somewhere/x.yaml"
     path = write(tmp_path / "a.yaml", f"model: {{engine: detectron2, detectron2_config: '{address}'}}\n")
     assert load_config(path).model.detectron2_config == address
+
+
+def test_a_tilde_is_the_folder_of_the_user(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = load_config(None, ["output_dir=~/run", "model.weights=~/w.pth"])
+    assert (config.output_dir, config.model.weights) == (f"{tmp_path}/run", f"{tmp_path}/w.pth")
+    assert load_config(None, ["output_dir=a~b"]).output_dir == "a~b"

@@ -83,6 +83,12 @@ def test_a_name_that_no_font_has_is_replaced_by_its_number_and_said_once(monkeyp
     assert drawn("交通灯", caplog)[1] == said
 
 
+def test_a_font_of_squares_counts_as_none(caplog):
+    """Matplotlib brings one that has a square for every character there is."""
+    families = lettering.families_with(frozenset("交通灯"))
+    assert families is None or not any(name.startswith(lettering.SQUARES) for name in families)
+
+
 class Font:
     def __init__(self, name: str, fname: str) -> None:
         self.name, self.fname = name, fname

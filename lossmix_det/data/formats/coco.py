@@ -152,7 +152,8 @@ class _Reader:
                 )
                 continue
             if number in self.numbers or name in taken:
-                raise UserError(f"{where} repeats id {number} or name {name!r}")
+                what = f"id {number}" if number in self.numbers else f"name {name!r}"
+                raise UserError(f"{where} repeats the {what}; give every category its own")
             taken.add(name)
             self.numbers[number] = self.names[number] = self.names[str(number)] = name
 

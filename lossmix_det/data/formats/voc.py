@@ -49,7 +49,7 @@ class Voc(Format):
         if not folders.annotations.is_dir():
             raise UserError(NO_FOLDER.format(folders.annotations))
         reader = Reader(entry.pixel_origin, problems)
-        images, renamed = [], []
+        images, renamed, others = [], [], []
         for where, name in Names(folders).read(problems):
             xml = folders.annotation(name)
             if xml is None:
@@ -62,11 +62,19 @@ class Voc(Format):
                 images.append(RawImage(str(xml), path, found.objects, found.size))
                 if not folders.images_of_name(name):
                     renamed.append(f"{xml}: {path.name}")
-        problems.note_all(
-            renamed, f"{entry.root}: {{count}} images are called as <filename> says, and not as their XML"
-        )
+                elif folders.is_other_image(found.file, path):
+                    others.append(f"{xml}: {found.file}")
+        if folders.list is None:
+            problems.leave_out(folders.without_annotation({image.path for image in images}))
+        self._report(entry.root, problems, renamed, others)
         reader.report(entry.root)
         return images, {}
+
+    def _report(self, root: str, problems: Problems, renamed: list[str], others: list[str]) -> None:
+        problems.note_all(renamed, f"{root}: {{count}} images are called as <filename> says, and not as their XML")
+        problems.note_all(
+            others, f"{root}: {{count}} XML files give the <filename> of another image; that of their own name is taken"
+        )
 
     def sources(self, entry: DatasetConfig) -> Iterator[Path]:
         """The folders with their sub-folders, the list of the split, and every annotation."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -98,6 +99,26 @@ class Folders:
         if declared and os.path.splitext(declared)[1].lower() in SUFFIXES:
             return self.images / os.path.dirname(name) / declared
         return self.images / f"{name}.jpg"
+
+    def is_other_image(self, declared: str | None, path: Path) -> bool:
+        """Whether an annotation gives the name of an image that is there, and is not the one that it is taken for."""
+        name = composed(declared or "")
+        return name != composed(path.name) and name in self._image_names
+
+    @cached_property
+    def _image_names(self) -> set[str]:
+        return {composed(path.rpartition("/")[2]) for path in self.image_files.images()}
+
+    def without_annotation(self, taken: set[Path]) -> Iterator[str]:
+        """A line for each image that no annotation is of.
+
+        Args:
+            taken: the images of all annotations; those that are not there will be found by their name.
+        """
+        files = {self.images / name for name in self.image_files.images()}
+        sought = {path.name for path in taken - files}
+        left = sorted(path for path in files - taken if path.name not in sought)
+        return (f"{path}: not read, because it has no annotation" for path in left)
 
     def images_of_name(self, name: str) -> list[str]:
         """The relative paths of the images that a name without suffix means."""

@@ -39,13 +39,6 @@ class Names:
             yield from self._listed(self.folders.list, problems)
             return
         problems.leave_out(sorted({*self.folders.annotation_files.left_out, *self.folders.image_files.left_out}))
-        known = {composed(name) for name in self.folders.xml_of}
-        unlabelled = (
-            name for stem, names in self.folders.images_of.items() if composed(stem) not in known for name in names
-        )
-        problems.leave_out(
-            f"{self.folders.images / name}: not read, because it has no annotation" for name in unlabelled
-        )
         yield from ((str(path), name) for name, path in self.folders.xml_of.items())
 
     def _listed(self, listing: Path, problems: Problems) -> Iterator[tuple[str, str]]:
@@ -92,7 +85,7 @@ class Names:
         for path in (name, below):
             yield path
             stem, suffix = os.path.splitext(path)
-            if suffix.lower() in SUFFIXES:
+            if suffix.lower() in {*SUFFIXES, ".xml"}:
                 yield stem
 
 

@@ -21,7 +21,7 @@ from lossmix_det.data.records import RawObject
 ROOT = "annotation"
 EDGES = ("xmin", "ymin", "xmax", "ymax")
 TRUE = {"1", "true", "1.0", "yes"}  # how files say that an object is difficult
-OBJECT = re.compile(rb"<(?:[\w.-]+:)?object[\s>/]")
+OBJECT = re.compile(rb"<(?:[\w.-]+:)?object[\s>/]", re.IGNORECASE)
 DECLARATION = re.compile(rb"""\s*<\?xml[^>]*?encoding\s*=\s*["']([\w.:-]+)["'][^>]*\?>""")
 POINT = re.compile(r"[xy]\d*$")  # x1, y1, x2, … as corners of a polygon
 
@@ -87,8 +87,23 @@ class Reader:
                 tell(f"{xml}: is no VOC annotation, because its first element is <{tree.tag}> and not <{ROOT}>")
                 return None
             self.foreign.append(f"{xml}: begins with <{tree.tag}>")
+        if tree.find(".//object") is None and b"box" in text.lower() and not self._can_name_objects(xml, tree):
+            return None
         size = _declared_size(tree)
         return Annotation(list(self._objects(xml, text, tree, size)), size, _file(tree))
+
+    def _can_name_objects(self, xml: Path, tree: Element) -> bool:
+        """Whether boxes without an <object> are in an <Object>; else they would be lost in silence."""
+        for element in tree.iter():
+            if isinstance(element.tag, str):
+                element.tag = element.tag.lower()
+        if tree.find(".//object") is not None:
+            self.foreign.append(f"{xml}: has capital letters in the names of its elements")
+            return True
+        if any(tree.find(f".//{name}") is not None for name in ("bndbox", "robndbox", "xmin")):
+            self.problems.fail(f"{xml}: has boxes, but no <object> that they belong to")
+            return False
+        return True
 
     def _objects(self, xml: Path, text: bytes, tree: Element, size: tuple[int, int] | None) -> Iterator[RawObject]:
         newlines = [match.start() for match in re.finditer(b"\n", text)]

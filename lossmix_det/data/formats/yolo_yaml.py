@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import yaml
 
 from lossmix_det.data.formats import splits
-from lossmix_det.data.paths import contained, read_text, visible
+from lossmix_det.data.paths import contained, is_absolute, read_text, visible
 from lossmix_det.errors import UserError
 
 KEYS = ("train", "val", "valid", "test")
+NOTHING = ("", "~", "null", [])  # how YAML writes that there is no value
 LARGEST = 1 << 20  # bytes; a file that names classes and folders is far smaller
 
 
@@ -41,7 +43,7 @@ def _names_classes(path: Path) -> bool:
 def _load(path: Path) -> dict[str, Any]:
     try:
         text = read_text(path)
-        content = yaml.safe_load(text) if len(text) < LARGEST else None
+        content = yaml.load(text, yaml.BaseLoader) if len(text) < LARGEST else None  # names stay as they are written
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -75,16 +77,13 @@ class DataYaml:
         """
         given = self.content.get("names") or []
         if isinstance(given, dict):
-            keys = {str(key): key for key in given}
-            if set(keys) != {str(number) for number in range(len(given))}:
+            numbers = [str(number) for number in range(len(given))]
+            if set(given) != set(numbers):
                 raise UserError(f"{self.path}: names must be numbered 0, 1, 2, … without gaps")
-            given = [given[keys[str(number)]] for number in range(len(given))]
-        if not isinstance(given, list) or any(isinstance(name, dict | list) or name is None for name in given):
+            given = [given[number] for number in numbers]
+        if not isinstance(given, list) or not all(isinstance(name, str) and name.strip() for name in given):
             raise UserError(f"{self.path}: names must be a list of names, or a table 0: name, 1: name, …")
-        odd = [name for name in given if isinstance(name, bool)]
-        if odd:
-            raise UserError(f"{self.path}: names holds {odd[0]}; put names that YAML takes for yes or no in quotes")
-        result = [str(name).strip() for name in given]
+        result = [name.strip() for name in given]
         twice = next((name for name in result if result.count(name) > 1), None)
         if twice is not None:
             raise UserError(f"{self.path}: names has {twice!r} twice")
@@ -99,24 +98,29 @@ class DataYaml:
         Raises:
             UserError: there is no such split, several and none is named, or its folder is missing.
         """
-        found = [key for key in KEYS if self.content.get(key) and (not split or key in splits.names(split))]
+        present = [key for key in KEYS if self.content.get(key, "") not in NOTHING]
+        found = [key for key in present if (not split or key in splits.names(split))]
         if not split and len(found) > 1:
             raise UserError(f"{self.path}: has the splits {', '.join(found)}; set split to one of them")
         if not found:
-            known = ", ".join(key for key in KEYS if self.content.get(key)) or "none"
+            known = ", ".join(present) or "none"
             raise UserError(f"{self.path}: no such split, {split!r} (found: {known})")
         given = self.content[found[0]]
         given = given if isinstance(given, list) else [given]
         return [self._place(str(value), found[0]) for value in given]
 
     def _place(self, value: str, key: str) -> Path:
-        """Relative to ``path`` in the file, to the file itself, or, as Roboflow writes it, below the file's folder."""
+        """Relative to ``path`` in the file, to the file itself, or, as Roboflow writes it, below the file's folder.
+
+        An absolute path of another machine is found by its end, of at least two names.
+        """
         start, here = str(self.content.get("path") or ""), self.path.parent.relative_to(self.root).as_posix()
         inside = value
         while inside.startswith("../"):
             inside = inside[3:]
         first = f"{start}/{value}" if start.startswith("/") else f"{here}/{start}/{value}"
-        for way in (first, f"{here}/{value}", value, f"{here}/{inside}"):
+        ends = (f"{here}/{end}" for end in _ends(value)) if is_absolute(value) else ()
+        for way in (first, f"{here}/{value}", value, f"{here}/{inside}", *ends):
             try:
                 place = contained(self.root, way, str(self.path))
                 if place.exists():
@@ -124,3 +128,9 @@ class DataYaml:
             except (UserError, ValueError, OSError):  # out of the root, or no path at all
                 continue
         raise UserError(f"{self.path}: {key}: {value!r:.100} is no folder and no list of images below {self.root}")
+
+
+def _ends(path: str) -> Iterator[str]:
+    """The ends of a path, the longest first, down to two names."""
+    names = path.replace("\\", "/").strip("/").split("/")
+    return ("/".join(names[start:]) for start in range(1, len(names) - 1))

@@ -57,7 +57,7 @@ def test_spaces_around_a_category_are_no_part_of_its_name(content, load_coco):
     content["categories"][1]["name"] = " cat\n"
     assert load_coco(content, "data.classes=[cat,dog]").classes == ["cat", "dog"]
     content["categories"][0]["name"] = "cat"
-    with pytest.raises(UserError, match=r"categories\[1\] repeats id 2 or name 'cat'"):
+    with pytest.raises(UserError, match=r"categories\[1\] repeats the name 'cat'"):
         load_coco(content)
 
 
@@ -128,7 +128,7 @@ def test_an_entry_that_is_no_annotation_is_named(content, load_coco, entry):
         ('{"images": [], "annotations": [], "categories": [{"id": 1}]}', r"categories\[0\] needs"),
         (
             '{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}',
-            r"categories\[1\] repeats id 1",
+            r"categories\[1\] repeats the id 1",
         ),
     ],
 )

@@ -199,7 +199,7 @@ def test_a_class_that_is_its_own_parent_stays(content, read):
 
 def test_two_used_categories_of_one_name_are_refused(content, read):
     content["categories"][0]["name"] = "dog"
-    with pytest.raises(UserError, match=r"categories\[1\] repeats id 2 or name 'dog'"):
+    with pytest.raises(UserError, match=r"categories\[1\] repeats the name 'dog'"):
         read(content)
 
 

@@ -185,12 +185,23 @@ def test_a_text_file_that_is_none_is_one_sentence(yolo, content):
         read(yolo, TRAIN)
 
 
+def test_names_stay_as_they_are_written(yolo):
+    (yolo / "data.yaml").write_text("names: [007, yes, null, 1e3]\ntrain: images/train\nval:\ntest: null\n")
+    assert read(yolo).classes == ["007", "yes", "null", "1e3"]
+
+
+def test_a_folder_of_another_machine_is_found_by_its_end_of_two_names(yolo):
+    (yolo / "data.yaml").write_text("names: [cat, dog]\ntrain: /content/set/images/train\nval: /x/y/train\n")
+    assert files(read(yolo, TRAIN)) == ["images/train/a.png"]
+    with pytest.raises(UserError, match="'/x/y/train' is no folder"):
+        read(yolo, "datasets.mine.split=val")
+
+
 BAD_YAMLS = [
     ("names: [cat, cat]\ntrain: images/train", "has 'cat' twice"),
     ("names: {0: cat, 2: dog}\ntrain: images/train", "names must be numbered 0, 1, 2, … without gaps"),
     ("names: cat\ntrain: images/train", "names must be a list of names"),
-    ("names: [cat, null]\ntrain: images/train", "names must be a list of names"),
-    ("names: [cat, yes]\ntrain: images/train", "names holds True; put names that YAML takes for yes or no in quotes"),
+    ("names: [cat, '']\ntrain: images/train", "names must be a list of names"),
     ("names: [cat, dog]\ntrain: pictures", "train: 'pictures' is no folder and no list of images below"),
     ("names: [cat, dog]\ntrain: /etc", "train: '/etc' is no folder and no list of images below"),
     ("names: [cat, dog]\ntrain: ../../..", "is no folder and no list|holds no image"),

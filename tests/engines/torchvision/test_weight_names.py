@@ -18,6 +18,8 @@ from torchvision.models.detection import (
 from lossmix_det.config import ModelConfig
 from lossmix_det.engines import build_detector
 from lossmix_det.engines.classes import COCO_LABELS, OfFewerClasses, labels_of
+from lossmix_det.engines.weights import load_weights
+from lossmix_det.errors import UserError
 from lossmix_det.structures import ImageBatch, Instances
 
 FASTER = ("faster_rcnn", "fasterrcnn_mobilenet_v3_large_fpn")
@@ -130,3 +132,10 @@ def test_detections_of_unwanted_classes_are_left_out_and_the_others_numbered_ane
     assert [one.classes.tolist() for one in found] == [[1, 0]] * 2
     assert [round(score, 1) for score in found[0].scores.tolist()] == [0.9, 0.6]
     assert found[0].boxes[1].tolist() == [12, 13, 14, 15]
+
+
+def test_weights_that_are_not_finite_are_refused():
+    model = nn.Linear(2, 2)
+    state = model.state_dict() | {"bias": torch.tensor([1.0, float("nan")])}
+    with pytest.raises(UserError, match="bias holds numbers that are not finite; use an earlier checkpoint"):
+        load_weights(model, state, "w.pth")
