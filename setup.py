@@ -32,8 +32,10 @@ setup(
         "scipy>=1.11",
         "tensorboard>=2.14",
         "matplotlib>=3.8",
+        "jinja2>=3.1",
     ],
     extras_require={
+        "supervision": ["supervision>=0.25"],  # Instances.to_supervision
         "test": [
             "hypothesis>=6.100",
             "pytest>=8",
