@@ -1,7 +1,7 @@
 """Weak and strong views of one image, in one geometry (Adaptive Teacher's recipe, Li et al., CVPR 2022).
 
-weak = crop, flip, resize; strong = weak + colour jitter, greyscale, blur, erasing, masking. Randomness comes from a seed per
-image alone, so it does not depend on workers, order or resumption.
+weak = crop, flip, resize; strong = weak + colour jitter, greyscale, blur, erasing, masking. Randomness comes from a
+seed per image alone, so it does not depend on workers, order or resumption.
 """
 
 from __future__ import annotations
