@@ -14,10 +14,12 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.bootstrap import Resamples, resamples_of
 from benchmarks.burn_in import borrow, lenders_of
 from benchmarks.curves import draw_curves
 from benchmarks.page import page
 from benchmarks.runs import Run, Suite, planned
+from benchmarks.timing import PROGRAM
 from lossmix_det.config import as_dict, flat
 from lossmix_det.errors import UserError
 from lossmix_det.files import write_atomically
@@ -26,6 +28,7 @@ from lossmix_det.training.provenance import changes, settings_of
 log = logging.getLogger(__name__)
 
 DEFAULT_RUNS = Path("runs/benchmark")
+SCRIPT = "tools/benchmark.py"
 
 
 def compare(suite: Suite, options: argparse.Namespace, default_output: Path) -> None:
@@ -81,8 +84,15 @@ def _check_paths(options: argparse.Namespace, output: Path) -> None:
         raise UserError(f"--runs {options.runs} is a file; give a folder")
     if output.is_dir():
         raise UserError(f"--output {output} is a folder; give a file in it")
-    if output.is_file() and f"```\n{command_of(options)}\n```" not in output.read_text():
+    if output.is_file() and not _is_page_of(output.read_text(), command_of(options)):
         raise UserError(f"{output} holds the table of another command; give another file by --output, or delete it")
+
+
+def _is_page_of(text: str, command: str) -> bool:
+    """Whether a page was made by a command, whatever Python it names."""
+    lines = text.splitlines()
+    commands = {line.partition(SCRIPT)[2] for line, before in zip(lines[1:], lines, strict=False) if before == "```"}
+    return command.partition(SCRIPT)[2] in commands
 
 
 def _check_settings(run: Run, overrides: list[str]) -> None:
@@ -104,7 +114,7 @@ def _train(run: Run, options: argparse.Namespace, slots: queue.SimpleQueue[int],
         borrow(lender, run.folder)
     words = [sys.executable, "tools/train_net.py", "--config-file", str(run.config), "--resume"]
     words += run.words(options.overrides)
-    log.info("%s", shlex.join(words[1:]))
+    log.info("%s", shlex.join(words))
     run.folder.mkdir(parents=True, exist_ok=True)
     slot = slots.get()
     try:
@@ -132,12 +142,25 @@ def _environment(slot: int, jobs: int) -> dict[str, str]:
 
 def _write(suite: Suite, runs: list[Run], options: argparse.Namespace, output: Path) -> None:
     picture = output.with_suffix(".png") if suite.adapts and draw_curves(runs, output.with_suffix(".png")) else None
-    write_atomically(output, page(suite, runs, command_of(options), picture))
+    write_atomically(output, page(suite, runs, command_of(options), picture, _resamples(runs, options)))
+
+
+def _resamples(runs: list[Run], options: argparse.Namespace) -> Resamples:
+    """AP50 of resampled test images by method and test set, where there is one seed and so no other spread."""
+    if len({run.seed for run in runs}) > 1:
+        return {}
+    return {
+        (run.method, name): values
+        for run in runs
+        if run.finished
+        for name, values in resamples_of(run, options.overrides).items()
+    }
 
 
 def command_of(options: argparse.Namespace) -> str:
     """The command line that makes the page."""
-    words = ["python", "tools/benchmark.py", "--suite", options.suite, "--seeds", *map(str, options.seeds)]
+    suite = ["--suite", options.suite] if options.suite else ["--suite-dir", str(options.suite_dir)]
+    words = [*shlex.split(PROGRAM), *suite, "--seeds", *map(str, options.seeds)]
     words += ["--methods", *options.methods] if options.methods else []
     words += ["--jobs", str(options.jobs)] if options.jobs > 1 else []
     words += ["--runs", str(options.runs)] if options.runs != DEFAULT_RUNS else []

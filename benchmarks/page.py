@@ -6,12 +6,18 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from benchmarks.bootstrap import Resamples, interval
 from benchmarks.runs import Part, Run, Suite
 
 METRICS = ("AP50", "AP")
+MODELS = ("burn-in", "student", "teacher")  # of those that a run scores, what the last test set is also given of
 
 
-def page(suite: Suite, runs: list[Run], command: str, picture: Path | None = None) -> str:
+def page(
+    suite: Suite, runs: list[Run], command: str, picture: Path | None = None, resamples: Resamples | None = None
+) -> str:
     """The tables in Markdown, from whatever results there are; runs that failed or are missing are shown as such.
 
     Args:
@@ -19,7 +25,9 @@ def page(suite: Suite, runs: list[Run], command: str, picture: Path | None = Non
         runs: all that are planned.
         command: that makes the page.
         picture: of the curves, beside the page.
+        resamples: AP50 of resampled test images, where intervals are to be given.
     """
+    resamples = resamples or {}
     lines = [f"# {suite.title}", "", "```", command, "```", ""]
     finished = [run for run in runs if run.finished]
     if not finished:
@@ -27,14 +35,16 @@ def page(suite: Suite, runs: list[Run], command: str, picture: Path | None = Non
     sets = list(finished[0].scores())
     lines += [suite.text, ""] if suite.text else []
     lines += [_about(finished), ""]
+    if resamples and not suite.parts:
+        lines += [BOOTSTRAP, ""]
     if suite.parts:
         lines += ["Columns of differences: to the row they name, with the same seed, mean ± standard error.", ""]
         for part in suite.parts:
             lines += _part(part, runs, sets)
     else:
-        lines += _summary(runs, sets)
+        lines += _summary(runs, sets, resamples)
     for baseline in suite.baselines:
-        lines += ["", *_gains(runs, baseline, sets)]
+        lines += ["", *_gains(runs, baseline, sets, resamples)]
     if suite.adapts:
         lines += ["", *_by_class(runs, sets[-1])]
     if picture:
@@ -48,15 +58,37 @@ def _by_method(runs: list[Run]) -> dict[str, list[Run]]:
     return {method: [run for run in runs if run.method == method] for method in methods}
 
 
-def _summary(runs: list[Run], sets: list[str]) -> list[str]:
+BOOTSTRAP = (
+    "There is one seed, and so no spread over seeds. In brackets: 95 % of 1,000 resamples of the test images. They say "
+    "nothing of how another training would end."
+)
+
+
+def _summary(runs: list[Run], sets: list[str], resamples: Resamples) -> list[str]:
     columns = [(name, metric) for name in sets for metric in METRICS]
-    lines = ["| method | " + " | ".join(f"{name} {metric}" for name, metric in columns) + " | runs |"]
-    lines += ["|---|" + "---:|" * (len(columns) + 1)]
+    scored = {name for run in runs for name in run.results()}
+    models = [name for name in MODELS if name in scored] if len(scored) > 1 else []
+    heads = [*(f"{name} {metric}" for name, metric in columns), *(f"{name}: AP50" for name in models)]
+    lines = ["| method | " + " | ".join(heads) + " | runs |", "|---|" + "---:|" * (len(heads) + 1)]
     for method, of_method in _by_method(runs).items():
-        finished = [run.scores() for run in of_method if run.finished]
-        cells = [_cell([scores[name][metric] for scores in finished]) for name, metric in columns]
+        finished = [run.results() for run in of_method if run.finished]
+        reported = [list(results.values())[-1] for results in finished]
+        cells = [
+            _cell([scores[name][metric] for scores in reported]) + _bracket(metric, resamples.get((method, name)))
+            for name, metric in columns
+        ]
+        for model in models:
+            cells.append(_cell([results[model][sets[-1]]["AP50"] for results in finished if model in results]))
         lines.append(f"| {method} | " + " | ".join(cells) + f" | {len(finished)} of {len(of_method)} |")
-    return lines
+    return [*lines, *(["", f"{', '.join(models)}: AP50 on {sets[-1]}."] if models else [])]
+
+
+def _bracket(metric: str, values: np.ndarray | None, sign: str = "") -> str:
+    """The interval of resampled AP50, where there is one."""
+    if values is None or metric != METRICS[0]:
+        return ""
+    low, high = interval(values)
+    return f" [{low:{sign}.1f}, {high:{sign}.1f}]"
 
 
 def _part(part: Part, runs: list[Run], sets: list[str]) -> list[str]:
@@ -83,7 +115,7 @@ def _scores_by_seed(runs: list[Run]) -> dict[int, dict[str, Any]]:
     return {run.seed: run.scores() for run in runs if run.finished}
 
 
-def _gains(runs: list[Run], baseline: str, sets: list[str]) -> list[str]:
+def _gains(runs: list[Run], baseline: str, sets: list[str], resamples: Resamples) -> list[str]:
     """Differences to a baseline, seed by seed, with their standard error."""
     methods = _by_method(runs)
     base = _scores_by_seed(methods.get(baseline, []))
@@ -95,9 +127,19 @@ def _gains(runs: list[Run], baseline: str, sets: list[str]) -> list[str]:
         pairs = [(run.scores(), base[run.seed]) for run in of_method if run.finished and run.seed in base]
         if method == baseline or not pairs:
             continue
-        cells = [_cell([one[name]["AP50"] - two[name]["AP50"] for one, two in pairs], error=True) for name in sets]
+        cells = [
+            _cell([one[name]["AP50"] - two[name]["AP50"] for one, two in pairs], error=True)
+            + _bracket(METRICS[0], _difference(resamples, name, method, baseline), sign="+")
+            for name in sets
+        ]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return lines
+
+
+def _difference(resamples: Resamples, name: str, method: str, baseline: str) -> np.ndarray | None:
+    """AP50 of a method minus that of the baseline, resample by resample."""
+    one, other = resamples.get((method, name)), resamples.get((baseline, name))
+    return None if one is None or other is None else one - other
 
 
 def _by_class(runs: list[Run], test_set: str) -> list[str]:

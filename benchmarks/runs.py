@@ -28,6 +28,28 @@ def methods_in(folder: Path, names: Iterable[str]) -> tuple[Method, ...]:
     return tuple(Method(name, folder / f"{name}.yaml") for name in names)
 
 
+# Of a folder of one's own: the methods that gains are counted from, and that which comes last.
+BASELINES, CEILING = ("source_only", "baseline", "adaptive_teacher"), "oracle"
+
+
+def suite_in(folder: Path) -> Suite:
+    """A suite of one's own: every YAML of a folder is a method, by its name; names that begin with _ are left out.
+
+    Raises:
+        UserError: it is no folder, holds no YAML, or one that cannot be read.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--suite-dir {folder} is no folder; give one that holds a YAML for each method")
+    names = sorted(path.stem for path in folder.glob("*.yaml") if not path.name.startswith("_"))
+    if not names:
+        raise UserError(f"--suite-dir {folder} holds no YAML; each method is one, <name>.yaml")
+    first = [name for name in BASELINES if name in names]
+    ordered = [*first, *(name for name in names if name not in (*first, CEILING)), *({CEILING} & {*names})]
+    adapts = any(load_config(folder / f"{name}.yaml").data.target for name in names)
+    name = folder.resolve().name
+    return Suite(f"Comparison: {name}", name, methods_in(folder, ordered), tuple(first), adapts)
+
+
 @dataclass(frozen=True)
 class Part:
     """A table of its own on the page.
@@ -106,9 +128,11 @@ class Run:
 
     def scores(self) -> dict[str, Any] | None:
         """Scores by test set of the model that the run reports, which is the last; None if it has not finished."""
-        if not self.finished:
-            return None
-        return list(json.loads((self.folder / "results.json").read_text()).values())[-1]
+        return list(self.results().values())[-1] if self.finished else None
+
+    def results(self) -> dict[str, Any]:
+        """Scores by model and test set; none if the run has not finished."""
+        return json.loads((self.folder / "results.json").read_text()) if self.finished else {}
 
     @property
     def log(self) -> Path:

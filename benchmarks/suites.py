@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.compare import DEFAULT_RUNS, compare
 from benchmarks.cost import measure_cost
 from benchmarks.mixer_cost import measure_mixers
-from benchmarks.runs import Suite, methods_in
+from benchmarks.runs import Suite, methods_in, suite_in
 from benchmarks.speed import measure_speed
 from benchmarks.steps import NETWORKS, SIZES
 from benchmarks.sweeps import ablation, mixers
@@ -73,12 +73,16 @@ SUITES: dict[str, tuple[Callable[[argparse.Namespace, Path], None], Path]] = {
 def build_parser() -> argparse.ArgumentParser:
     """The options of `tools/benchmark.py`."""
     parser = argparse.ArgumentParser(description="Compare methods over seeds, or measure what a step costs.")
-    parser.add_argument("--suite", choices=SUITES, required=True)
+    suite = parser.add_mutually_exclusive_group(required=True)
+    suite.add_argument("--suite", choices=SUITES)
+    suite.add_argument(
+        "--suite-dir", type=Path, metavar="DIR", help="a folder of your own, with a YAML for each method"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="train every method with each seed")
     parser.add_argument("--methods", nargs="+", default=None, help="only these, by name or shell pattern")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time, each on its own GPU")
     parser.add_argument("--runs", type=Path, default=DEFAULT_RUNS, help="folder that the runs are kept in")
-    parser.add_argument("--output", type=Path, default=None, help="Markdown file to write; default: in docs/results")
+    parser.add_argument("--output", type=Path, default=None, help="page to write; default: in docs/results, or --runs")
     parser.add_argument("--pairs", type=int, default=40, help="rounds of measurements; for cost, mixer_cost and speed")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="only these; for speed")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="of images; for speed")
@@ -99,6 +103,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     if not Path("tools/train_net.py").is_file():
         raise UserError("the suites are of files in the checkout; call python tools/benchmark.py from its root")
+    if options.suite_dir is not None:
+        suite = suite_in(options.suite_dir)
+        compare(suite, options, options.runs / f"{suite.name}.md")
+        return 0
     action, default_output = SUITES[options.suite]
     action(options, default_output)
     return 0

@@ -16,6 +16,9 @@ import torch
 FINISH: dict[str, Callable[[], None]] = {"cpu": lambda: None, "cuda": torch.cuda.synchronize}
 
 
+PROGRAM = ".venv/bin/python tools/benchmark.py"  # as the README sets it up
+
+
 def seconds_of(action: Callable[[], object], device: torch.device, clock: Callable[[], float] | None = None) -> float:
     """How long an action takes, the device's work included.
 
@@ -70,4 +73,4 @@ def command_of(options: argparse.Namespace, *words: str) -> str:
     threads = [f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}"] if "OMP_NUM_THREADS" in os.environ else []
     words = ("--suite", options.suite, *words, "--pairs", str(options.pairs))
     words += ("--output", str(options.output)) if options.output else ()
-    return " ".join([*threads, "python tools/benchmark.py", shlex.join([*words, *options.overrides])])
+    return " ".join([*threads, PROGRAM, shlex.join([*words, *options.overrides])])

@@ -24,6 +24,8 @@ ADAPTING = [
     *("cityscapes_to_foggy", "cityscapes_to_foggy_all", "cityscapes_to_foggy_r50_fpn"),
     *("cityscapes_to_foggy_all_r50_fpn", "sim10k_to_cityscapes", "kitti_to_cityscapes"),
 ]
+TLLIB = ["voc0712_to_clipart", "voc0712_to_watercolor", "voc0712_to_comic"]  # meant for one GPU as they are
+ALDI = "cityscapes_to_foggy_all_aldi"
 METHODS = {
     "source_only": {"data.target", "alignment.parts"},
     "oracle": {"data.train", "data.target", "alignment.parts"},
@@ -37,13 +39,19 @@ PATHS = [CONFIGS / folder / f"{method}.yaml" for folder in ADAPTING for method i
 PATHS += [
     CONFIGS / folder / f"{method}.yaml" for folder in PLAIN for method in ("baseline", "noise", "union", "lossmix")
 ]
+# The others of these folders run the same code as those above.
+ALONE = [CONFIGS / folder / f"{method}.yaml" for folder in TLLIB for method in ("oracle", "adaptive_teacher_lossmix")]
+ALONE += [CONFIGS / ALDI / f"{method}.yaml" for method in ("aldi_pp", "aldi_pp_lossmix")]
+RUN = [*PATHS, *ALONE]
+NARROW = [
+    *("MODEL.RESNETS.WIDTH_PER_GROUP", "8", "MODEL.RESNETS.STEM_OUT_CHANNELS", "8"),
+    *("MODEL.RESNETS.RES2_OUT_CHANNELS", "32"),
+]
 SMALLER = {  # networks by the Detectron2 configuration that they take the place of
     "r101_c4_2fc": ["MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"],
     "r50_fpn": ["MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64", "MODEL.FPN.OUT_CHANNELS", "16"],
-    "r50_c4": [
-        *("MODEL.RESNETS.WIDTH_PER_GROUP", "8", "MODEL.RESNETS.STEM_OUT_CHANNELS", "8"),
-        *("MODEL.RESNETS.RES2_OUT_CHANNELS", "32"),
-    ],
+    "r50_c4": NARROW,
+    "r101_c4_tllib": ["MODEL.RESNETS.DEPTH", "50", *NARROW],
     "vgg16": [
         *("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.DEPTH", "18"),
         *("MODEL.RESNETS.RES2_OUT_CHANNELS", "64", "MODEL.RPN.IN_FEATURES", '("res4",)'),
@@ -55,7 +63,7 @@ TINY = [
     *("model.weights=''", "data.batch_size=2", "data.workers=0", "data.augment.min_sizes=[48]"),
     *("data.augment.max_size=96", "data.augment.test_size=48", "optimizer.lr=0.0001", "optimizer.warmup_steps=2"),
     *("adaptation.burn_in_steps=3", "adaptation.unsupervised_weight=1.0", "pseudo_labels.score=0.06"),
-    *("train.steps=6", "train.eval_every=0", "train.device=cpu"),
+    *("train.steps=6", "train.eval_every=0", "train.device=cpu", "train.precision='32'"),
 ]
 
 
@@ -147,7 +155,7 @@ def miniatures(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", PATHS, ids=[f"{path.parent.name}-{path.stem}" for path in PATHS])
+@pytest.mark.parametrize("path", RUN, ids=[f"{path.parent.name}-{path.stem}" for path in RUN])
 def test_it_burns_in_adapts_and_evaluates(path, miniatures, tmp_path, monkeypatch):
     pytest.importorskip("detectron2", reason="Detectron2 is not installed")
     monkeypatch.setenv("LOSSMIX_DATASETS", str(miniatures))
@@ -213,7 +221,46 @@ def test_the_variant_for_one_gpu_runs_the_same_code(path):
     assert one == other
 
 
-@pytest.mark.parametrize("path", sorted(p for folder in (*ADAPTING, *PLAIN) for p in (CONFIGS / folder).glob("*.yaml")))
+@pytest.mark.parametrize("folder", TLLIB)
+def test_methods_of_tllibs_protocol_differ_in_what_makes_them_alone(folder):
+    assert {path.stem for path in (CONFIGS / folder).glob("*.yaml")} == set(METHODS)
+    base = settings(CONFIGS / folder / "adaptive_teacher.yaml")
+    for method, allowed in METHODS.items():
+        own = settings(CONFIGS / folder / f"{method}.yaml")
+        assert {key for key in base if base[key] != own[key]} == allowed
+    assert base["data.train"] == ["voc_2007_trainval", "voc_2012_trainval"]
+    assert (base["data.augment.test_size"], base["train.best_metric"]) == (608, "VOC07_AP50")
+    assert base["data.classes"] == (None if "clipart" in folder else PAINTED_CLASSES)
+    assert (base["data.target"] == base["data.test"] == ["clipart1k_all"]) == ("clipart" in folder)
+    oracle = settings(CONFIGS / folder / "oracle.yaml")
+    assert (oracle["data.train"], oracle["data.target"]) == (base["data.target"], [])
+
+
+def test_aldi_pp_is_what_was_published():
+    config = load_config(CONFIGS / ALDI / "aldi_pp.yaml")
+    masking = config.data.augment.masking
+    assert (masking.ratio, masking.block, config.data.augment.of_target().erasing) == (0.5, 32, [])
+    assert config.data.augment.of_source().masking.ratio == 0
+    assert config.data.augment.of_source().erasing == [0.7, 0.5, 0.3]
+    assert (config.pseudo_labels.kind, config.pseudo_labels.score, config.pseudo_labels.temperature) == ("soft", 0.8, 1)
+    assert (config.ema.start, config.ema.decay, config.alignment.parts) == ("restart", 0.9996, [])
+    assert (config.data.views, config.mixing.probability) == (["strong"], 0)
+    burn_in, steps = config.adaptation.burn_in_steps, config.train.steps
+    assert burn_in * config.data.batch_size == 10_000 * 48  # images that burn-in sees
+    assert (steps - burn_in, 2 * config.data.batch_size, config.optimizer.restart_lr) == (15_000, 48, 0.06)
+    base = settings(CONFIGS / ALDI / "aldi_pp.yaml")
+    changed = {"aldi_pp_lossmix": {"mixing.probability"}, "source_only": {"data.target"}}
+    changed["oracle"] = {"data.train", "data.target"}
+    assert {path.stem for path in (CONFIGS / ALDI).glob("*.yaml")} == {"aldi_pp", *changed}
+    for method, allowed in changed.items():
+        own = settings(CONFIGS / ALDI / f"{method}.yaml")
+        assert {key for key in base if base[key] != own[key]} == allowed
+
+
+FOLDERS = [*ADAPTING, *TLLIB, ALDI, *PLAIN]
+
+
+@pytest.mark.parametrize("path", sorted(p for folder in FOLDERS for p in (CONFIGS / folder).glob("*.yaml")))
 def test_the_head_says_how_to_run_it_and_what_to_expect(path):
     head = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert head[0] == f"# python tools/train_net.py --config-file {path.relative_to(ROOT)}"

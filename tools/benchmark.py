@@ -2,6 +2,7 @@
 """Compare methods over seeds, or measure what a step costs.
 
 python tools/benchmark.py --suite mixing --seeds 1 2 3     # trains every method with every seed; may be interrupted
+python tools/benchmark.py --suite-dir my_configs           # a folder of your own: every YAML in it is a method
 python tools/benchmark.py --suite ablation                 # one setting of LossMix at a time
 python tools/benchmark.py --suite mixers --methods 'source_only*' oracle   # every mixer; rows by name or shell pattern
 python tools/benchmark.py --suite cost                     # time of a LossMix step, of loading, of the average

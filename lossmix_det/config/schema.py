@@ -7,7 +7,7 @@ they are of several groups.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from lossmix_det.config.fields import Rule, Settings, among, choice, file, items, names, number, path, shares, weights
 from lossmix_det.config.mixing import VIEWS, MixingConfig
@@ -75,6 +75,14 @@ class ShapesConfig(Settings):
 
 
 @dataclass
+class MaskingConfig(Settings):
+    """Blocks that are blacked out in the strong view of the target (masked image consistency)."""
+
+    ratio: float = number(0.0, 0, 1)  # probability of each block; 0: none
+    block: int = number(32, 1)  # pixels of a side, in images as they enter the network
+
+
+@dataclass
 class AugmentConfig(Settings):
     """Geometry is drawn once and shared by both views; the strong view adds colour, blur and erasing."""
 
@@ -89,15 +97,28 @@ class AugmentConfig(Settings):
     grayscale: float = number(0.2, 0, 1)
     blur: float = number(0.5, 0, 1)
     erasing: list[float] = items(0.7, 0.5, 0.3)  # one erasing per probability; empty: none
+    target_erasing: list[float] | None = None  # the same of the target's strong view; null: erasing
+    masking: MaskingConfig = field(default_factory=MaskingConfig)  # of the target's strong view
 
     def rules(self) -> list[Rule]:
         """Sizes that a detector can take; probabilities."""
-        sizes, erasing = self.min_sizes, self.erasing
+        sizes, erasings = self.min_sizes, {"erasing": self.erasing, "target_erasing": self.target_erasing or []}
         return [
             (sizes and min(sizes) >= 32, f"min_sizes={sizes} needs sizes of at least 32 pixels"),
-            (len(erasing) <= 3, f"erasing={erasing} has more than three probabilities"),
-            shares("erasing", erasing),
+            *(
+                (len(erasing) <= 3, f"{key}={erasing} has more than three probabilities")
+                for key, erasing in erasings.items()
+            ),
+            *(shares(key, erasing) for key, erasing in erasings.items()),
         ]
+
+    def of_source(self) -> AugmentConfig:
+        """The settings for images that are not of the target."""
+        return replace(self, masking=MaskingConfig())
+
+    def of_target(self) -> AugmentConfig:
+        """The settings for images of the target."""
+        return self if self.target_erasing is None else replace(self, erasing=self.target_erasing)
 
 
 @dataclass

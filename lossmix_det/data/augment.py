@@ -1,7 +1,7 @@
 """Weak and strong views of one image, in one geometry (Adaptive Teacher's recipe, Li et al., CVPR 2022).
 
-weak = crop, flip, resize; strong = weak + colour jitter, greyscale, blur, erasing. Randomness comes from a seed per
-image alone, so it does not depend on workers, order or resumption.
+weak = crop, flip, resize; strong = weak + colour jitter, greyscale, blur, erasing, masking. Randomness comes from a
+seed per image alone, so it does not depend on workers, order or resumption.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 
 from lossmix_det.config import AugmentConfig
+from lossmix_det.data.masking import BlockMasking
 
 # (scale, ratio) of Adaptive Teacher's three erasings
 ERASINGS = (((0.05, 0.2), (0.3, 3.3)), ((0.02, 0.2), (0.1, 6.0)), ((0.02, 0.2), (0.05, 8.0)))
@@ -126,7 +127,7 @@ class Augment:
         return image
 
     def _strengthened(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Colour, blur and erasing."""
+        """Colour, blur, erasing and masking."""
         self.appearance.set_random_seed(int(rng.integers(2**31)))
         return self.appearance(image=image)["image"]
 
@@ -170,4 +171,6 @@ def _appearance(config: AugmentConfig) -> list[A.BasicTransform]:
     ]
     for probability, (scale, ratio) in zip(config.erasing, ERASINGS, strict=False):
         steps.append(RandomErasing(scale, ratio, p=probability))
+    if config.masking.ratio:
+        steps.append(BlockMasking(config.masking.ratio, config.masking.block))
     return steps

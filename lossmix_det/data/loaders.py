@@ -220,7 +220,7 @@ class StreamSampler(Sampler):
 
 
 def training_loader(sets: list[ImageSet], config: DataConfig, **where: int) -> DataLoader:
-    """Batches for training: (`Views`, files that could not be read), without end.
+    """Batches of the source: (`Views`, files that could not be read), without end.
 
     Args:
         sets: to draw from.
@@ -230,6 +230,10 @@ def training_loader(sets: list[ImageSet], config: DataConfig, **where: int) -> D
     Raises:
         UserError: no image has a box to learn.
     """
+    return _endless(sets, replace(config, augment=config.augment.of_source()), **where)
+
+
+def _endless(sets: list[ImageSet], config: DataConfig, **where: int) -> DataLoader:
     images = TrainingImages(sets, config)
     sizes = list(map(tuple, images.records.sizes.tolist()))
     sampler = StreamSampler(sizes, config.batch_size, group_by_shape=config.group_by_shape, **where)
@@ -248,8 +252,9 @@ def target_loader(
         where: ``seed``, ``start``, ``rank`` and ``world``, as for `training_loader`.
     """
     size = config.target_batch_size or config.batch_size
-    config = replace(config, views=["weak", "strong"], drop_empty=False, batch_size=size)
-    loader = training_loader(sets, config, stream=1, **where)
+    augment = config.augment.of_target()
+    config = replace(config, views=["weak", "strong"], drop_empty=False, batch_size=size, augment=augment)
+    loader = _endless(sets, config, stream=1, **where)
     loader.batch_sampler.meets = None if source is None else source.batch_sampler
     return loader
 

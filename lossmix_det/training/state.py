@@ -137,6 +137,7 @@ class RunState:
         """Burn-in has ended: the student may start again from its average, and adaptation is prepared."""
         if self.teacher is not None and STARTS[self.config.ema.start].restarts:
             self.detector.load_state_dict(self.teacher.module.state_dict())
+            self.optimizer.state.clear()  # momenta are of the weights that are given up
         self.begin_adaptation(fabric)
 
     def begin_adaptation(self, fabric: Fabric) -> None:

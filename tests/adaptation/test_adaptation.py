@@ -191,6 +191,7 @@ def test_the_average_may_be_kept_since_the_first_step(tmp_path, start):
     assert_same_tensors(average, dict(it.state.teacher.module.state_dict()))
     same = all(torch.equal(average[name], value) for name, value in it.state.detector.state_dict().items())
     assert same == (start == "restart")
+    assert bool(it.state.optimizer.state_dict()["state"]) == (start == "follow")  # momenta are of other weights
     assert list(it.state.models()) == ["student", "teacher"]
 
 

@@ -1,9 +1,11 @@
 """The suites of tools/benchmark.py on miniature runs."""
 
 import json
+import shlex
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 from runs import ROOT, TINY, assert_same_tensors, last_checkpoint
@@ -49,12 +51,116 @@ def test_the_table_gives_mean_deviation_and_paired_gain(tmp_path):
         results(tmp_path, "lossmix", seed, mixed, 41)
     chosen = options(tmp_path, "--seeds", "1", "2", "--methods", "source_only", "lossmix", "union")
     text = page(suites.MIXING, planned(suites.MIXING, chosen), compare.command_of(chosen))
-    assert "| lossmix | 72.0 ± 2.8 | 36.0 ± 1.4 | 41.0 ± 0.0 | 1.0 ± 0.0 | 2 of 2 |" in text
+    assert "| shapes_clipart_test AP | student: AP50 | teacher: AP50 | runs |" in text
+    assert "| lossmix | 72.0 ± 2.8 | 36.0 ± 1.4 | 41.0 ± 0.0 | 1.0 ± 0.0 | 0.0 ± 0.0 | 41.0 ± 0.0 | 2 of 2 |" in text
     assert "| lossmix | +4.0 ± 2.0 | +1.0 ± 0.0 |" in text
-    assert "| union | – | – | – | – | 0 of 2 |" in text
+    assert "| union | – | – | – | – | – | – | 0 of 2 |" in text
     assert "by class" not in text
-    command = "python tools/benchmark.py --suite mixing --seeds 1 2 --methods source_only lossmix union --runs "
+    command = (
+        ".venv/bin/python tools/benchmark.py --suite mixing --seeds 1 2 --methods source_only lossmix union --runs "
+    )
     assert command + str(tmp_path) in text
+
+
+@pytest.mark.parametrize("suite", [["--suite", "shapes"], ["--suite-dir", "configs/shapes_adapt"]])
+def test_the_printed_command_asks_for_what_was_asked(tmp_path, suite):
+    words = ["--seeds", "1", "2", "--methods", "so*", "--jobs", "2", "--runs", str(tmp_path), "train.steps=2"]
+    chosen = suites.build_parser().parse_args([*suite, *words])
+    program, script, *printed = shlex.split(compare.command_of(chosen))
+    assert (program, script) == (".venv/bin/python", "tools/benchmark.py")
+    assert (ROOT / script).is_file()
+    assert suites.build_parser().parse_args(printed) == chosen
+
+
+def test_a_page_of_an_earlier_version_is_of_the_same_command():
+    for page_of in ("python", ".venv/bin/python"):
+        text = f"# Results\n\n```\n{page_of} tools/benchmark.py --suite mixing --seeds 1\n```\n"
+        assert compare._is_page_of(text, ".venv/bin/python tools/benchmark.py --suite mixing --seeds 1")
+        assert not compare._is_page_of(text, ".venv/bin/python tools/benchmark.py --suite mixing --seeds 1 2")
+
+
+def test_burn_in_student_and_teacher_stand_side_by_side_where_they_exist(tmp_path):
+    """Source only has no burn-in and no teacher; with one model there are no such columns."""
+    for method in ("source_only", "mean_teacher"):
+        results(tmp_path, method, 1, 1, 60)
+    path = tmp_path / "shapes" / "mean_teacher_seed1" / "results.json"
+    models = json.loads(path.read_text())
+    models = {"burn-in": {name: {"AP50": 55.0, "AP": 9.0} for name in models["student"]}, **models}
+    models["student"]["shapes_clipart_test"]["AP50"] = 58.0
+    path.write_text(json.dumps(models))
+    alone = tmp_path / "shapes" / "source_only_seed1" / "results.json"
+    alone.write_text(json.dumps({"ema": models["teacher"]}))
+    names = ("source_only", "mean_teacher")
+    suite = Suite("s", "shapes", methods_in(Path("configs/shapes_adapt"), names))
+    chosen = options(tmp_path, "--seeds", "1", "--methods", *names)
+    lines = page(suite, planned(suite, chosen), "x").splitlines()
+    assert "| burn-in: AP50 | student: AP50 | teacher: AP50 | runs |" in lines[8]
+    assert "| source_only | 1.0 | 0.5 | 60.0 | 1.0 | – | – | – | 1 of 1 |" in lines
+    assert "| mean_teacher | 1.0 | 0.5 | 60.0 | 1.0 | 55.0 | 58.0 | 60.0 | 1 of 1 |" in lines
+    assert "burn-in, student, teacher: AP50 on shapes_clipart_test." in lines
+    chosen.methods = ["source_only"]
+    assert "| source_only | 1.0 | 0.5 | 60.0 | 1.0 | 1 of 1 |" in page(suite, planned(suite, chosen), "x")
+
+
+def test_one_seed_has_the_interval_of_resampled_images(tmp_path):
+    for method, value in (("source_only", 60), ("lossmix", 64)):
+        results(tmp_path, method, 1, 50, value)
+    chosen = options(tmp_path, "--seeds", "1", "--methods", "source_only", "lossmix")
+    steps = np.arange(1001) / 1000
+    resamples = {
+        ("source_only", "shapes_clipart_test"): 55 + 10 * steps,
+        ("lossmix", "shapes_clipart_test"): 58 + 12 * steps,
+    }
+    text = page(suites.MIXING, planned(suites.MIXING, chosen), "x", resamples=resamples)
+    assert "| 60.0 [55.2, 64.8] |" in text
+    assert "| lossmix | +0.0 | +4.0 [+3.0, +5.0] |" in text  # 3 to 5, less 2.5 % of each end: 3.05 and 4.95
+    assert "95 % of 1,000 resamples of the test images" in text
+    assert "resamples" not in page(suites.MIXING, planned(suites.MIXING, chosen), "x")
+
+
+def test_a_folder_of_ones_own_is_a_suite(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    assert suites.main(["--suite-dir", str(folder)]) == 2
+    assert "holds no YAML" in capsys.readouterr().err
+    assert suites.main(["--suite-dir", str(tmp_path / "nowhere")]) == 2
+    assert "is no folder" in capsys.readouterr().err
+    (folder / "_shared.yaml").write_text("train: {steps: 2}\n")
+    for name in ("zebra", "oracle", "source_only"):
+        (folder / f"{name}.yaml").write_text("_BASE_: _shared.yaml\n")
+    suite = runs.suite_in(folder)
+    assert [method.name for method in suite.methods] == ["source_only", "zebra", "oracle"]
+    assert (suite.title, suite.name, suite.baselines, suite.adapts) == (
+        "Comparison: mine",
+        "mine",
+        ("source_only",),
+        False,
+    )
+    assert (
+        suites.main(
+            [
+                "--suite-dir",
+                str(folder),
+                "--seeds",
+                "5",
+                "--methods",
+                "source_only",
+                "--runs",
+                str(tmp_path / "runs"),
+                *TINY,
+            ]
+        )
+        == 0
+    )
+    text = (tmp_path / "runs" / "mine.md").read_text()
+    assert f"tools/benchmark.py --suite-dir {folder} --seeds 5 --methods source_only --runs" in text
+    (row,) = [line for line in text.splitlines() if line.startswith("| source_only | ")]
+    assert "[" in row  # one seed: an interval
+    assert "1 of 1" in row
+    (folder / "bad.yaml").write_text("train: {stepz: 2}\n")
+    assert suites.main(["--suite-dir", str(folder)]) == 2
+    assert "stepz" in capsys.readouterr().err
 
 
 def planned(suite, chosen) -> list[Run]:

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from lossmix_det.config import AugmentConfig
+from lossmix_det.config import AugmentConfig, MaskingConfig
 from lossmix_det.data.augment import Augment, RandomErasing, resize
+from lossmix_det.data.masking import BlockMasking
 
 BOTH = ["weak", "strong"]
 
@@ -62,6 +63,40 @@ def test_erasing_fills_patches_with_noise():
     views = Augment(still(erasing=[1.0]), ["strong"])(flat, BOXES, 0)
     changed = (views.strong != flat).any(axis=2).mean()
     assert 0.03 < changed < 0.25
+
+
+def test_masking_blacks_out_whole_blocks_of_the_strong_view_alone():
+    image = picture(128, 160) | 1  # no pixel is black
+    config = still(min_sizes=[128], masking=MaskingConfig(ratio=0.5, block=32))
+    hidden = np.zeros((4, 5))
+    for seed in range(60):
+        views = Augment(config, BOTH)(image, BOXES, seed)
+        np.testing.assert_array_equal(views.weak, image)
+        for row in range(4):
+            for column in range(5):
+                block = slice(row * 32, row * 32 + 32), slice(column * 32, column * 32 + 32)
+                black = not views.strong[block].any()
+                assert black or (views.strong[block] == image[block]).all()
+                hidden[row, column] += black
+    assert 0.45 < hidden.mean() / 60 < 0.55
+    assert hidden.min() > 15  # every block has its turn; 30 of 60 on average
+    assert hidden.max() < 45
+
+
+def test_blocks_fill_an_image_that_is_no_multiple_of_them():
+    """75 × 100 pixels in blocks of 32: 2 rows of 37.5, and 3 columns of 33.3 pixels."""
+    image = picture(75, 100) | 1
+    seen = np.array([[1, 0, 1], [0, 1, 0]], dtype=np.uint8)
+    masked = BlockMasking(0.5, 32).apply(image, seen)
+    for row in range(75):
+        for column in range(100):
+            kept = seen[int(row / 37.5), int(column / (100 / 3))]
+            assert (masked[row, column] == image[row, column] * kept).all()
+
+
+def test_a_ratio_of_one_leaves_nothing_to_be_seen():
+    views = Augment(still(masking=MaskingConfig(ratio=1.0)), ["strong"])(picture(), BOXES, 0)
+    assert not views.strong.any()
 
 
 def test_a_seed_fixes_the_views_and_another_changes_them():

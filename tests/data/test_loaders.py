@@ -8,7 +8,7 @@ from conftest import voc_object, voc_xml
 
 from lossmix_det.config import load_config
 from lossmix_det.data.catalog import load
-from lossmix_det.data.loaders import StreamSampler, evaluation_loader, to_batch, training_loader
+from lossmix_det.data.loaders import StreamSampler, evaluation_loader, target_loader, to_batch, training_loader
 from lossmix_det.data.workers import WorkerLost
 from lossmix_det.data.workers import batches as batches_of
 from lossmix_det.errors import UserError
@@ -273,3 +273,21 @@ def test_a_lost_worker_is_one_sentence(error):
         next(stream)
     with pytest.raises(type(error)):  # no worker is to blame
         list(batches_of(Lost(0, error)))
+
+
+def test_only_the_targets_strong_view_is_masked_and_spared_from_erasing(voc_folder):
+    still = ["data.augment.flip=0", "data.augment.jitter=0", "data.augment.grayscale=0", "data.augment.blur=0"]
+    config = voc(voc_folder, "data.views=[weak,strong]", "data.augment.masking.ratio=1", *still)
+    source, _ = first_batch(config)
+    target, _ = next(iter(target_loader([load("mine", config)], config.data, seed=0)))
+    assert target.weak.pixels.any()
+    assert not target.strong.pixels.any()
+    changed = (source.strong.pixels != source.weak.pixels).float().mean()  # three erasings
+    assert 0 < changed < 0.9
+    assert source.strong.pixels.any()
+    config.data.augment.masking.ratio, config.data.augment.target_erasing = 0.0, []
+    target, _ = next(iter(target_loader([load("mine", config)], config.data, seed=0)))
+    assert torch.equal(target.strong.pixels, target.weak.pixels)
+    config.data.augment.erasing, config.data.augment.target_erasing = [], None
+    source, _ = first_batch(config)
+    assert torch.equal(source.strong.pixels, source.weak.pixels)
