@@ -28,11 +28,9 @@ def doubt_boxes(name: str, count: int, largest: float, problems: Problems) -> No
             "width and height; write them in pixels, or as YOLO, whose boxes are in shares"
         )
     out = sum(line.endswith(REACHES_OUT) for line in problems.notes)
-    if out > count * MANY:
-        sentence = (
-            f"{name}: {out} of {count} boxes reach out of their image and were clipped; does the file give corners "
-        )
-        problems.notes.insert(0, f"{sentence}x1, y1, x2, y2 instead of x, y, width, height, or boxes of another size?")
+    if out > max(count * MANY, 1):
+        sentence = f"{name}: {out} of {count} boxes reach out of their image and were clipped; are they of images of "
+        problems.notes.insert(0, f"{sentence}another size, or corners x1, y1, x2, y2 in place of x, y, width, height?")
 
 
 def note_alike(name: str, classes: list[str], problems: Problems) -> None:

@@ -42,7 +42,7 @@ def test_boxes_in_shares_of_the_image_are_refused_where_pixels_are_meant(read):
 def test_many_boxes_that_reach_out_are_said_to_be_perhaps_corners(read):
     notes = read([[40, 10, 60, 20], [5, 30, 15, 38]]).problems.notes
     assert notes[0].startswith(
-        "mine: 2 of 2 boxes reach out of their image and were clipped; does the file give corners"
+        "mine: 2 of 2 boxes reach out of their image and were clipped; are they of images of another size, or corners"
     )
     assert len(notes) == 3
     assert len(read([[40, 10, 60, 20], *[[5, 5, 9, 9]] * 4]).problems.notes) == 1

@@ -232,8 +232,8 @@ def test_what_is_no_detector_gets_a_sentence(tmp_path, make, said):
         Predictor.load(tmp_path / "w.pth")
 
 
-def test_an_onnx_file_is_refused_with_what_to_give():
-    with pytest.raises(UserError, match="ONNX files cannot be read here; give the checkpoint"):
+def test_an_onnx_file_that_is_not_there_is_said():
+    with pytest.raises(UserError, match="model.onnx: no such file or folder; give a checkpoint, an export"):
         find_weights("model.onnx")
 
 

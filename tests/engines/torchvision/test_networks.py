@@ -130,7 +130,7 @@ def test_code_in_a_weights_file_is_never_run(tmp_path):
     ("content", "message"),
     [
         (b"garbage", "refused: it is damaged"),
-        (b"", "cannot be read as weights"),
+        (b"", "holds no weights; it is empty"),
         (b"\x80\x02}.", "cannot be read|refused"),
     ],
 )
