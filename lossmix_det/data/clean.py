@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +38,9 @@ def write_clean(survey: Survey, folder: Path) -> str:
     split = survey.entry.split.replace("/", "_") or ONE_SPLIT.get(kind, ALL)
     folder.mkdir(parents=True)
     readable = survey.records.take(np.flatnonzero(survey.looks.readable))
-    clean = replace(survey.image_set, records=Records.pack(_once(readable)))
+    folders = [os.path.dirname(readable.name(number)) for number in range(len(readable))]
+    root = os.path.commonpath(folders) if folders else survey.image_set.root  # else YOLO's folders would be nested
+    clean = replace(survey.image_set, records=Records.pack(_once(readable)), root=root)
     writer = WRITERS[kind](folder, clean.classes, PUT["link"])
     writer.write(split, clean)
     writer.finish()
