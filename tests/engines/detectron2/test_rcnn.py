@@ -10,6 +10,7 @@ import torch
 from adapting import ADAPT, AS_PUBLISHED, batch
 from runs import assert_same_tensors, trainer
 from stock import MODELS, detectron2_inputs, options
+from torch import nn
 from torch.testing import assert_close
 
 from lossmix_det.config import Config, ModelConfig, OptimizerConfig, load_config
@@ -28,6 +29,7 @@ from detectron2.solver import build_optimizer as build_stock_optimizer  # noqa: 
 from detectron2.utils.events import EventStorage  # noqa: E402
 
 from lossmix_det.engines.detectron2.rcnn import read_cfg  # noqa: E402
+from lossmix_det.engines.detectron2.timm_fpn import add_timm_config  # noqa: E402
 
 SIZE = (64, 96)
 TRUTHS = (
@@ -199,8 +201,12 @@ def test_biases_are_decayed_where_detectron2_decays_them(detector):
     expected = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     ours = build_optimizer(detector.model, OptimizerConfig(name="sgd", weight_decay=0.1, decay_biases=True))
     assert {id(p): group["weight_decay"] for group in ours.param_groups for p in group["params"]} == expected
-    norms = [part for part in detector.model.modules() if isinstance(part, (nn.GroupNorm, nn.LayerNorm, nn.BatchNorm2d))]
-    learns = any(weight.requires_grad for part in norms for weight in part.parameters())  # all of EfficientNet's are frozen
+    norms = [
+        part for part in detector.model.modules() if isinstance(part, (nn.GroupNorm, nn.LayerNorm, nn.BatchNorm2d))
+    ]
+    learns = any(
+        weight.requires_grad for part in norms for weight in part.parameters()
+    )  # all of EfficientNet's are frozen
     assert set(expected.values()) == ({0.0, 0.1} if learns else {0.1})
 
 
