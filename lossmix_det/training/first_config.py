@@ -57,8 +57,8 @@ DEVICES = {
 def _model_settings(device: str) -> dict[str, Any]:
     """The ``model`` branch: EfficientNet-Lite0 with ImageNet weights where the extra ``lite0`` is installed.
 
-    Without it a network of random weights. On a CPU its pyramid is narrow and few regions are sampled, because a step at
-    full width takes several times as long.
+    Without it a network of random weights. On a CPU its pyramid is narrow and few regions are sampled, because a step
+    at full width takes several times as long.
     """
     if find_spec(LITE0_PACKAGE) and find_spec("timm"):
         narrow = {"cpu": {"fpn_channels": 64, "roi_samples": 128}, "cuda": {}}[device]
