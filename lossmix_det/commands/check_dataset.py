@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lossmix_det.commands.options import parse, run_tool
+from lossmix_det.commands.options import parse, quiet, run_tool
 from lossmix_det.config import Config, load_config
 from lossmix_det.errors import UserError
 
@@ -64,10 +63,10 @@ def _run(options: argparse.Namespace) -> int:
     from lossmix_det.data.surveys import compare  # loads torch
     from lossmix_det.report.dataset_numbers import report_of
 
-    logging.getLogger("lossmix_det.data").setLevel(logging.WARNING)
-    config, uses = _sets(options)
     console = Console()
-    surveys = _read(config, uses, options.workers, console)
+    with quiet("lossmix_det.data"):
+        config, uses = _sets(options)
+        surveys = _read(config, uses, options.workers, console)
     comparison = compare(surveys)
     report = report_of(surveys, comparison)
     _write(report, surveys, comparison, options.output)

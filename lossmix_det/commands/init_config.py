@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import shlex
 import shutil
@@ -11,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lossmix_det.commands.options import run_tool
+from lossmix_det.commands.options import quiet, run_tool
 from lossmix_det.config import load_config
 from lossmix_det.errors import UserError
 
@@ -48,11 +47,11 @@ def _run(options: argparse.Namespace, prog: str | None) -> int:
     from lossmix_det.files import write_atomically
     from lossmix_det.training.first_config import Folders, first_config
 
-    logging.getLogger("lossmix_det.data").setLevel(logging.WARNING)  # of every format that is tried
     words = (options.source, options.target, options.target_test)
     folders = Folders(*(word and Place.parse(word) for word in words))
     train = f"{_program('train', prog)} --config-file {shlex.quote(str(output))}"
-    text, remarks = first_config(folders, output, train)
+    with quiet("lossmix_det.data"):  # of every format that is tried
+        text, remarks = first_config(folders, output, train)
     write_atomically(output, text)
     load_config(output)  # as the run will
     for remark in remarks:

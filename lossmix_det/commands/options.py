@@ -9,7 +9,8 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
@@ -117,6 +118,22 @@ def run_tool(action: Callable[[], int]) -> int:
         if meaning is None:  # a fault of ours, whose place in the code must be seen
             raise
         return _say(f"{meaning} ({first_line(error)})", FAILED, error)
+
+
+@contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Let a logger say warnings alone; afterwards it says what it did before.
+
+    Args:
+        name: of the logger.
+    """
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _say(sentence: str, status: int, error: BaseException) -> int:

@@ -19,6 +19,7 @@ COLOURS = (
 LEGIBLE = 640  # pixels; smaller images are drawn so many times larger that the longer side comes near it
 SMALLEST_FONT, PER_FONT = 11, 64  # pixels; of the longer side to a pixel of the font
 DARK = 140  # brightness, of 255; on darker colours the text is white
+SLACK = 1e-9  # pixels by which labels may overlap, as rounding goes
 
 Area = tuple[float, float, float, float]  # x1, y1, x2, y2
 
@@ -126,5 +127,5 @@ def lay_out(
 
 
 def _is_free(place: Area, taken: Sequence[Area]) -> bool:
-    x1, y1, x2, y2 = place
+    x1, y1, x2, y2 = (side + inwards for side, inwards in zip(place, (SLACK, SLACK, -SLACK, -SLACK), strict=True))
     return all(x2 <= other[0] or other[2] <= x1 or y2 <= other[1] or other[3] <= y1 for other in taken)

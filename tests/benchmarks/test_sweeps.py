@@ -19,6 +19,7 @@ from lossmix_det.commands.options import parse
 from lossmix_det.config import as_dict, flat, load_config
 from lossmix_det.errors import UserError
 from lossmix_det.mixing.mixers import MIXERS
+from lossmix_det.mixing.saliency import cell_of
 from lossmix_det.structures import ImageBatch
 
 pytestmark = pytest.mark.slow
@@ -97,7 +98,7 @@ def test_every_mixer_is_run_with_every_kind_of_truth_beside_no_mixing_and_the_or
 def test_visibility_is_left_out_only_where_there_are_no_masks(name):
     mixer = MIXERS[name](load_config(None, []).mixing)
     pool = ImageBatch(torch.rand(2, 3, 32, 32), ((32, 32),) * 2)
-    saliency = torch.rand(2, 8, 8)
+    saliency = torch.rand(2, *(side // cell_of(pool.canvas) for side in pool.canvas))
     mix = mixer.draw(pool, np.array([[1], [0]]), saliency, np.random.default_rng(0))
     assert (mix.masks is None) == (name in sweeps.WITHOUT_MASKS)
 
