@@ -38,8 +38,8 @@ def seconds_of(action: Callable[[], object], device: torch.device, clock: Callab
 def clock_of(device: torch.device) -> Callable[[], float]:
     """The CPU time of this process where one thread does all the work, else wall-clock time.
 
-    CPU time does not depend on what else runs on the machine. It says nothing about the work of a GPU, and of several
-    threads it is the sum.
+    CPU time leaves out what the process waits for; what else the machine does still slows memory down. It says nothing
+    about the work of a GPU, and of several threads it is the sum.
     """
     alone = device.type == "cpu" and torch.get_num_threads() == 1
     return time.process_time if alone else time.perf_counter
@@ -51,7 +51,7 @@ def clock_text(device: torch.device) -> str:
 
 
 CLOCK_TEXTS = {
-    time.process_time: "Seconds are CPU time of the process, which does not depend on what else the machine does.",
+    time.process_time: "Seconds are CPU time of the process, which waiting is no part of.",
     time.perf_counter: "Seconds are wall-clock time.",
 }
 

@@ -53,7 +53,8 @@ class MixingConfig(Settings):
     weight_sum: float | None = number(None, 1e-3, 1e3)  # of one mixed image; null: K for union, else 1
     background_weight: float = number(1.0, 0, 1e3)  # lossmix_instance: weight of background samples
     noise_share: float = number(0.1, 0, 1)  # burn_in_rule noise: the largest share of the target image
-    lam_range: list[float] = items(0.0, 1.0)  # lam becomes low + (high - low)·lam; not read by comixup
+    # lam becomes low + (high - low)·lam; null: [0, 1], for sage [0, 0.5]; not read by comixup
+    lam_range: list[float] | None = None
     views: list[str] = items("weak", "strong")  # views whose images are mixed; partners are of the same view
     pairs: PairsConfig = field(default_factory=PairsConfig)
     puzzle: PuzzleConfig = field(default_factory=PuzzleConfig)  # mixer puzzlemix
@@ -62,7 +63,8 @@ class MixingConfig(Settings):
 
     def rules(self) -> list[Rule]:
         """A range of λ; views that exist."""
-        low, high = self.lam_range if len(self.lam_range) == 2 else (1.0, 0.0)
+        lam_range = [0.0, 1.0] if self.lam_range is None else self.lam_range
+        low, high = lam_range if len(lam_range) == 2 else (1.0, 0.0)
         return [
             (0 <= low <= high <= 1, f"lam_range={self.lam_range} must be [low, high] within 0 … 1"),
             (among(self.views, VIEWS), f"views={self.views} may name weak and strong"),

@@ -13,14 +13,16 @@ class Pairwise:
     """λ = low + (high - low)·Beta(α, α), one for each image.
 
     Args:
-        config: ``alpha``, and ``lam_range`` [low, high].
+        config: ``alpha``, and ``lam_range`` [low, high]; None: the mixer's own.
     """
 
     partners = 1
     needs_saliency = False
+    own_lam_range = (0.0, 1.0)
 
     def __init__(self, config: MixingConfig) -> None:
-        self.alpha, self.lam_range = config.alpha, config.lam_range
+        self.alpha = config.alpha
+        self.lam_range = self.own_lam_range if config.lam_range is None else config.lam_range
 
     def draw_lam(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """(B,) one number for each image."""

@@ -30,10 +30,12 @@ class Sage(Pairwise):
     covers: a partner stays where a < 1/2, and is moved out where a > 1/2.
 
     Args:
-        config: ``alpha``, and ``lam_range`` [low, high], which a ~ low + (high - low)·Beta(α, α) lies in.
+        config: ``alpha``, and ``lam_range`` [low, high], which a ~ low + (high - low)·Beta(α, α) lies in; by default
+            [0, 0.5], the range of the authors' smaller networks.
     """
 
     needs_saliency = True
+    own_lam_range = (0.0, 0.5)
 
     def draw(self, pool: ImageBatch, partners: np.ndarray, saliency: Tensor | None, rng: np.random.Generator) -> Mix:
         """As `Mixer.draw`."""
