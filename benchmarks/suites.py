@@ -50,6 +50,19 @@ SHARED = replace(
     name="blood_adapt",
     methods=methods_in(Path("configs/blood_adapt"), ADAPTERS),
 )
+PEOPLE = Suite(
+    title="Adaptation without target labels: from photos to art, from ImageNet weights",
+    name="people_art",
+    methods=methods_in(
+        Path("configs/people_art"),
+        (
+            *("source_only", "mean_teacher", "mean_teacher_lossmix", "mean_teacher_soft"),
+            *("adaptive_teacher", "adaptive_teacher_lossmix", "adaptive_teacher_union", "oracle"),
+        ),
+    ),
+    baselines=("source_only", "mean_teacher"),
+    adapts=True,
+)
 PRETRAINED = Suite(
     title="A first detector on 60 photos: ImageNet weights or random ones",
     name="pretrained",
@@ -69,6 +82,7 @@ SUITES: dict[str, tuple[Callable[[argparse.Namespace, Path], None], Path]] = {
     "mixing": (partial(compare, MIXING), Path("docs/results/shapes_mixing.md")),
     "shapes": (partial(compare, SHAPES), Path("docs/results/shapes_adapt.md")),
     "shared": (partial(compare, SHARED), Path("docs/results/blood_adapt.md")),
+    "people_art": (partial(compare, PEOPLE), Path("docs/results/people_art.md")),
     "pretrained": (partial(compare, PRETRAINED), Path("docs/results/pretrained.md")),
     "ablation": (partial(compare, ABLATION), Path("docs/results/ablation.md")),
     "mixers": (partial(compare, MIXERS), Path("docs/results/mixers.md")),
