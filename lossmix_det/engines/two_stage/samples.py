@@ -10,7 +10,6 @@ from torch import Tensor
 
 from lossmix_det.structures import Supervision
 
-
 # The indices of S boxes among the proposals of an image (beyond them: of its truth), and the (S, 4) boxes.
 ChosenBoxes = tuple[Tensor, Tensor]
 
