@@ -29,4 +29,4 @@ def _picture(batch: StudentBatch, seen: Tensor, index: int) -> Picture:
         for name, supervisions in batch.supervisions.items()
         for supervision in supervisions
     ]
-    return Picture(pixels, taught, two_domains=batch.domains is not None)
+    return Picture(pixels, taught, two_domains=batch.domains is not None or "mixed" in batch.supervisions)

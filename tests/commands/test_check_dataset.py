@@ -422,3 +422,22 @@ def test_what_cannot_be_read_gets_a_sentence(tmp_path, monkeypatch, capsys, word
 def test_nothing_is_written_over(sound, tmp_path, capsys):
     assert check(sound / "voc", "--output", tmp_path / "out", "--write-clean", sound / "voc") == 2
     assert "is not empty; name a new folder by --write-clean" in capsys.readouterr().err
+
+
+def test_a_fault_of_a_source_that_is_held_out_in_part_counts_once(tmp_path, capsys):
+    """Both declarations read all files of labels, and each its images."""
+    (tmp_path / "data" / "Annotations").mkdir(parents=True)
+    for number in range(8):
+        write_image(tmp_path / "data" / "JPEGImages" / f"{number}.png", 32, 40, seed=number)
+        text = voc_xml(voc_object("cat", 2, 3, 20, 30), 32, 40)
+        (tmp_path / "data" / "Annotations" / f"{number}.xml").write_text(text if number % 2 else text[:60])
+    (tmp_path / "data" / "JPEGImages" / "7.png").unlink()
+    part = f"{{root: {tmp_path / 'data'}, format: voc, holdout: 0.4"
+    text = f"datasets: {{a: {part}}}, b: {part}, held_out: true}}}}\ndata: {{train: [a], test: [b], classes: [cat]}}\n"
+    (tmp_path / "two.yaml").write_text(text)
+    assert check(tmp_path / "two.yaml", "--output", tmp_path / "out") == 1
+    faults = [line for line in capsys.readouterr().out.splitlines() if line.startswith("fault: ")]
+    for number in (0, 2, 4, 6, 7):
+        assert len([line for line in faults if f"/{number}." in line]) == 1, number
+    report = json.loads((tmp_path / "out" / "check.json").read_text())
+    assert sum(len(lines) for lines in report["faults"].values()) == len(faults) == 5
