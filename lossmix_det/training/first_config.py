@@ -327,7 +327,7 @@ def _header(command: str, device: str, images: int) -> str:
     hardware = HARDWARE[device]()
     return (
         f"# {command}\n"
-        f"# Written by init_config for {images} training images. All settings: lossmix_det/config/schema.py.\n"
+        f"# Written by init_config for {images} training images. All settings: lossmix_det/config/.\n"
         f"# Hardware: made for {hardware}. Expected AP50: not yet run.\n"
     )
 
