@@ -208,11 +208,18 @@ def test_splits_with_names_of_their_own_are_named_behind_a_colon(here, capsys):
         (["pictures"], "read as folder, and holds no box to learn from"),
         (["data", "other"], "source and target have no class in common: cat, dog there, car here"),
         (["data", "--target-test", "data"], "--target-test needs TARGET"),
+        (["data", "data"], "source and target are the same images, so there is nothing to adapt to"),
+        (["whole", "whole/../whole"], "source and target are the same images, so there is nothing to adapt to"),
+        (["pictures/a.png"], "pictures/a.png: is a file; give its folder"),
+        (["data", "absent"], "absent: no such folder"),
+        (["data", "empty"], "its format cannot be told"),
+        (["data", "pictures/a.png"], "pictures/a.png: is a file; give its folder"),
     ],
 )
 def test_what_cannot_be_trained_on_gets_a_sentence(here, capsys, words, said):
     write_voc(here / "data", {"train": 3, "val": 2})
     write_voc(here / "other", {"train": 3, "val": 2}, classes=("car",))
+    write_voc(here / "whole", {"": 4})
     write_image(here / "pictures" / "a.png")
     (here / "empty").mkdir()
     assert init(*words, "--output", "my.yaml") == 2
