@@ -52,7 +52,7 @@ LISTS = "All of them are in check.json."
 def _table(caption: str, rows: list[list[str]], *, missing: bool = False) -> Table:
     """A table of text; classes that a data set has not are marked."""
     cells = [([row[0]], [Cell(word, bad=missing and word == NONE) for word in row[1:]]) for row in rows[1:]]
-    return Table(caption, rows[0], cells)
+    return Table(caption, [rows[0][0] or "quantity", *rows[0][1:]], cells)
 
 
 def _charts(report: Numbers) -> list[Chart]:
