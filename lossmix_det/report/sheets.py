@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -56,10 +56,14 @@ class Picture:
 
     @property
     def marks(self) -> list[Mark]:
-        """The boxes of every truth that is taught."""
-        taught = enumerate(self.taught)
-        marked = [marks_of(one.truth, self.colour(index), one.weight) for index, one in taught if one.weight]
-        return [mark for marks in marked for mark in marks]
+        """The boxes of every truth that is taught; where a box has no number of its own, the weight of its truth."""
+        marks = []
+        for index, one in enumerate(self.taught):
+            if one.weight:
+                own = marks_of(one.truth, self.colour(index), one.weight)
+                told = one.weight if one.weight < 1 else None
+                marks += [replace(mark, value=told) if mark.value is None else mark for mark in own]
+        return marks
 
 
 def draw_sheet(rows: dict[str, list[Picture]], classes: list[str]) -> Image.Image:

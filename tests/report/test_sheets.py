@@ -1,6 +1,7 @@
 """Titles and colours of the pictures on a sheet."""
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -33,9 +34,12 @@ def test_colours_tell_truths_apart_or_with_two_domains_where_they_come_from():
     assert [two.colour(index) for index in range(3)] == [ANNOTATED, PSEUDO_LABELLED, ANNOTATED]
 
 
-def test_what_weighs_nothing_has_no_box():
-    picture = Picture(PIXELS, [Taught("source", ANNOTATION, 0.75), Taught("source", ANNOTATION, 0.0)])
-    assert [(mark.box, mark.class_index, mark.strength) for mark in picture.marks] == [([1.0, 1, 5, 5], 0, 0.75)]
+def test_a_box_tells_its_weight_or_score_and_what_weighs_nothing_has_none():
+    taught = [Taught("source", ANNOTATION, 0.75), Taught("source", ANNOTATION, 0.0), Taught("source", ANNOTATION, 1.0)]
+    picture = Picture(PIXELS, [*taught, Taught("target", PSEUDO_LABEL, 0.25)])
+    assert all((mark.box, mark.class_index) == ([1.0, 1, 5, 5], 0) for mark in picture.marks)
+    told = [(mark.value, mark.strength) for mark in picture.marks]
+    assert told == [(0.75, 0.75), (None, 1.0), (pytest.approx(0.9), 0.25)]
 
 
 def test_a_sheet_has_rows_of_pictures_with_their_titles(monkeypatch):
