@@ -150,7 +150,7 @@ def draw_before_after(
         for name, found in rows.items()
     ]
     title = f"{image_set.name}: detections scoring at least {SHOWN}, before and after adaptation"
-    save(draw_grid(grid, title=title), path)
+    save(draw_grid(grid, title=title), path, colours=256)
 
 
 def _tile(pixels: np.ndarray, found: Instances, classes: Sequence[str], colour: str) -> Tile:
