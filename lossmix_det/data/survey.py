@@ -118,6 +118,15 @@ def read_annotations(name: str, use: str, config: Config, classes: list[str] | N
     return result
 
 
+def leave_to(survey: Survey, earlier: Survey) -> None:
+    """Take out of a survey what another part of the same files, of which one is held out, has told already."""
+    files = [(each.entry.root, each.entry.annotations, each.entry.split) for each in (survey, earlier) if each.entry]
+    if len(files) < 2 or files[0] != files[1] or not survey.entry.holdout:
+        return
+    for lines, told in ((getattr(survey, name), getattr(earlier, name)) for name in ("faults", "notes", "left_out")):
+        lines[:] = [line for line in lines if line not in set(told)]
+
+
 def _read(result: Survey, config: Config, problems: SkippedProblems) -> None:
     entry, file_format = result.entry, FORMATS[result.entry.format]
     folder = file_format.image_folder(entry)
