@@ -153,10 +153,10 @@ def follow(masks: np.ndarray, before: np.ndarray, after: np.ndarray, marks: np.n
         before, after: (N, 4) ``xyxy`` of the boxes.
         marks: (2, 2) where `MARKS` are now.
     """
-    scale = (marks[1] - marks[0]) / (MARKS[1] - MARKS[0])  # -1 where mirrored, in x and in y
-    corners = (before.reshape(-1, 2, 2) - 0.5) * scale + marks[0] + 0.5
+    turns = np.sign(marks[1] - marks[0])  # -1 where mirrored, in x and in y
+    corners = (before.reshape(-1, 2, 2) - 0.5) * turns + marks[0] + 0.5
     moved = np.concatenate([corners.min(1), corners.max(1)], axis=1).astype(np.float32)
-    mirrored = masks[:, :: int(np.sign(scale[1])), :: int(np.sign(scale[0]))]
+    mirrored = masks[:, :: int(turns[1]), :: int(turns[0])]
     return clipped_masks(*(torch.from_numpy(np.ascontiguousarray(part)) for part in (mirrored, moved, after))).numpy()
 
 

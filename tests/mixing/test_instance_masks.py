@@ -85,9 +85,10 @@ def test_a_truth_that_is_torn_into_blocks_has_no_masks():
 
 
 @pytest.mark.parametrize("name", OUTLINES)
-@pytest.mark.parametrize("size", [(24, 24), (24, 40), (61, 33), (60, 90)])
-def test_the_pixels_that_are_pasted_are_those_of_the_polygon(name, size):
-    polygon = placed(name, 1.3, 2.4, size[1], size[0])
+@pytest.mark.parametrize("size", [(24, 24), (24, 40), (60, 33), (58, 90)])
+@pytest.mark.parametrize("corner", [(1.3, 2.4), (3.77, 1.15), (2.65, 3.93), (5.0, 0.0)])
+def test_the_pixels_that_are_pasted_are_those_of_the_polygon(name, size, corner):
+    polygon = placed(name, *corner, size[1], size[0])
     truths = [Instances.empty(), outlined(polygon)]
     mix = pasted(truths, images(2))
     mixed = blend(images(2), mix).pixels[0, 0]
@@ -96,7 +97,17 @@ def test_the_pixels_that_are_pasted_are_those_of_the_polygon(name, size):
     taught, kept = clipped_to_mask(truths[1], mix.masks[0, 1], SIZE, 0.1)
     assert kept.all()
     assert torch.equal(taught.boxes, truths[1].boxes)  # nothing of it is hidden
-    assert by_visibility(mix, 1, [truths[1]], images(1))[0].tolist() == pytest.approx([1.0], abs=0.05)
+    assert by_visibility(mix, 1, [truths[1]], images(1))[0].tolist() == pytest.approx([1.0], abs=0.06)
+
+
+@pytest.mark.parametrize("name", OUTLINES)
+def test_the_box_of_an_object_that_is_pasted_whole_stays_wherever_it_lies(name):
+    """Also where its tips fall between two pixels."""
+    rng = np.random.default_rng(0)
+    for x, y, width, height in rng.uniform((0, 0, 24, 24), (40, 20, 50, 40), (40, 4)):
+        truth, seen = outlined(placed(name, x, y, width, height)), torch.zeros(SIZE)
+        paint(seen, truth, SIZE)
+        assert torch.equal(clipped_to_mask(truth, seen, SIZE, 0.1)[0].boxes, truth.boxes)
 
 
 def test_an_object_without_an_outline_among_others_is_its_box_to_the_pixel():
