@@ -100,6 +100,15 @@ def test_the_pixels_that_are_pasted_are_those_of_the_polygon(name, size, corner)
     assert by_visibility(mix, 1, [truths[1]], images(1))[0].tolist() == pytest.approx([1.0], abs=0.06)
 
 
+def test_nothing_is_pasted_beyond_a_smaller_image():
+    truth = outlined(placed("corner", 5, 5, 50, 40), placed("disc", 60, 10, 20, 20), placed("disc", 4, 44, 16, 16))
+    whole, part = torch.zeros(SIZE), torch.zeros(SIZE)
+    paint(whole, truth, SIZE)
+    paint(part, truth, (30, 40))
+    assert torch.equal(part[:30, :40], whole[:30, :40])
+    assert part.sum() == part[:30, :40].sum() > 0
+
+
 @pytest.mark.parametrize("name", OUTLINES)
 def test_the_box_of_an_object_that_is_pasted_whole_stays_wherever_it_lies(name):
     """Also where its tips fall between two pixels."""

@@ -64,8 +64,10 @@ def paint(mask: torch.Tensor, truth: Instances, size: Size) -> None:
     shown = [None] * len(truth) if truth.masks is None else truth.masks.cpu().float()
     for box, cells in zip(truth.boxes.cpu(), shown, strict=True):
         x1, y1, x2, y2 = box.round().int().tolist()
-        rows = slice(max(y1, 0), min(max(y2, 0), height))
-        columns = slice(max(x1, 0), min(max(x2, 0), width))
+        rows, columns = (
+            slice(min(max(low, 0), side), min(max(high, 0), side))
+            for low, high, side in ((y1, y2, height), (x1, x2, width))
+        )
         if cells is None:
             mask[rows, columns] = 1.0
             continue
