@@ -53,11 +53,11 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
 
 def _run(options: argparse.Namespace) -> int:
     config = load_config(options.config_file, [*options.overrides, f"data.batch_size={options.images}"])
-    from lossmix_det.data.catalog import load  # loads torch
+    from lossmix_det.data.catalog import load_to_train  # loads torch
     from lossmix_det.evaluation.drawing import save
     from lossmix_det.report.sheets import draw_sheet
 
-    source = load(config.data.train[0], config)
+    source = load_to_train(config.data.train[0], config)
     _check_stages(config, source)
     if options.sources:
         sheet = _mixed(config, source, options.teacher)

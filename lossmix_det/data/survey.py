@@ -18,7 +18,7 @@ from lossmix_det.data.holdout import part_of
 from lossmix_det.data.images import read
 from lossmix_det.data.packed import Records
 from lossmix_det.data.problems import SkippedProblems
-from lossmix_det.data.records import ImageSet, RawImage, RawObject, Unreadable, build, class_names
+from lossmix_det.data.records import ImageSet, RawImage, RawObject, Reading, Unreadable, build, class_names
 from lossmix_det.data.workers import batches, loading
 from lossmix_det.errors import UserError, first_line
 
@@ -138,9 +138,8 @@ def _read(result: Survey, config: Config, problems: SkippedProblems) -> None:
     result.classes = result.classes or config.data.classes or known or class_names(images)
     if not images:
         raise UserError(f"data set {result.name!r} lists no image; check its root, split and format")
-    about = {"entry": entry, "folder": folder, "labelled": labelled}
     try:
-        result.image_set = build(result.name, images, result.classes, known, problems, **about)
+        result.image_set = build(result.name, images, result.classes, known, problems, Reading(entry, folder, labelled))
     finally:
         result.marked = _marked(images, problems.skipped)
     used = max(numbers.values(), default=0)

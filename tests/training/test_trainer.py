@@ -47,6 +47,32 @@ def test_accumulation_gives_the_gradient_of_the_large_batch(tmp_path, monkeypatc
             assert_close(cut[name] / scale, gradient / scale, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("mixer", ["sage", "comixup", "manifold", "classmix"])
+def test_micro_batches_of_mixed_images_give_losses_and_gradient_of_the_batch(tmp_path, mixer):
+    """A batch is mixed before it is cut, so partners may be in another micro-batch."""
+    words = [f"mixing.mixer={mixer}", "mixing.probability=1.0", "mixing.weighting=visibility", "mixing.stages=[1]"]
+    words += ["model.normalizer=images", "optimizer.clip_norm=0"]
+    losses, gradients = [], []
+    for parts in (1, 4):
+        it = trainer(tmp_path / str(parts), *words, f"train.accumulate={parts}")
+        views, _ = next(iter(training_loader(it.streams.train_sets, it.config.data, seed=0)))
+        student_batch = it.compose(StepBatch(source=views))
+        assert any((weights < 1).any() for weights in weights_of(student_batch))
+        losses.append(it._accumulate(student_batch.split(parts, it.state.detector.multiple)))
+        learned = it.state.detector.named_parameters()
+        gradients.append({name: p.grad.clone() for name, p in learned if p.grad is not None})
+    whole, cut = gradients
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert cut.keys() == whole.keys()
+    for name, gradient in whole.items():
+        scale = gradient.abs().max().clamp(min=1e-3)
+        assert_close(cut[name] / scale, gradient / scale, rtol=1e-5, atol=1e-5)
+
+
+def weights_of(student_batch):
+    return [of_kind.class_weights for kind in student_batch.supervisions.values() for of_kind in kind]
+
+
 def test_a_short_run_lowers_the_loss_and_leaves_everything_behind(tmp_path):
     it = trainer(
         tmp_path,
