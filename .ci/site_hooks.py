@@ -1,7 +1,8 @@
-"""What mkdocs does with the pages of docs/ that Markdown alone cannot: links to files outside, the table of settings.
+"""What mkdocs adds to Markdown for the pages of docs/: links to files outside, the table of settings.
 
-On a code host the pages are read as they are, and links such as ``../configs/quick.yaml`` lead to the file. The site has
-only docs/, so there such a link becomes the path of the file as text, or a link to the host where ``repo_url`` is set.
+On a code host the pages are read as they are, and links such as ``../configs/quick.yaml`` lead to the file. The site
+has only docs/, so there such a link becomes the path of the file as text, or a link to the host where ``repo_url`` is
+set.
 """
 
 from __future__ import annotations

@@ -77,10 +77,7 @@ def lay_out(section: str, root: Path) -> None:
 
 # What is declared by hand shows no layout; that it is valid holds for every page (test_pages.py).
 SNIPPETS = [
-    (section, number)
-    for section in SECTIONS
-    if section != "By hand"
-    for number in range(len(blocks(section, "yaml")))
+    (section, number) for section in SECTIONS if section != "By hand" for number in range(len(blocks(section, "yaml")))
 ]
 
 

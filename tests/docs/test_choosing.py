@@ -1,0 +1,83 @@
+"""docs/choosing.md says what the tables of docs/results say, and no more."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from pages import read
+
+ROW = re.compile(r"^\| \[([^\]]+)\]\(([^)]+)\) \| `(\w+)` \| (.*) \|$", re.MULTILINE)
+NUMBER = re.compile(r"([+-][\d.]+) ± ([\d.]+)")
+SECTIONS = {part.partition("\n")[0]: part for part in read("docs/choosing.md").split("\n## ")[1:]}
+# The baseline that a section compares with, and the set of each of its columns.
+COMPARED = {
+    "Does adaptation pay?": "source_only",
+    "Which mixing rule?": "adaptive_teacher",
+    "Does mixing pay without adaptation?": "source_only",
+}
+LEAST = 4.303  # Student's t with 2 degrees of freedom, both sides, 95 %
+
+
+def differences(page: str, baseline: str) -> dict[str, list[str]]:
+    """By method, the cells of the table "minus that of <baseline>" of a page of results."""
+    table = (
+        read(f"docs/{page}").partition(f"AP50 minus that of `{baseline}`")[2].partition("\n\n")[2].partition("\n\n")[0]
+    )
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    return {row[0]: row[1:] for row in rows}
+
+
+@pytest.mark.parametrize("section", COMPARED)
+def test_every_difference_is_that_of_its_table(section):
+    rows = ROW.findall(SECTIONS[section])
+    assert len(rows) >= 8
+    for _, page, method, cells in rows:
+        written = [cell for cell in cells.split(" | ") if NUMBER.fullmatch(cell)]
+        assert written == differences(page, COMPARED[section])[method], (page, method)
+
+
+def test_a_difference_passes_the_test_where_the_page_says_so():
+    rows = [row for section in COMPARED for row in ROW.findall(SECTIONS[section]) if row[3].endswith(("yes", "no"))]
+    assert len(rows) > 20
+    for name, _, method, cells in rows:
+        mean, error = map(float, NUMBER.match(cells).groups())
+        assert cells.endswith("yes") == (abs(mean) >= LEAST * error), (name, method)
+
+
+def test_what_the_text_says_of_mixing_alone():
+    few, many = (differences(f"results/shapes_mixing{size}.md", "source_only") for size in ("_60_images", ""))
+
+    def passes(cell: str) -> bool:
+        mean, error = map(float, NUMBER.fullmatch(cell).groups())
+        return abs(mean) >= LEAST * error
+
+    assert {method for method, (_, clipart) in few.items() if passes(clipart)} == {
+        "union",
+        "lossmix",
+        "lossmix_instance",
+    }
+    assert {method for method, (photos, _) in many.items() if passes(photos)} == {"union", "oracle"}
+    assert all(photos.startswith("-") for photos, _ in many.values())
+
+
+def test_the_overview_has_the_means_of_the_tables():
+    methods = [
+        "source_only",
+        "adaptive_teacher",
+        *(f"adaptive_teacher_{rule}" for rule in ("noise", "union", "lossmix")),
+    ]
+    for page, cells in re.findall(
+        r"^\| \[[^\]]+\]\((\w+\.md)\) \| (\d.*) \|$", read("docs/results/index.md"), re.MULTILINE
+    ):
+        table = dict(
+            re.findall(r"^\| (\w+) \| ([\d.]+) ± [\d.]+ \| [\d.]+ ±", read(f"docs/results/{page}"), re.MULTILINE)
+        )
+        assert [cell.strip() for cell in cells.split("|")] == [table.get(method, "") for method in [*methods, "oracle"]]
+
+
+def test_the_overview_has_every_page():
+    from runs import ROOT
+
+    pages = {path.name for path in (ROOT / "docs" / "results").glob("*.md")} - {"index.md"}
+    assert pages <= set(re.findall(r"\]\((\w+\.md)\)", read("docs/results/index.md")))
