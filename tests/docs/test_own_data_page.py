@@ -82,6 +82,6 @@ def python_of_the_page() -> None:
 
 
 def test_the_configuration_without_a_second_folder(two_folders):
-    (line,) = {span for span in re.findall(r"`(lossmix init_config photos --output [^`]*)`", PAGE)}
+    (line,) = set(re.findall(r"`(lossmix init_config photos --output [^`]*)`", PAGE))
     run(line)
     run("lossmix train --config-file plain.yaml train.steps=1")
