@@ -6,6 +6,7 @@ import re
 
 import pytest
 from pages import read
+from runs import ROOT
 
 ROW = re.compile(r"^\| \[([^\]]+)\]\(([^)]+)\) \| `(\w+)` \| (.*) \|$", re.MULTILINE)
 NUMBER = re.compile(r"([+-][\d.]+) ± ([\d.]+)")
@@ -59,14 +60,13 @@ def test_the_overview_has_the_means_of_the_tables():
     kinds = ("", "_noise", "_union", "_lossmix")
     methods = ["source_only", *(f"adaptive_teacher{kind}" for kind in kinds), "oracle"]
     overview = re.findall(r"^\| \[[^\]]+\]\((\w+\.md)\) \| (\d.*) \|$", read("docs/results/index.md"), re.MULTILINE)
-    assert len(overview) == 3
+    assert len(overview) >= 3
     for page, cells in overview:
         rows = re.findall(r"^\| (\w+) \| ([\d.]+) ± [\d.]+ \| [\d.]+ ±", read(f"docs/results/{page}"), re.MULTILINE)
-        assert [cell.strip() for cell in cells.split("|")] == [dict(rows).get(method, "") for method in methods]
+        first = dict(reversed(rows))  # the table of all classes comes first
+        assert [cell.strip() for cell in cells.split("|")] == [first.get(method, "") for method in methods]
 
 
 def test_the_overview_has_every_page():
-    from runs import ROOT
-
     pages = {path.name for path in (ROOT / "docs" / "results").glob("*.md")} - {"index.md"}
     assert pages <= set(re.findall(r"\]\((\w+\.md)\)", read("docs/results/index.md")))

@@ -72,7 +72,7 @@ def test_the_table_of_settings_has_every_setting_with_its_default():
     rows = dict(re.findall(r"^\| `([\w.<>]+)` \| `(.*?)` \|", on_site(hooks.MARK), re.MULTILINE))
     for key, value in flat(as_dict(Config())).items():
         written = yaml.safe_load(rows[key].replace("\\|", "|"))
-        assert written == ([str(each) for each in value] if isinstance(value, list) and key in TEXTS else value), key
+        assert (list(map(str, written)) if key in TEXTS else written) == value, key
     assert "datasets.<name>.pixel_origin" in rows
 
 
