@@ -104,7 +104,7 @@ def fault_of(setting: str) -> str:
 def test_every_setting_in_the_text_exists_and_takes_the_value(name):
     for word in " ".join(spans(read(name))).split():
         found = re.fullmatch(rf"(({'|'.join(GROUPS)})\.[\w.*]+)(\[c\])?(=.+)?,?", word)
-        if found is None or Path(word).suffix in {".yaml", ".py"} or found[1].endswith("."):
+        if found is None or Path(word).suffix in {".yaml", ".py", ".pth"} or found[1].endswith("."):
             continue
         assert is_known(found[1]), word
         if found[4] and "…" not in word and "<" not in word:
