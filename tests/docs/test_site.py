@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -34,6 +38,18 @@ def test_every_page_is_in_the_navigation_or_in_the_overview_of_results():
     pages = {name.removeprefix("docs/") for name in NAMES if name.startswith("docs/")}
     assert nav <= pages
     assert {page for page in pages - nav if not page.startswith("results/")} == set()
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path):
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    words = [str(ROOT / ".ci" / "docs"), str(tmp_path / "site")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env={**os.environ, "PATH": path})
+    assert done.returncode == 0, done.stderr
+    settings = (tmp_path / "site" / "settings.html").read_text()
+    assert "<code>pseudo_labels.threshold</code>" in settings
+    assert "https://" not in re.sub(r'<a [^>]*href="https://[^"]*"', "", settings)
+    assert "Weak and strong views" in (tmp_path / "site" / "reference" / "structures.html").read_text()
 
 
 def test_no_page_waits_for_another_host():
