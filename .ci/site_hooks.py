@@ -31,6 +31,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     return markdown.replace(MARK, settings_page()) if MARK in markdown else markdown
 
 
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """Called by mkdocs with the page as HTML: says to screen readers what the theme's search is."""
+    return output.replace('role="dialog">', 'role="dialog" aria-label="Search">')
+
+
 def outside(found: re.Match[str], folder: str, host: str | None = None) -> str:
     """The link as it is to be on the site.
 
