@@ -85,7 +85,7 @@ def _groups(group: Any, prefix: str) -> Iterator[str]:
             rows.append(_row(key, spec, comments[spec.name]))
     title = f"`{prefix[:-1]}`" if prefix else "Of the whole run"
     summary = (inspect.getdoc(type(group)) or "").splitlines()[0] if prefix else ""
-    yield f"## {title}\n\n{summary}\n\n| setting | default | takes | meaning |\n|---|---|---|---|"
+    yield f"## {title}\n\n{summary}\n\n| setting | meaning | default | takes |\n|---|---|---|---|"
     yield from rows
     yield ""
     for value, below in inner:
@@ -94,7 +94,7 @@ def _groups(group: Any, prefix: str) -> Iterator[str]:
 
 def _row(key: str, spec: Any, comment: str) -> str:
     default = spec.default_factory() if spec.default is MISSING else spec.default
-    cells = (f"`{key}`", f"`{_text(default)}`", _takes(spec), comment.replace("<", "&lt;"))
+    cells = (f"`{key}`", comment.replace("<", "&lt;"), f"`{_text(default)}`", _takes(spec))
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
