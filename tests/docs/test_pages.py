@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from dataclasses import fields
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -91,6 +92,7 @@ def is_known(key: str) -> bool:
     return key in KEYS or any(known.startswith(f"{key}.") or key.startswith(f"{known}.") for known in KEYS)
 
 
+@cache
 def fault_of(setting: str) -> str:
     """What is said about a setting that stands alone; one that needs others beside it is not at fault."""
     try:
