@@ -94,7 +94,7 @@ def _zoom(axis: Axes) -> None:
 def _scores(runs: list[Run]) -> Points:
     points: Points = defaultdict(list)
     for run in runs:
-        for row in _rows(run.folder / "scores.csv"):
+        for row in rows_of(run.folder / "scores.csv"):
             values = [float(value) for name, value in row.items() if name.endswith("/AP50") and value]
             if values:
                 points[run.method, int(row["step"])].append(values[-1])
@@ -105,7 +105,7 @@ def _metric(runs: list[Run], name: str) -> Points:
     """Averaged over `WINDOW` rows."""
     points: Points = defaultdict(list)
     for run in runs:
-        rows = [row for row in _rows(run.folder / "metrics.csv") if row.get(name)]
+        rows = [row for row in rows_of(run.folder / "metrics.csv") if row.get(name)]
         for start in range(0, len(rows) - WINDOW + 1, WINDOW):
             window = rows[start : start + WINDOW]
             value = np.nanmean([float(row[name]) for row in window])
@@ -134,7 +134,8 @@ def _detection_scores(run: Run) -> list[float]:
     return [row["score"] for row in rows if row["score"] >= BINS[2]]
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file; none if there is no file."""
     if not path.is_file():
         return []
     with open(path) as file:

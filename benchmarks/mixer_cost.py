@@ -105,9 +105,18 @@ class Bench:
         folder: for what a run writes.
         short_side: of the images, in pixels.
         adapts: with a teacher that labels target images.
+        sizes: of `SIZES`.
     """
 
-    def __init__(self, names: Iterable[str], overrides: list[str], folder: str, short_side: int, adapts: bool) -> None:
+    def __init__(
+        self,
+        names: Iterable[str],
+        overrides: list[str],
+        folder: str,
+        short_side: int,
+        adapts: bool,
+        sizes: str = "real",
+    ) -> None:
         config = load_config(None, [*SETTINGS, *(ADAPTS if adapts else ()), f"output_dir={folder}", *overrides])
         self.fabric = launch(config)
         self.trainer = Trainer(config, self.fabric)
@@ -117,7 +126,7 @@ class Bench:
         self.phases = {
             name: TimedPhases(replace(config, mixing=mixing), self.fabric.device) for name, mixing in rows.items()
         }
-        drawn = SIZES["real"](config.data.batch_size, short_side)
+        drawn = SIZES[sizes](config.data.batch_size, short_side)
         batches = self.trainer.streams.batches(0, lambda: False, set())
         self.batches = [self._enlarged(batch, next(drawn)) for batch, _ in islice(batches, BATCHES)]
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from benchmarks.passes import Passes, inputs_of
 from benchmarks.timing import seconds_of
 from lossmix_det.config import load_config
 from lossmix_det.data.loaders import StreamSampler, to_batch
@@ -27,7 +28,6 @@ from lossmix_det.errors import UserError
 from lossmix_det.structures import ImageBatch, Instances, Size, StepBatch, Views
 from lossmix_det.training.launch import launch
 from lossmix_det.training.optimization import match_layout
-from lossmix_det.training.student import weight_of
 from lossmix_det.training.trainer import Trainer
 
 NETWORKS = {
@@ -41,8 +41,6 @@ SETTINGS = (
     *("mixing.rule=lossmix", "alignment.parts=[image]", "pseudo_labels.max_per_image=5", "pseudo_labels.score=0.1"),
     *("optimizer.name=sgd", "optimizer.lr=0.0", "train.steps=100000"),
 )
-CLASS_LOSSES = ("loss_rpn_cls", "loss_cls")
-CHANNELS = {"RGB": [0, 1, 2], "BGR": [2, 1, 0]}  # where Detectron2's input formats take ours from
 
 
 @dataclass(frozen=True)
@@ -84,6 +82,7 @@ class Bench:
         self.state = self.trainer.state
         self.state.begin_adaptation(self.fabric)
         self.student, self.teacher = self.state.detector, self.state.teacher.module
+        self.passes = Passes(self.state, config)
         batches = self.trainer.streams.batches(0, lambda: False, set())
         drawn = SIZES[setup.sizes](config.data.batch_size, setup.short_side)
         self.batches = [self._prepared(batch, next(drawn)) for batch, _ in islice(batches, BATCHES)]
@@ -122,11 +121,12 @@ class Bench:
 
     def floor(self, batch: StepBatch) -> None:
         """Plain Detectron2 on as many images as ours."""
-        self._descend(self.floor_loss, batch)
+        self._descend(self.passes.floor_loss, batch)
 
     def adaptive_teacher(self, batch: StepBatch) -> None:
-        """The passes of Adaptive Teacher."""
-        self._descend(self.adaptive_teacher_loss, batch)
+        """The passes of Adaptive Teacher, after the average."""
+        self.passes.average()
+        self._descend(self.passes.adaptive_teacher_loss, batch)
 
     def _descend(self, loss: Callable[[StepBatch], torch.Tensor], batch: StepBatch) -> None:
         with self.fabric.autocast():
@@ -134,65 +134,6 @@ class Bench:
         self.fabric.backward(total)
         self.state.optimizer.step()
         self.state.optimizer.zero_grad(set_to_none=True)
-
-    def floor_loss(self, batch: StepBatch) -> torch.Tensor:
-        """Stock losses of the same 3B images, on a canvas by domain; the teacher's detections are not used."""
-        source, target = batch.source, batch.target
-        with torch.no_grad():
-            self.teacher.model.eval().inference(_inputs(self.teacher, target.weak.to_float()))
-        if {*source.weak.sizes} == {*target.weak.sizes}:
-            images = ImageBatch.cat([view.to_float() for view in (source.strong, source.weak, target.strong)])
-            return self._stock(images, [*source.truths, *source.truths, *target.truths])
-        images = ImageBatch.cat([source.strong.to_float(), source.weak.to_float()])
-        of_source = self._stock(images, [*source.truths, *source.truths])
-        return (2 * of_source + self._stock(target.strong.to_float(), list(target.truths))) / 3
-
-    def adaptive_teacher_loss(self, batch: StepBatch) -> torch.Tensor:
-        """The order and the number of passes of Li et al. (CVPR 2022), as their code runs them after burn-in.
-
-        First the average; then the teacher on weak target views with the proposals of training; then the student on
-        source views, on strong target views with pseudo-labels, and on weak views of either domain for the
-        discriminator.
-        """
-        source, target, decay = batch.source, batch.target, self.trainer.config.ema.decay
-        student, average = self.student.model.state_dict(), self.teacher.model.state_dict()
-        self.teacher.model.load_state_dict({k: v * decay + student[k] * (1 - decay) for k, v in average.items()})
-        pseudo_labels = self._label(target.weak.to_float())
-        both = ImageBatch.cat([source.strong.to_float(), source.weak.to_float()])
-        total = self._stock(both, [*source.truths, *source.truths])
-        total = total + self._stock(target.strong.to_float(), pseudo_labels, boxes=False)
-        for view, domain in ((source.weak, 0.0), (target.weak, 1.0)):
-            total = total + weight_of("alignment", {}) * self._domain_loss(view.to_float(), domain)
-        return total
-
-    def _domain_loss(self, images: ImageBatch, domain: float) -> torch.Tensor:
-        model, alignment = self.student.model, self.state.alignment
-        inputs = model.preprocess_image(_inputs(self.student, images))
-        logits = alignment.discriminators["image"](model.backbone(inputs.tensor)[alignment.level])
-        return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, domain))
-
-    @torch.no_grad()
-    def _label(self, images: ImageBatch) -> list[Instances]:
-        """The teacher stays in training mode, so that its proposals are as many as in training."""
-        from lossmix_det.engines.detectron2.stages import propose
-
-        model = self.teacher.model.train()
-        inputs = model.preprocess_image(_inputs(self.teacher, images))
-        features = model.backbone(inputs.tensor)
-        proposals = propose(model.proposal_generator, features, inputs.image_sizes).proposals
-        model.roi_heads.eval()
-        detections, _ = model.roi_heads(inputs, features, proposals, None)
-        model.eval()
-        limits = self.trainer.config.pseudo_labels
-        kept = [found[found.scores >= limits.score][: limits.max_per_image] for found in detections]
-        return [Instances(found.pred_boxes.tensor, found.pred_classes) for found in kept]
-
-    def _stock(self, images: ImageBatch, truths: list[Instances], boxes: bool = True) -> torch.Tensor:
-        from detectron2.utils.events import EventStorage
-
-        with EventStorage():
-            losses = self.student.model(_inputs(self.student, images, truths))
-        return sum(value for name, value in losses.items() if boxes or name in CLASS_LOSSES)
 
     def _prepared(self, batch: StepBatch, sizes: tuple[list[Size], list[Size]]) -> StepBatch:
         """The images enlarged to the sizes that the steps are compared on, those of the source and of the target."""
@@ -297,25 +238,10 @@ def _spread_proposals(detector: Any, images: ImageBatch) -> None:
     """Scale the outputs of random weights, so that proposals are as many and as varied as a trained model's."""
     model = detector.model
     rpn = model.proposal_generator
-    features = model.backbone(model.preprocess_image(_inputs(detector, images)).tensor)
+    features = model.backbone(model.preprocess_image(inputs_of(detector, images)).tensor)
     logits, deltas = rpn.rpn_head([features[name] for name in rpn.in_features])
     for layer, outputs in ((rpn.rpn_head.objectness_logits, logits), (rpn.rpn_head.anchor_deltas, deltas)):
         layer.weight.mul_(0.3 / torch.cat([level.flatten() for level in outputs]).std())
-
-
-def _inputs(detector: Any, images: ImageBatch, truths: list[Instances] | None = None) -> list[dict[str, Any]]:
-    """What Detectron2's dataset mapper would give."""
-    from detectron2.structures import Boxes
-    from detectron2.structures import Instances as D2Instances
-
-    inputs = []
-    for index, (height, width) in enumerate(images.sizes):
-        pixels = images.pixels[index, :, :height, :width] * 255
-        inputs.append({"image": pixels[CHANNELS[detector.model.input_format]]})
-        if truths is not None:
-            truth = Boxes(truths[index].boxes), truths[index].classes
-            inputs[-1]["instances"] = D2Instances((height, width), gt_boxes=truth[0], gt_classes=truth[1])
-    return inputs
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from benchmarks.runs import Suite, methods_in, suite_in
 from benchmarks.speed import measure_speed
 from benchmarks.steps import NETWORKS, SIZES
 from benchmarks.sweeps import ablation, mixers
+from benchmarks.time_to_quality import measure_time_to_quality
 from lossmix_det.commands.options import parse, run_tool
 from lossmix_det.errors import UserError
 
@@ -49,6 +50,26 @@ SHARED = replace(
     name="blood_adapt",
     methods=methods_in(Path("configs/blood_adapt"), ADAPTERS),
 )
+PEOPLE = Suite(
+    title="Adaptation without target labels: from photos to art, from ImageNet weights",
+    name="people_art",
+    methods=methods_in(
+        Path("configs/people_art"),
+        (
+            *("source_only", "mean_teacher", "mean_teacher_lossmix", "mean_teacher_soft"),
+            *("adaptive_teacher", "adaptive_teacher_lossmix", "adaptive_teacher_union", "oracle"),
+        ),
+    ),
+    baselines=("source_only", "mean_teacher"),
+    adapts=True,
+)
+PRETRAINED = Suite(
+    title="A first detector on 60 photos: ImageNet weights or random ones",
+    name="pretrained",
+    methods=methods_in(Path("configs/pretrained"), ("slim", "random", "lite0")),
+    baselines=("random",),
+    text="Blood cells of one microscope (BCCD), 60 photos to train on, 72 to test on.",
+)
 ABLATION = ablation()
 MIXERS = mixers("Mixers: the generated `shapes` benchmark", "mixers", Path("configs/shapes_adapt"))
 MIXERS_SHARED = mixers(
@@ -61,12 +82,15 @@ SUITES: dict[str, tuple[Callable[[argparse.Namespace, Path], None], Path]] = {
     "mixing": (partial(compare, MIXING), Path("docs/results/shapes_mixing.md")),
     "shapes": (partial(compare, SHAPES), Path("docs/results/shapes_adapt.md")),
     "shared": (partial(compare, SHARED), Path("docs/results/blood_adapt.md")),
+    "people_art": (partial(compare, PEOPLE), Path("docs/results/people_art.md")),
+    "pretrained": (partial(compare, PRETRAINED), Path("docs/results/pretrained.md")),
     "ablation": (partial(compare, ABLATION), Path("docs/results/ablation.md")),
     "mixers": (partial(compare, MIXERS), Path("docs/results/mixers.md")),
     "mixers_shared": (partial(compare, MIXERS_SHARED), Path("docs/results/mixers_blood.md")),
     "cost": (measure_cost, Path("docs/results/cost.md")),
     "mixer_cost": (measure_mixers, Path("docs/results/mixer_cost.md")),
     "speed": (measure_speed, Path("docs/results/speed.md")),
+    "time_to_quality": (measure_time_to_quality, Path("docs/results/time_to_quality.md")),
 }
 
 

@@ -70,7 +70,11 @@ def command_of(options: argparse.Namespace, *words: str) -> str:
         options: of `benchmarks.suites`.
         words: of the options that only this suite has.
     """
-    threads = [f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}"] if "OMP_NUM_THREADS" in os.environ else []
     words = ("--suite", options.suite, *words, "--pairs", str(options.pairs))
     words += ("--output", str(options.output)) if options.output else ()
-    return " ".join([*threads, PROGRAM, shlex.join([*words, *options.overrides])])
+    return " ".join([*thread_words(), PROGRAM, shlex.join([*words, *options.overrides])])
+
+
+def thread_words() -> list[str]:
+    """What stands before a command where the number of CPU threads is set."""
+    return [f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}"] if "OMP_NUM_THREADS" in os.environ else []

@@ -7,6 +7,8 @@ python tools/benchmark.py --suite ablation                 # one setting of Loss
 python tools/benchmark.py --suite mixers --methods 'source_only*' oracle   # every mixer; rows by name or shell pattern
 python tools/benchmark.py --suite cost                     # time of a LossMix step, of loading, of the average
 python tools/benchmark.py --suite mixer_cost               # time of a step with each mixer
+python tools/benchmark.py --suite speed                    # a whole step of adaptation, beside other structures
+python tools/benchmark.py --suite time_to_quality          # how soon adaptation reaches a score
 """
 
 import sys

@@ -37,7 +37,7 @@ def builtin_root(folder: str) -> Path:
 
 def builtin_datasets() -> dict[str, DatasetConfig]:
     """Every built-in data set by its name; ``root`` is relative to `datasets_root`."""
-    return _voc() | _painted() | _cityscapes() | _coco() | _single()
+    return _voc() | _painted() | _cityscapes() | _coco() | _people() | _single()
 
 
 def _voc() -> dict[str, DatasetConfig]:
@@ -81,6 +81,16 @@ def _coco() -> dict[str, DatasetConfig]:
             format="coco", root="coco", annotations=f"annotations/instances_{split}2017.json", images=f"{split}2017"
         )
         for split in ("train", "val")
+    }
+
+
+def _people() -> dict[str, DatasetConfig]:
+    names = ("photos_train", "art_train", "art_test", "art_test_people", "art_test_small")
+    return {
+        f"people_{name}": DatasetConfig(
+            format="coco", root="people_art", annotations=f"annotations/{name}.json", images=".", classes=["person"]
+        )
+        for name in names
     }
 
 

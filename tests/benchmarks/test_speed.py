@@ -76,8 +76,8 @@ def test_images_are_alike_in_size_and_losses_finite(small, tmp_path):
     for truth in (*batch.source.truths, *batch.target.truths):
         assert (truth.boxes[:, 2:] <= torch.tensor([128.0, 64.0]) + 1e-4).all()
     bench.student.train()
-    assert torch.isfinite(bench.floor_loss(batch))
-    assert torch.isfinite(bench.adaptive_teacher_loss(batch))
+    assert torch.isfinite(bench.passes.floor_loss(batch))
+    assert torch.isfinite(bench.passes.adaptive_teacher_loss(batch))
 
 
 def test_the_peak_of_a_process_is_not_that_of_the_one_that_started_it():
@@ -159,7 +159,7 @@ def test_real_sizes_are_those_of_the_list_and_meet_in_shape(small, tmp_path):
     shapes = []
     for batch in bench.batches:
         shapes += [[view.sizes for view in (views.weak, views.strong)] for views in (batch.source, batch.target)]
-        assert torch.isfinite(bench.floor_loss(batch))
+        assert torch.isfinite(bench.passes.floor_loss(batch))
     assert {min(size) for views in shapes for sizes in views for size in sizes} == {64}
     assert {size for views in shapes for sizes in views for size in sizes} >= {(90, 64), (64, 104), (64, 96), (64, 85)}
     assert all(weak == strong for weak, strong in shapes)

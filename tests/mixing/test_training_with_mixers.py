@@ -12,7 +12,8 @@ from lossmix_det.mixing.saliency import SALIENCIES
 pytestmark = pytest.mark.slow
 
 ADAPTING = [
-    *("data.target=[shapes_clipart_train]", "data.views=[weak,strong]", "ema.decay=0.9", "train.steps=4"),
+    *("data.target=[shapes_clipart_train]", "data.test=[]", "data.views=[weak,strong]", "ema.decay=0.9"),
+    "train.steps=4",
     *("adaptation.burn_in_steps=2", "pseudo_labels.score=0.0", "mixing.probability=1.0", "alignment.parts=[image]"),
 ]
 OTHERS = [name for name in MIXERS if name != "mixup"]

@@ -1,0 +1,246 @@
+"""What `benchmarks.gpu_check` tries, each in a process of its own; a check returns what it found, in a few words."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from benchmarks import mixer_cost, speed
+from benchmarks.steps import Setup, frame_of, longest_of
+from benchmarks.timing import ratio, seconds_of
+from lossmix_det.engines import build_detector, to_device
+from lossmix_det.errors import UserError
+from lossmix_det.mixing.mixers import MIXERS
+from lossmix_det.structures import ImageBatch, StepBatch
+
+NETWORK = "R50-FPN"
+TRAIN = (sys.executable, "tools/train_net.py", "--config-file", "configs/quick.yaml")
+SHORT_RUN = (
+    *("shapes.train_images=16", "shapes.test_images=8", "data.workers=0", "train.eval_every=0", "train.save_every=4"),
+    *("adaptation.burn_in_steps=6", "pseudo_labels.score=0.05", "train.steps=16"),
+)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is measured.
+
+    Args:
+        device: of `train.device`.
+        short_side: of the images, in pixels.
+        rounds: in which the steps take turns.
+        sizes: of `benchmarks.steps.SIZES`.
+    """
+
+    device: str
+    short_side: int
+    rounds: int
+    sizes: str = "equal"
+
+    @property
+    def gpu(self) -> bool:
+        """Whether memory is that of a GPU."""
+        return self.device == "cuda"
+
+
+def detectron2_steps(words: tuple[str, ...], network: str, scale: Scale) -> str:
+    """Our step beside the plain one and beside Adaptive Teacher's structure."""
+    setup = Setup(network, scale.sizes, scale.short_side, (*words, f"train.device={scale.device}"))
+    measured = speed.measure(setup, scale.rounds, memory_too=scale.gpu)
+    ours, floor, theirs = (measured.seconds[name] for name in ("ours", "floor", "adaptive_teacher"))
+    memory = ", ".join(f"{name} {value:.1f} GiB" for name, value in measured.memory.items())
+    return _joined(
+        f"step {_median(ours)}",
+        f"{ratio(ours, floor)} of plain Detectron2",
+        f"{ratio(theirs, ours)} times as fast as Adaptive Teacher's structure",
+        memory,
+    )
+
+
+def torchvision_steps(words: tuple[str, ...], scale: Scale) -> str:
+    """Our adaptation step, with Mixup, beside torchvision's own losses of as many images and a teacher's detections."""
+    with tempfile.TemporaryDirectory() as folder:
+        bench = _bench(["mixup"], words, folder, scale)
+        plain, ours = [], []
+        for number in range(-1, scale.rounds):
+            batch = bench.batches[number % len(bench.batches)]
+            plain.append(seconds_of(lambda batch=batch: _plain_step(bench.trainer, batch), bench.fabric.device))
+            ours.append(bench.take("mixup", max(number, 0))[1])
+        memory = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB at most" if scale.gpu else ""
+    return _joined(f"step {_median(ours[1:])}", f"{ratio(ours[1:], plain[1:])} of plain torchvision", memory)
+
+
+def every_mixer(scale: Scale) -> str:
+    """A step of adaptation with each mixer and each kind of saliency, beside the same step with Mixup."""
+    with tempfile.TemporaryDirectory() as folder:
+        measured = mixer_cost.measure(_bench(MIXERS, (), folder, scale), scale.rounds)
+    rows = {name: ratio(row.step, measured["mixup"].step) for name, row in measured.items() if name != "mixup"}
+    return "of Mixup's step: " + "; ".join(f"{name} {value}" for name, value in rows.items())
+
+
+def compiled_backbone(scale: Scale) -> str:
+    """The backbone alone, forward and backward, as it is and by `torch.compile`."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = _bench(["mixup"], (), folder, scale).trainer
+        detector = to_device(build_detector(trainer.config.model, 6), trainer.fabric.device, None)
+        body = detector.model.backbone
+        images = torch.rand(4, 3, *(side // 32 * 32 for side in frame_of(scale.short_side)), device=scale.device)
+        eager, compiled = [], []
+        forms = ((eager, body), (compiled, torch.compile(body)))
+        for _ in range(scale.rounds + 2):
+            for seconds, form in forms:
+                seconds.append(seconds_of(partial(_pass_through, form, images, trainer.fabric), trainer.fabric.device))
+    return _joined(f"forward and backward {_median(eager[2:])}", f"compiled {ratio(compiled[2:], eager[2:])} of it")
+
+
+def channels_last(engine: Callable[[tuple[str, ...], Scale], list[float]], scale: Scale) -> str:
+    """Our step with the weights channels last, beside the same step without."""
+    last, first = (engine((f"train.channels_last={value}",), scale) for value in ("true", "false"))
+    return f"step {statistics.median(last) / statistics.median(first):.2f} of that with the channels first"
+
+
+def detectron2_seconds(words: tuple[str, ...], scale: Scale) -> list[float]:
+    """Of our step."""
+    setup = Setup(NETWORK, scale.sizes, scale.short_side, (*words, f"train.device={scale.device}"))
+    return speed.measure(setup, scale.rounds, memory_too=False).seconds["ours"]
+
+
+def torchvision_seconds(words: tuple[str, ...], scale: Scale) -> list[float]:
+    """Of our step."""
+    with tempfile.TemporaryDirectory() as folder:
+        bench = _bench(["mixup"], words, folder, scale)
+        return [bench.take("mixup", max(number, 0))[1] for number in range(-1, scale.rounds)][1:]
+
+
+def killed_and_resumed(scale: Scale) -> str:
+    """Weights of a run that was killed and resumed, beside those of one that was not."""
+    with tempfile.TemporaryDirectory() as folder:
+        whole, broken = Path(folder, "whole"), Path(folder, "broken")
+        _train(whole, scale)
+        process = subprocess.Popen(_words(broken, scale), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not any(broken.glob("checkpoints/step_*.pt")) and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        _train(broken, scale, "--resume")
+        first, second = (torch.load(run / "export" / "student.pth", weights_only=True) for run in (whole, broken))
+    gaps = [float((first[name].double() - second[name].double()).abs().max()) for name in first if first[name].numel()]
+    return f"weights differ by {max(gaps):.1g} at most"
+
+
+def two_processes(scale: Scale) -> str:
+    """Two processes share one device, as two machines would; both must end well."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ("--num-machines", "2", "--dist-url", f"tcp://127.0.0.1:{port}", "--dist-timeout", "60")
+    with tempfile.TemporaryDirectory() as folder:
+        line = [*_words(Path(folder), scale, *words), "--num-gpus", "1"]
+        # NCCL refuses two processes on one GPU, unless they are of machines that it takes for different.
+        processes = [
+            subprocess.Popen(
+                [*line, "--machine-rank", str(rank)],
+                env={**os.environ, "NCCL_HOSTID": str(rank)},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(2)
+        ]
+        errors = [process.communicate()[1] for process in processes]
+    failed = [error for process, error in zip(processes, errors, strict=True) if process.returncode]
+    if failed:
+        raise UserError(last_line(failed[0]))
+    return "both ended well"
+
+
+def last_line(text: str) -> str:
+    """What a program said last; empty if it said nothing."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
+def _words(folder: Path, scale: Scale, *more: str) -> list[str]:
+    return [*TRAIN, *more, *SHORT_RUN, f"train.device={scale.device}", f"output_dir={folder}"]
+
+
+def _train(folder: Path, scale: Scale, *more: str) -> None:
+    done = subprocess.run(_words(folder, scale, *more), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(last_line(done.stderr))
+
+
+def _bench(names, words: tuple[str, ...], folder: str, scale: Scale) -> mixer_cost.Bench:
+    overrides = [*words, f"train.device={scale.device}"]
+    return mixer_cost.Bench(names, overrides, folder, scale.short_side, True, scale.sizes)
+
+
+def _plain_step(trainer, batch: StepBatch) -> None:
+    """torchvision's own step on the student's images, and detection on the teacher's."""
+    state, source, target = trainer.state, batch.source, batch.target
+    student, teacher = state.detector.model.train(), state.teacher.module.model.eval()
+    height = min(source.strong.sizes[0])
+    for model in (student, teacher):  # torchvision would enlarge them
+        model.transform.min_size, model.transform.max_size = (height,), longest_of(height)
+    with torch.no_grad(), trainer.fabric.autocast():
+        teacher(_images(target.weak))
+    truths = [{"boxes": truth.boxes, "labels": truth.classes + 1} for truth in (*source.truths, *target.truths)]
+    with trainer.fabric.autocast():
+        losses = student(_images(source.strong) + _images(target.strong), truths)
+    trainer.fabric.backward(sum(losses.values()))
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+
+
+def _images(view: ImageBatch) -> list[torch.Tensor]:
+    pixels = view.to_float().pixels
+    return [pixels[index, :, :height, :width] for index, (height, width) in enumerate(view.sizes)]
+
+
+def _pass_through(body: nn.Module, images: torch.Tensor, fabric) -> None:
+    with fabric.autocast():
+        total = sum(level.float().mean() for level in body(images).values())
+    total.backward()
+
+
+def _median(seconds: list[float]) -> str:
+    return f"{statistics.median(seconds):.3f} s"
+
+
+def _joined(*parts: str) -> str:
+    return ", ".join(part for part in parts if part)
+
+
+def checks_of(precisions: tuple[str, ...]) -> dict[str, Callable[[Scale], str]]:
+    """By name, the most important ones first.
+
+    Args:
+        precisions: of `train.precision` that the device has.
+    """
+    result: dict[str, Callable[[Scale], str]] = {}
+    for precision in precisions:
+        words = (f"train.precision={precision}",)
+        result[f"Detectron2 {NETWORK}, {precision}"] = partial(detectron2_steps, words, NETWORK)
+        result[f"torchvision {NETWORK}, {precision}"] = partial(torchvision_steps, words)
+    return result | {
+        "killed and resumed": killed_and_resumed,
+        "two processes on one device": two_processes,
+        "every mixer": every_mixer,
+        "torch.compile": compiled_backbone,
+        "channels last, torchvision": partial(channels_last, torchvision_seconds),
+        "channels last, Detectron2": partial(channels_last, detectron2_seconds),
+        "Detectron2 R50-C4, bf16": partial(detectron2_steps, ("train.precision=bf16",), "R50-C4"),
+    }
