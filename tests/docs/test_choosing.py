@@ -1,0 +1,72 @@
+"""docs/choosing.md says what the tables of docs/results say, and no more."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from pages import read
+from runs import ROOT
+
+ROW = re.compile(r"^\| \[([^\]]+)\]\(([^)]+)\) \| `(\w+)` \| (.*) \|$", re.MULTILINE)
+NUMBER = re.compile(r"([+-][\d.]+) ± ([\d.]+)")
+SECTIONS = {part.partition("\n")[0]: part for part in read("docs/choosing.md").split("\n## ")[1:]}
+# The baseline that a section compares with, and the set of each of its columns.
+COMPARED = {
+    "Does adaptation pay?": "source_only",
+    "Which mixing rule?": "adaptive_teacher",
+    "Does mixing pay without adaptation?": "source_only",
+}
+LEAST = 4.303  # Student's t with 2 degrees of freedom, both sides, 95 %
+
+
+def differences(page: str, baseline: str) -> dict[str, list[str]]:
+    """By method, the cells of the table "minus that of <baseline>" of a page of results."""
+    table = read(f"docs/{page}").partition(f"AP50 minus that of `{baseline}`")[2].split("\n\n")[1]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    return {row[0]: row[1:] for row in rows}
+
+
+@pytest.mark.parametrize("section", COMPARED)
+def test_every_difference_is_that_of_its_table(section):
+    rows = ROW.findall(SECTIONS[section])
+    assert len(rows) >= 8
+    for _, page, method, cells in rows:
+        written = [cell for cell in cells.split(" | ") if NUMBER.fullmatch(cell)]
+        assert written == differences(page, COMPARED[section])[method], (page, method)
+
+
+def test_a_difference_passes_the_test_where_the_page_says_so():
+    rows = [row for section in COMPARED for row in ROW.findall(SECTIONS[section]) if row[3].endswith(("yes", "no"))]
+    assert len(rows) > 20
+    for name, _, method, cells in rows:
+        assert cells.endswith("yes") == passes(cells), (name, method)
+
+
+def passes(cell: str) -> bool:
+    mean, error = map(float, NUMBER.match(cell).groups())
+    return abs(mean) >= LEAST * error
+
+
+def test_what_the_text_says_of_mixing_alone():
+    few, many = (differences(f"results/shapes_mixing{size}.md", "source_only") for size in ("_60_images", ""))
+    both = {"union", "lossmix", "lossmix_instance"}
+    assert {method for method, (_, clipart) in few.items() if passes(clipart)} == both
+    assert {method for method, (photos, _) in many.items() if passes(photos)} == {"union", "oracle"}
+    assert all(photos.startswith("-") for photos, _ in many.values())
+
+
+def test_the_overview_has_the_means_of_the_tables():
+    kinds = ("", "_noise", "_union", "_lossmix")
+    methods = ["source_only", *(f"adaptive_teacher{kind}" for kind in kinds), "oracle"]
+    overview = re.findall(r"^\| \[[^\]]+\]\((\w+\.md)\) \| (\d.*) \|$", read("docs/results/index.md"), re.MULTILINE)
+    assert len(overview) >= 3
+    for page, cells in overview:
+        rows = re.findall(r"^\| (\w+) \| ([\d.]+) ± [\d.]+ \| [\d.]+ ±", read(f"docs/results/{page}"), re.MULTILINE)
+        first = dict(reversed(rows))  # the table of all classes comes first
+        assert [cell.strip() for cell in cells.split("|")] == [first.get(method, "") for method in methods]
+
+
+def test_the_overview_has_every_page():
+    pages = {path.name for path in (ROOT / "docs" / "results").glob("*.md")} - {"index.md"}
+    assert pages <= set(re.findall(r"\]\((\w+\.md)\)", read("docs/results/index.md")))
