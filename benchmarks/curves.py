@@ -16,6 +16,7 @@ matplotlib.use("Agg")  # no window, also where there is a screen
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from benchmarks.runs import Run
 from lossmix_det.files import write_atomically
@@ -56,12 +57,17 @@ def draw_curves(runs: list[Run], path: Path) -> bool:
     _zoom(axes[0][0])
     _confidence(axes[1][1], runs, colours)
     axes[0][0].legend(fontsize=7)
+    save_figure(figure, path)
+    return True
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, atomically, and close it."""
     figure.tight_layout()
     content = io.BytesIO()
     figure.savefig(content, dpi=80, format="png")
     plt.close(figure)
     write_atomically(path, content.getvalue())
-    return True
 
 
 def _colours(count: int) -> Iterable[tuple[float, ...]]:

@@ -17,12 +17,11 @@ from rich.console import Console
 
 from benchmarks.burn_in import borrow
 from benchmarks.compare import command_of
-from benchmarks.curves import rows_of
+from benchmarks.curves import rows_of, save_figure
 from benchmarks.passes import Passes
 from benchmarks.timing import thread_words
 from lossmix_det.config import load_config
 from lossmix_det.errors import UserError
-from lossmix_det.evaluation.drawing import save
 from lossmix_det.files import write_atomically
 from lossmix_det.structures import StepBatch
 from lossmix_det.training.launch import launch
@@ -51,7 +50,7 @@ class AdaptiveTeacherStructure(Trainer):
         norm = self._descend()
         self.state.optimizer.zero_grad(set_to_none=True)
         self.state.schedule.step()
-        losses = {"loss": float(loss)}
+        losses = {"loss": float(loss.detach())}
         self.recovery.note(losses, norm)
         return {**losses, "grad_norm": norm}
 
@@ -228,5 +227,4 @@ def _draw(curves: Sequence[dict[str, Curve]], path: Path) -> None:
                 )
     axes[0].set_ylabel("AP50 of the teacher on the target")
     axes[0].legend(fontsize=8)
-    figure.tight_layout()
-    save(figure, path, dpi=80)
+    save_figure(figure, path)
