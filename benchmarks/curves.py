@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # no window, also where there is a screen
 
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from benchmarks.runs import Run
-from lossmix_det.evaluation.drawing import save
+from lossmix_det.files import write_atomically
 
 WINDOW = 10  # rows of metrics.csv that are averaged
 FAR = 15.0  # points of AP50: curves that end farther off are named and not shown
@@ -52,7 +57,10 @@ def draw_curves(runs: list[Run], path: Path) -> bool:
     _confidence(axes[1][1], runs, colours)
     axes[0][0].legend(fontsize=7)
     figure.tight_layout()
-    save(figure, path, dpi=80)
+    content = io.BytesIO()
+    figure.savefig(content, dpi=80, format="png")
+    plt.close(figure)
+    write_atomically(path, content.getvalue())
     return True
 
 

@@ -145,6 +145,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such checkpoint") from None
     except UserError:
         raise
+    except pickle.UnpicklingError:  # torch advises to run the code that a file may hold
+        raise UserError(f"{path}: damaged checkpoint, or of another program; use another, or copy it again") from None
     except Exception as error:  # torch raises almost anything on a damaged file
         raise UserError(f"{path}: damaged checkpoint ({first_line(error)})") from None
     if not isinstance(content, dict) or "student" not in content or "step" not in content:

@@ -38,6 +38,17 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def sound(tmp_path_factory):
+    """The folder of a sound data set of each format."""
+    from checked import WRITE  # which needs what stands below
+
+    folder = tmp_path_factory.mktemp("sound")
+    for kind, write in WRITE.items():
+        write(folder / kind)
+    return folder
+
+
 def write_image(path: Path, width: int = 60, height: int = 40, seed: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)

@@ -10,8 +10,8 @@ from torch.testing import assert_close
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
+from d2_models import CLOSE, NAMES, configured, inputs, losses, mixing  # noqa: E402
 from detectron2.modeling import build_model  # noqa: E402
-from test_detectron2_plugin import CLOSE, NAMES, configured, inputs, losses, mixing  # noqa: E402
 
 from lossmix_det import detectron2_plugin as plugin  # noqa: E402
 from lossmix_det.errors import UserError  # noqa: E402

@@ -13,6 +13,7 @@ import pytest
 import torch
 from runs import assert_same_tensors
 
+from lossmix_det.engines.weights import read_weights
 from lossmix_det.errors import UserError
 from lossmix_det.files import Damaged, classes_of, clear_drafts, read_checkpoint, read_model, save_tensors
 
@@ -63,6 +64,11 @@ def test_weights_that_do_not_exist_have_no_classes(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------------------ damage
+
+
+def read_named(path: Path) -> object:
+    """As `read_weights`, which takes the name of a file or of weights."""
+    return read_weights(str(path))
 
 
 def whole():
@@ -177,11 +183,25 @@ def test_what_cannot_be_read_without_running_code_is_named_with_the_line_that_me
     assert f"torch.save(torch.load({str(path)!r}, weights_only=False)['model'], 'weights.pth')" in str(error.value)
 
 
-@pytest.mark.parametrize("content", [torch.nn.Linear(1, 1), {}, {"model": 3}, {"a": STATE["a.bias"], "b": 3}, [1], 7])
-def test_a_file_without_a_state_dict_says_how_to_write_one(tmp_path, content):
+NO_STATE_DICT = {
+    "a model": torch.nn.Linear(1, 1),
+    "nothing": {},
+    "a number as model": {"model": 3},
+    "an empty model": {"model": {}},
+    "a number among tensors": {"a": STATE["a.bias"], "b": 3},
+    "numbers by name": {"a": 1},
+    "a list": [1, 2],
+    "a number": 7,
+    "code": {"layer": Runs()},
+}
+
+
+@pytest.mark.parametrize("read", [read_model, read_named])
+@pytest.mark.parametrize("content", NO_STATE_DICT.values(), ids=NO_STATE_DICT)
+def test_a_file_without_a_state_dict_says_how_to_write_one(tmp_path, read, content):
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(UserError, match=r"holds no state dict .*torch.save\(model.state_dict\(\)"):
-        read_model(tmp_path / "w.pth")
+        read(tmp_path / "w.pth")
 
 
 def test_what_an_old_torch_cannot_list_is_refused_without_names(tmp_path, monkeypatch):
@@ -191,11 +211,23 @@ def test_what_an_old_torch_cannot_list_is_refused_without_names(tmp_path, monkey
         read_model(tmp_path / "w.pth")
 
 
-@pytest.mark.parametrize("read", [read_checkpoint, read_model])
-def test_a_text_file_is_not_taken_for_weights(tmp_path, read):
-    (tmp_path / "w.pth").write_text("version https://git-lfs.github.com/spec/v1\n")
-    with pytest.raises(UserError, match="w.pth"):
-        read(tmp_path / "w.pth")
+NO_WEIGHTS = {
+    b"": "holds no weights; it is empty",
+    b"version https://git-lfs.github.com/spec/v1\n": "holds no weights; it is a pointer of Git LFS",
+    b"<!DOCTYPE html>": "holds no weights; it is a web page",
+    b"garbage": "damaged",
+    b"\x80\x02}.": "cannot be read|refused|damaged",
+}
+
+
+@pytest.mark.parametrize("read", [read_model, read_checkpoint, read_named])
+@pytest.mark.parametrize(("content", "reason"), NO_WEIGHTS.items())
+def test_what_was_saved_instead_of_weights_is_named(tmp_path, read, content, reason):
+    (tmp_path / "bad.pth").write_bytes(content)
+    with pytest.raises(UserError, match=reason) as error:
+        read(tmp_path / "bad.pth")
+    assert "bad.pth" in str(error.value)
+    assert "Re-running" not in str(error.value)  # torch's advice, which could run code
 
 
 # ------------------------------------------------------------------------------------------------- failing resources
@@ -253,21 +285,6 @@ def test_drafts_of_killed_writes_are_cleared_and_nothing_else(tmp_path):
     clear_drafts(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {*kept, ".folder.7"}
     clear_drafts(tmp_path / "nowhere")
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (b"", "holds no weights; it is empty"),
-        (b"version https://git-lfs.github.com/spec/v1", "holds no weights; it is a pointer of Git LFS"),
-        (b"<!DOCTYPE html>", "holds no weights; it is a web page"),
-    ],
-)
-def test_what_was_saved_instead_of_weights_is_named(tmp_path, content, reason):
-    (tmp_path / "w.pth").write_bytes(content)
-    for reader in (read_model, read_checkpoint):
-        with pytest.raises(UserError, match=reason):
-            reader(tmp_path / "w.pth")
 
 
 def test_a_pipe_is_never_opened(tmp_path):

@@ -115,13 +115,15 @@ def _read(config: Config, uses: dict[str, str], workers: int, console: Console) 
     from rich.markup import escape
     from rich.progress import Progress
 
-    from lossmix_det.data.survey import read_annotations, read_pixels
+    from lossmix_det.data.survey import leave_to, read_annotations, read_pixels
 
     surveys: list[Survey] = []
     with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
         for name in sorted(uses, key=lambda name: ORDER[uses[name]]):
             task = progress.add_task(escape(f"{name}: annotations"), total=None)
             survey = read_annotations(name, uses[name], config, surveys[0].classes if surveys else None)
+            for earlier in surveys:
+                leave_to(survey, earlier)
             progress.update(task, description=escape(name), total=len(survey.records))
             read_pixels(survey, config, workers, lambda count, task=task: progress.advance(task, count))
             surveys.append(survey)

@@ -14,9 +14,11 @@ from lossmix_det.errors import UserError
 
 if TYPE_CHECKING:
     from lossmix_det.data.records import ImageSet
+    from lossmix_det.report.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
+ROLES = {"source-only": "folder of a run without adaptation", "oracle": "folder of a run on the target's labels"}
 EVIDENCE = ("run.json", "metrics.csv", "scores.csv")  # a folder with any of these is a run's
 
 
@@ -25,6 +27,8 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
     text = "Write report.html into the folder of a run, also of one that was killed; or one page of several runs."
     parser = argparse.ArgumentParser(prog=prog, description=text)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run (its output_dir)")
+    for role, text in ROLES.items():
+        parser.add_argument(f"--{role}", type=Path, metavar="RUN", help=f"{text}; its scores stand below those of RUN")
     parser.add_argument("--output", type=Path, metavar="FILE", help="page of several runs; default: comparison.html")
     return parser
 
@@ -37,25 +41,49 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
 
 def _run(options: argparse.Namespace) -> int:
     from lossmix_det.report.page import write_comparison, write_page  # loads matplotlib
-    from lossmix_det.report.run_folder import RunFolder
 
-    for folder in options.runs:
-        if not any((folder / name).is_file() for name in EVIDENCE):
-            raise UserError(f"{folder} is no folder of a run: it has none of {', '.join(EVIDENCE)}; give an output_dir")
+    runs = [_opened(folder) for folder in options.runs]
+    references = _references(options, runs)
     if len(options.runs) == 1:
         if options.output:
             raise UserError("--output is for the page of several runs; that of one run is report.html in its folder")
         test_sets, target_sets, depth = _data_of(options.runs[0])
-        log.info("wrote %s", write_page(options.runs[0], test_sets, target_sets, high_bit_depth=depth))
+        page = write_page(options.runs[0], test_sets, target_sets, high_bit_depth=depth, references=references)
+        log.info("wrote %s", page)
         return 0
-    runs = [RunFolder(folder) for folder in options.runs]
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         raise UserError(f"runs must be in folders of different names to be told apart, not {', '.join(names)}")
     output = options.output or Path("comparison.html")
-    write_comparison(runs, output)
+    write_comparison(runs, output, references)
     log.info("wrote %s", output)
     return 0
+
+
+def _opened(folder: Path) -> RunFolder:
+    from lossmix_det.report.run_folder import RunFolder
+
+    if not any((folder / name).is_file() for name in EVIDENCE):
+        raise UserError(f"{folder} is no folder of a run: it has none of {', '.join(EVIDENCE)}; give an output_dir")
+    return RunFolder(folder)
+
+
+def _references(options: argparse.Namespace, runs: Sequence[RunFolder]) -> dict[str, RunFolder]:
+    """The runs that the others are held to, by what they are.
+
+    Raises:
+        UserError: one has no score on a test set of the others.
+    """
+    folders = {role: getattr(options, role.replace("-", "_")) for role in ROLES}
+    references = {role: _opened(folder) for role, folder in folders.items() if folder is not None}
+    tested = {name for run in runs for name in run.reported()[1]}
+    for role, run in references.items():
+        if not tested & run.reported()[1].keys():
+            raise UserError(
+                f"--{role} {run.path} has no score on {' or '.join(sorted(tested)) or 'any test set'}; give a run with "
+                "the same data.test"
+            )
+    return references
 
 
 def _data_of(folder: Path) -> tuple[list[ImageSet], list[ImageSet], str]:

@@ -14,12 +14,11 @@ from lossmix_det.config import Config, MixingConfig, choices, load_config
 from lossmix_det.errors import UserError
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from PIL.Image import Image
 
     from lossmix_det.data.records import ImageSet
     from lossmix_det.report.sheets import Picture
     from lossmix_det.structures import StepBatch, Supervision
-    from lossmix_det.training.student_batch import StudentBatch
 
 log = logging.getLogger(__name__)
 
@@ -54,18 +53,18 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
 
 def _run(options: argparse.Namespace) -> int:
     config = load_config(options.config_file, [*options.overrides, f"data.batch_size={options.images}"])
-    from lossmix_det.data.catalog import load  # loads torch
+    from lossmix_det.data.catalog import load_to_train  # loads torch
     from lossmix_det.evaluation.drawing import save
     from lossmix_det.report.sheets import draw_sheet
 
-    source = load(config.data.train[0], config)
+    source = load_to_train(config.data.train[0], config)
     _check_stages(config, source)
     if options.sources:
-        figure = _mixed(config, source, options.teacher)
+        sheet = _mixed(config, source, options.teacher)
     else:
         rows = _phases(config, source, options.teacher) if options.teacher else _rules(config, source, options.rules)
-        figure = draw_sheet(rows, source.classes)
-    save(figure, options.output, dpi=80, colours=128)
+        sheet = draw_sheet(rows, source.classes)
+    save(sheet, options.output, colours=128)
     log.info("wrote %s", options.output)
     return 0
 
@@ -74,13 +73,14 @@ def _rules(config: Config, source: ImageSet, rules: list[str]) -> Rows:
     """A row for each rule; partners and λ are the same in every row."""
     import numpy as np
 
+    from lossmix_det.training.mixed_batch import pictures_of
     from lossmix_det.training.phases import SourceOnly
 
     batch, rows = _source_batch(config, source), {}
     for rule in rules:
         mixing = replace(config.mixing, rule=rule, probability=1.0)
         student_batch = SourceOnly(mixing).compose(batch, np.random.default_rng(config.train.seed))
-        rows[rule] = _pictures(student_batch)[: config.data.batch_size]
+        rows[rule] = pictures_of(student_batch)[: config.data.batch_size]
     return rows
 
 
@@ -88,6 +88,7 @@ def _phases(config: Config, source: ImageSet, teacher: str) -> Rows:
     """A step of burn-in, and a step of adaptation with the teacher's pseudo-labels."""
     import numpy as np
 
+    from lossmix_det.training.mixed_batch import pictures_of
     from lossmix_det.training.phases import Adaptation, BurnIn
 
     _check_target(config)
@@ -95,10 +96,10 @@ def _phases(config: Config, source: ImageSet, teacher: str) -> Rows:
     labels = _label(config, source.classes, teacher, batch)
     burn_in = BurnIn(config, config.mixing).compose(batch, np.random.default_rng(config.train.seed))
     adaptation = Adaptation(config, config.mixing).compose(batch, np.random.default_rng(config.train.seed), labels)
-    return {"burn-in": _pictures(burn_in), "adaptation": _pictures(adaptation)}
+    return {"burn-in": pictures_of(burn_in), "adaptation": pictures_of(adaptation)}
 
 
-def _mixed(config: Config, source: ImageSet, teacher: str | None) -> Figure:
+def _mixed(config: Config, source: ImageSet, teacher: str | None) -> Image:
     """The images of one view of a step, all of them mixed, with what they are made of."""
     import numpy as np
 
@@ -175,19 +176,3 @@ def _label(config: Config, classes: list[str], weights: str, batch: StepBatch) -
     labeller = Labeller(config, classes, Fabric(accelerator="cpu", devices=1), teacher)
     labels, _ = labeller.label(teacher, batch.target, config.train.steps)
     return labels
-
-
-def _pictures(batch: StudentBatch) -> list[Picture]:
-    """Each student image of a step with every truth that it is taught; mixed features are shown as mixed pixels."""
-    from lossmix_det.report.sheets import Picture, Taught
-
-    pictures, seen = [], batch.images.pixels if batch.features is None else batch.features(batch.images.pixels)
-    for index, (height, width) in enumerate(batch.sizes):
-        pixels = seen[index, :, :height, :width].permute(1, 2, 0).clamp(0, 1).numpy()
-        taught = [
-            Taught(name, supervision.truths[index], float(supervision.class_weights[index]))
-            for name, supervisions in batch.supervisions.items()
-            for supervision in supervisions
-        ]
-        pictures.append(Picture(pixels, taught, two_domains=batch.domains is not None))
-    return pictures

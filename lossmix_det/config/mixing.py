@@ -9,6 +9,7 @@ from lossmix_det.config.fields import Rule, Settings, among, choice, items, numb
 from lossmix_det.config.mixers import CoMixupConfig, PuzzleConfig
 
 VIEWS = ("weak", "strong")
+PASTES_OBJECTS = "classmix"  # the mixer that looks at the outlines of objects
 GRADIENT = "gradient"
 GONE_RULES = {
     "noise": "mixing.rule=own with mixing.lam_range=[0.9,1.0]",
@@ -60,6 +61,12 @@ class MixingConfig(Settings):
     puzzle: PuzzleConfig = field(default_factory=PuzzleConfig)  # mixer puzzlemix
     comixup: CoMixupConfig = field(default_factory=CoMixupConfig)  # mixer comixup
     burn_in_rule: str = choice("noise", "lam", "max")  # source×target while the target has no truth; see docs/method.md
+
+    @property
+    def pastes_objects(self) -> bool:
+        """Whether any image is mixed by the outlines of objects, so that these are worth reading."""
+        table = self.mixer if isinstance(self.mixer, dict) else {self.mixer: 1.0}
+        return bool(table.get(PASTES_OBJECTS)) and bool(self.probability or self.burn_in_probability)
 
     def rules(self) -> list[Rule]:
         """A range of λ; views that exist."""

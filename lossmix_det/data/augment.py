@@ -15,12 +15,16 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no look-up over the ne
 import albumentations as A
 import cv2
 import numpy as np
+import torch
 
 from lossmix_det.config import AugmentConfig
 from lossmix_det.data.masking import BlockMasking
+from lossmix_det.instances import clipped_masks
 
 # (scale, ratio) of Adaptive Teacher's three erasings
 ERASINGS = (((0.05, 0.2), (0.3, 3.3)), ((0.02, 0.2), (0.1, 6.0)), ((0.02, 0.2), (0.05, 8.0)))
+# Two places in the first pixel, counted from its middle: where they go tells where everything goes.
+MARKS = np.array([[0.0, 0.0], [0.25, 0.25]], dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -31,12 +35,14 @@ class AugmentedViews:
         weak, strong: (H, W, 3) uint8, of one size; None if not asked for.
         boxes: (N, 4) float32 ``xyxy`` pixels, the same in both views.
         kept: (N,) int64, which boxes of the image they are; a crop may leave some out.
+        masks: (N, S, S) bool over each box; None if none were given.
     """
 
     weak: np.ndarray | None
     strong: np.ndarray | None
     boxes: np.ndarray
     kept: np.ndarray
+    masks: np.ndarray | None = None
 
 
 class RandomErasing(A.ImageOnlyTransform):
@@ -102,26 +108,33 @@ class Augment:
         box_params = A.BboxParams(
             "pascal_voc", label_fields=["indices"], min_visibility=config.min_visibility, clip=True
         )
-        self.geometry = A.Compose(_geometry(config), bbox_params=box_params)
+        marks = A.KeypointParams("xy", remove_invisible=False)
+        self.geometry = A.Compose(_geometry(config), bbox_params=box_params, keypoint_params=marks)
         self.appearance = A.Compose(_appearance(config))
 
-    def __call__(self, image: np.ndarray, boxes: np.ndarray, seed: int) -> AugmentedViews:
+    def __call__(
+        self, image: np.ndarray, boxes: np.ndarray, seed: int, masks: np.ndarray | None = None
+    ) -> AugmentedViews:
         """Draw the views of one image.
 
         Args:
             image: (H, W, 3) uint8.
             boxes: (N, 4) ``xyxy`` pixels inside the image.
             seed: fixes everything that is drawn.
+            masks: (N, S, S) bool over each box; nothing that is drawn depends on them.
         """
         rng = np.random.default_rng(seed)
         short_side = int(rng.choice(self.config.min_sizes))
         self.geometry.set_random_seed(int(rng.integers(2**31)))
-        moved = self.geometry(image=image, bboxes=boxes, indices=np.arange(len(boxes)))
+        marks = {} if masks is None else {"keypoints": MARKS}
+        moved = self.geometry(image=image, bboxes=boxes, indices=np.arange(len(boxes)), **marks)
         kept = np.asarray(moved["indices"], dtype=np.int64)
-        boxes = np.asarray(moved["bboxes"], dtype=np.float32).reshape(-1, 4)
-        resized, boxes = resize(moved["image"], boxes, short_side, self.config.max_size)
+        clipped = np.asarray(moved["bboxes"], dtype=np.float32).reshape(-1, 4)
+        if masks is not None:
+            masks = follow(masks[kept], boxes[kept], clipped, np.asarray(moved["keypoints"]))
+        resized, clipped = resize(moved["image"], clipped, short_side, self.config.max_size)
         views = {view: make(resized, rng) for view, make in self.makers.items()}
-        return AugmentedViews(views.get("weak"), views.get("strong"), boxes, kept)
+        return AugmentedViews(views.get("weak"), views.get("strong"), clipped, kept, masks)
 
     def _unchanged(self, image: np.ndarray, _: np.random.Generator) -> np.ndarray:
         return image
@@ -130,6 +143,21 @@ class Augment:
         """Colour, blur, erasing and masking."""
         self.appearance.set_random_seed(int(rng.integers(2**31)))
         return self.appearance(image=image)["image"]
+
+
+def follow(masks: np.ndarray, before: np.ndarray, after: np.ndarray, marks: np.ndarray) -> np.ndarray:
+    """The masks of boxes that were moved, mirrored and clipped along with their image.
+
+    Args:
+        masks: (N, S, S) bool over each box.
+        before, after: (N, 4) ``xyxy`` of the boxes.
+        marks: (2, 2) where `MARKS` are now.
+    """
+    turns = np.sign(marks[1] - marks[0])  # -1 where mirrored, in x and in y
+    corners = (before.reshape(-1, 2, 2) - 0.5) * turns + marks[0] + 0.5
+    moved = np.concatenate([corners.min(1), corners.max(1)], axis=1).astype(np.float32)
+    mirrored = masks[:, :: int(turns[1]), :: int(turns[0])]
+    return clipped_masks(*(torch.from_numpy(np.ascontiguousarray(part)) for part in (mirrored, moved, after))).numpy()
 
 
 def resize(image: np.ndarray, boxes: np.ndarray, short_side: int, max_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -24,7 +24,7 @@ from lossmix_det.data.holdout import part_of
 from lossmix_det.data.memory import remembered
 from lossmix_det.data.paths import look_alike
 from lossmix_det.data.problems import ON_ERROR
-from lossmix_det.data.records import ImageSet, build, class_names
+from lossmix_det.data.records import ImageSet, Reading, build, class_names
 from lossmix_det.errors import UserError, first_line, nearest
 
 log = logging.getLogger(__name__)
@@ -82,20 +82,27 @@ def _generated(name: str, config: Config) -> DatasetConfig:
     return DatasetConfig(format="voc", root=str(root), split=split, classes=list(shapes.CLASSES))
 
 
-def load(name: str, config: Config, classes: list[str] | None = None) -> ImageSet:
+def load(name: str, config: Config, classes: list[str] | None = None, *, masks: bool = False) -> ImageSet:
     """Read and check one data set.
 
     Args:
         name: of the data set.
         config: its ``datasets``, ``shapes`` and ``data`` say where and how.
         classes: the names that the detector learns; absent takes those of this data set.
+        masks: keep the outlines of objects, as masks.
 
     Raises:
         UserError: something is missing or wrong and ``data.on_error`` is ``raise``.
     """
     entry = find(name, config)
     asked = {"name": name, "classes": classes or config.data.classes, "on_error": config.data.on_error}
-    return _remembered(entry, config, asked, lambda: _load(name, entry, config, classes))
+    asked |= {"masks": True} if masks else {}
+    return _remembered(entry, config, asked, lambda: _load(name, entry, config, classes, masks))
+
+
+def load_to_train(name: str, config: Config, classes: list[str] | None = None) -> ImageSet:
+    """As `load`, with masks if the run mixes by the outlines of objects."""
+    return load(name, config, classes, masks=config.mixing.pastes_objects)
 
 
 def _remembered(
@@ -105,7 +112,7 @@ def _remembered(
     return remembered(entry, FORMATS[entry.format].sources(entry), asked, check) if config.data.remember else check()
 
 
-def _load(name: str, entry: DatasetConfig, config: Config, classes: list[str] | None) -> ImageSet:
+def _load(name: str, entry: DatasetConfig, config: Config, classes: list[str] | None, masks: bool) -> ImageSet:
     problems, file_format = ON_ERROR[config.data.on_error](), FORMATS[entry.format]
     images, numbers = file_format.read(entry, problems)
     images = part_of(images, entry, file_format.image_folder(entry))
@@ -116,8 +123,8 @@ def _load(name: str, entry: DatasetConfig, config: Config, classes: list[str] | 
     classes = classes or config.data.classes or known or class_names(images)
     _check_names(name, classes, known if file_format.labelled else None)
     note_alike(name, [*classes, *(known or [])], problems)
-    about = {"entry": entry, "folder": file_format.image_folder(entry), "labelled": file_format.labelled}
-    result = build(name, images, classes, known, problems, **about)
+    reading = Reading(entry, file_format.image_folder(entry), file_format.labelled, masks)
+    result = build(name, images, classes, known, problems, reading)
     if any(image.objects for image in images) and not len(result.records.boxes):
         raise UserError(
             f"data set {name!r} has no box of the classes {', '.join(classes)} that could be used; the first: "
@@ -163,7 +170,7 @@ def _load_images(name: str, entry: DatasetConfig, config: Config, classes: list[
         hint = problems.first() or f"; check its split, {entry.split or 'all images'!r}"
         raise UserError(f"data set {name!r} lists no image{hint}")
     folder = FORMATS[entry.format].image_folder(entry)
-    unlabelled = build(name, images, classes, None, problems, entry=entry, folder=folder, labelled=False)
+    unlabelled = build(name, images, classes, None, problems, Reading(entry, folder, labelled=False))
     unlabelled.category_ids = list(range(1, len(classes) + 1))
     return unlabelled
 
@@ -192,9 +199,9 @@ def load_sets(config: Config) -> tuple[list[ImageSet], list[ImageSet]]:
     """
     if not config.data.train:
         raise UserError("data.train is empty; name at least one data set")
-    train = [load(config.data.train[0], config)]
+    train = [load_to_train(config.data.train[0], config)]
     classes = train[0].classes
-    train += [load(name, config, classes) for name in config.data.train[1:]]
+    train += [load_to_train(name, config, classes) for name in config.data.train[1:]]
     for image_set in train:
         if not image_set.labelled:
             raise UserError(f"data set {image_set.name!r} has no labels to train on; take it out of data.train")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 
 from lossmix_det.data.packed import ImageRecord, Records
 from lossmix_det.data.survey import Survey
-from lossmix_det.data.writers import ALL, ONE_SPLIT, PUT, WRITERS
+from lossmix_det.data.writers import ALL, ONE_SPLIT, PUT, WRITERS, below_shared
 
 OTHERWISE = "coco"  # for formats without a writer
 # The file that a declaration must name, by format and split.
@@ -38,9 +37,8 @@ def write_clean(survey: Survey, folder: Path) -> str:
     split = survey.entry.split.replace("/", "_") or ONE_SPLIT.get(kind, ALL)
     folder.mkdir(parents=True)
     readable = survey.records.take(np.flatnonzero(survey.looks.readable))
-    folders = [os.path.dirname(readable.name(number)) for number in range(len(readable))]
-    root = os.path.commonpath(folders) if folders else survey.image_set.root  # else YOLO's folders would be nested
-    clean = replace(survey.image_set, records=Records.pack(_once(readable)), root=root)
+    # Else folders of YOLO would be nested.
+    clean = below_shared(replace(survey.image_set, records=Records.pack(_once(readable))))
     writer = WRITERS[kind](folder, clean.classes, PUT["link"])
     writer.write(split, clean)
     writer.finish()

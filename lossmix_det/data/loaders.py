@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from lossmix_det.config import DataConfig
 from lossmix_det.data.augment import Augment, resize
 from lossmix_det.data.images import read
+from lossmix_det.data.outlines import unpacked
 from lossmix_det.data.packed import ImageRecord, Records
 from lossmix_det.data.records import ImageSet, Unreadable
 from lossmix_det.data.workers import loading
@@ -102,9 +103,11 @@ class TrainingImages(Dataset):
     def _sample(self, record: ImageRecord, draw: Draw, problems: tuple[Unreadable, ...]) -> Sample:
         image = read(record.path, self.config.high_bit_depth, exif=record.exif)
         taught = teaches(record, self.config.keep_difficult)
-        views = self.augment(image, record.boxes[taught], draw.key)
+        masks = None if record.masks is None else unpacked(record.masks[taught])
+        views = self.augment(image, record.boxes[taught], draw.key, masks)
         classes = torch.from_numpy(record.classes[taught][views.kept])
-        truth = Instances(torch.from_numpy(views.boxes), classes)
+        masks = None if views.masks is None else torch.from_numpy(views.masks)
+        truth = Instances(torch.from_numpy(views.boxes), classes, masks=masks)
         weak, strong = (None if view is None else _channels_first(view) for view in (views.weak, views.strong))
         return Sample(weak, strong, truth, draw.key, draw.index, problems)
 

@@ -123,6 +123,7 @@ def _remember(path: Path, found: ImageSet, stamps: np.ndarray, started: float) -
     keys = ("name", "classes", "labelled", "category_ids", "fingerprint", "root", "ids")
     about = {key: getattr(found, key) for key in keys}
     arrays = {spec.name: getattr(found.records, spec.name) for spec in dataclasses.fields(Records)}
+    arrays = {name: values for name, values in arrays.items() if values is not None}
     content = io.BytesIO()
     text = np.array(json.dumps({**about, "notes": found.problems.notes, "left_out": found.problems.left_out}))
     np.savez(content, about=text, sources=stamps, images=images, **arrays)

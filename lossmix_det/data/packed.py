@@ -28,6 +28,7 @@ class ImageRecord:
         difficult, crowd: (N,) bool, as in `RawObject`.
         areas: (N,) float64 in square pixels.
         exif: whether the image is turned by its EXIF orientation.
+        masks: (N, S·S / 8) uint8, the bits of an S×S mask over each box (`instances.MASK_SIDE`); None: not read.
     """
 
     path: Path
@@ -39,6 +40,7 @@ class ImageRecord:
     crowd: np.ndarray
     areas: np.ndarray
     exif: bool = True
+    masks: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Records(Sequence[ImageRecord]):
         ends: (N,) int64, where the boxes of each image end.
         boxes, classes, difficult, crowd, areas: of all images, (M, …).
         exif: (N,) bool.
+        masks: of all images, (M, S·S / 8); None: not read.
     """
 
     names: np.ndarray
@@ -66,6 +69,7 @@ class Records(Sequence[ImageRecord]):
     crowd: np.ndarray
     areas: np.ndarray
     exif: np.ndarray
+    masks: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -88,6 +92,7 @@ class Records(Sequence[ImageRecord]):
             (height, width),
             *(getattr(self, name)[boxes] for name in PER_BOX),
             bool(self.exif[number]),
+            None if self.masks is None else self.masks[boxes],
         )
 
     def name(self, number: int) -> str:
@@ -98,8 +103,8 @@ class Records(Sequence[ImageRecord]):
     @staticmethod
     def pack(records: Iterable[ImageRecord]) -> Records:
         """From records, which may be made one by one."""
-        buffers = {spec.name: bytearray() for spec in fields(Records)}
-        names, boxes = 0, 0
+        buffers = {spec.name: bytearray() for spec in fields(Records) if spec.name != "masks"}
+        names, boxes, masks = 0, 0, []
         for record in records:
             name = os.fsencode(record.path)
             names, boxes = names + len(name), boxes + len(record.boxes)
@@ -107,8 +112,11 @@ class Records(Sequence[ImageRecord]):
             values = (name, names, record.image_id, record.size, boxes, *of_boxes, record.exif)
             for (key, buffer), value in zip(buffers.items(), values, strict=True):
                 buffer += value if key == "names" else np.asarray(value, KINDS[key]).tobytes()
+            if record.masks is not None:
+                masks.append(record.masks)
         arrays = {key: np.frombuffer(buffer, KINDS[key]) for key, buffer in buffers.items()}
-        return Records(**{key: array.reshape(-1, *ROWS.get(key, ())) for key, array in arrays.items()})
+        arrays = {key: array.reshape(-1, *ROWS.get(key, ())) for key, array in arrays.items()}
+        return Records(**arrays, masks=np.concatenate(masks) if masks else None)
 
     def take(self, indices: np.ndarray) -> Records:
         """Some of the images, given their (n,) numbers."""
@@ -116,19 +124,31 @@ class Records(Sequence[ImageRecord]):
         boxes, ends = _runs(self.ends, indices)
         chosen = {"names": self.names[names], "name_ends": name_ends, "ends": ends}
         chosen |= {key: getattr(self, key)[indices] for key in ("image_ids", "sizes", "exif")}
-        return Records(**chosen, **{key: getattr(self, key)[boxes] for key in PER_BOX})
+        masks = None if self.masks is None else self.masks[boxes]
+        return Records(**chosen, **{key: getattr(self, key)[boxes] for key in PER_BOX}, masks=masks)
 
     @staticmethod
     def cat(parts: Sequence[Records]) -> Records:
         """The images of several data sets in a row."""
         if len(parts) == 1:
             return parts[0]
-        joined = {spec.name: np.concatenate([getattr(part, spec.name) for part in parts]) for spec in fields(Records)}
+        names = [spec.name for spec in fields(Records) if spec.name != "masks"]
+        joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
         for key, counted in (("name_ends", "names"), ("ends", "boxes")):
             starts = np.cumsum([0, *(len(getattr(part, counted)) for part in parts[:-1])])
             pairs = zip(parts, starts, strict=True)
             joined[key] = np.concatenate([getattr(part, key) + start for part, start in pairs])
-        return Records(**joined)
+        return Records(**joined, masks=_joined_masks(parts))
+
+
+def _joined_masks(parts: Sequence[Records]) -> np.ndarray | None:
+    """The masks of several data sets in a row; where one has none, the whole box."""
+    width = next((part.masks.shape[1] for part in parts if part.masks is not None), None)
+    if width is None:
+        return None
+    whole = np.full(width, 255, dtype=np.uint8)
+    rows = (np.broadcast_to(whole, (len(part.boxes), width)) if part.masks is None else part.masks for part in parts)
+    return np.concatenate(list(rows))
 
 
 def _runs(ends: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -37,7 +37,7 @@ class Place:
         """A folder, or ``FOLDER:SPLIT``.
 
         Raises:
-            UserError: there is no such folder.
+            UserError: there is no such folder, or it is a file.
         """
         folder = Path(word).expanduser()
         before, _, split = word.rpartition(SEPARATOR)
@@ -46,7 +46,7 @@ class Place:
         else:
             split = ""
         if not folder.is_dir():
-            raise UserError(f"{word}: no such folder")
+            raise UserError(f"{word}: " + ("is a file; give its folder" if folder.exists() else "no such folder"))
         return cls(Path(os.path.abspath(folder)), split)
 
     def part(self, names: tuple[str, ...]) -> DatasetConfig | None:

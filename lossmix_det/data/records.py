@@ -19,9 +19,11 @@ import numpy as np
 from lossmix_det.config import DatasetConfig
 from lossmix_det.data.doubts import REACHES_OUT, doubt_boxes
 from lossmix_det.data.images import Header, probe
+from lossmix_det.data.outlines import Outlines
 from lossmix_det.data.packed import ImageRecord, Records
 from lossmix_det.data.paths import ImageFolder, look_alike
 from lossmix_det.data.problems import Problems
+from lossmix_det.data.raw import RawImage, RawObject
 from lossmix_det.errors import UserError, nearest
 
 ROUNDING = 2.0  # pixels; a box that reaches out of the image by no more was rounded by the annotation tool
@@ -29,48 +31,6 @@ THINNEST = 0.01  # pixels; thinner boxes are slips of the mouse, and have no are
 LARGEST_ID = 2**63 - 1  # that an array holds
 
 CANNOT_BE_READ = ": image cannot be read ("
-
-
-@dataclass(frozen=True)
-class RawObject:
-    """One annotated object as it stands in its file.
-
-    Attributes:
-        where: file and line or index, for messages.
-        name: of its class.
-        box: ``xyxy`` float pixels; the first pixel begins at 0.
-        difficult: VOC: never scored, and trained on only if wanted.
-        crowd: COCO: a group of objects; neither trained on nor scored.
-        area: in square pixels; None takes the area of the box.
-        relative: the box is given in shares of the width and height of its image.
-    """
-
-    where: str
-    name: str
-    box: tuple[float, float, float, float]
-    difficult: bool = False
-    crowd: bool = False
-    area: float | None = None
-    relative: bool = False
-
-
-@dataclass(frozen=True)
-class RawImage:
-    """One image and its objects as they stand in the files.
-
-    Attributes:
-        where: file and line or index, for messages.
-        path: of the image file, which need not exist.
-        objects: empty if nothing is annotated, or the image is not labelled.
-        size: (width, height) in pixels as declared; None if it is not.
-        image_id: its number or name in a COCO file; None counts from 1.
-    """
-
-    where: str
-    path: Path
-    objects: list[RawObject]
-    size: tuple[int, int] | None = None
-    image_id: int | str | None = None
 
 
 @dataclass
@@ -83,7 +43,7 @@ class ImageSet:
         records: its images; a list is packed.
         labelled: whether the boxes are known; else every record is without boxes.
         category_ids: (K) the number of each class in the COCO file, else from 1.
-        fingerprint: 16 hexadecimal digits that change with files, sizes, boxes or classes.
+        fingerprint: 16 hexadecimal digits that change with files, sizes, boxes, classes or masks.
         problems: what was left out or noted.
         root: the folder that names of its images are relative to; empty: they are given without a folder.
         ids: what the file calls images whose id is no usual whole number, by their number in the records.
@@ -142,16 +102,31 @@ def class_names(images: list[RawImage]) -> list[str]:
     return sorted({item.name for image in images for item in image.objects})
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How a data set is read.
+
+    Args:
+        entry: further names, whose boxes are left out without being counted, and whether EXIF orientations are applied.
+        folder: that the images lie in; those that are not where their annotation says are looked for below it. None: it
+            is not known.
+        labelled: false if only the images are known.
+        masks: keep the outlines of objects, as masks.
+    """
+
+    entry: DatasetConfig
+    folder: Path | None
+    labelled: bool = True
+    masks: bool = False
+
+
 def build(
     name: str,
     images: list[RawImage],
     classes: list[str],
     known: list[str] | None,
     problems: Problems,
-    *,
-    entry: DatasetConfig,
-    folder: Path | None,
-    labelled: bool = True,
+    reading: Reading,
 ) -> ImageSet:
     """Check every image and object, and match classes by name.
 
@@ -162,17 +137,15 @@ def build(
         known: the names that the data set may use; boxes of those that are not in ``classes`` are left out and
             counted. None: the same as ``classes``.
         problems: raises or collects what is wrong.
-        entry: further names, whose boxes are left out without being counted, and whether EXIF orientations are applied.
-        folder: that the images lie in; those that are not where their annotation says are looked for below it. None: it
-            is not known.
-        labelled: false if only the images are known.
+        reading: how.
 
     Raises:
         UserError: something is wrong and is not to be skipped, or no image is left.
     """
     label_of = {label: index for index, label in enumerate(classes)}
-    names = _Names(set(known or classes), set(entry.ignore_classes))
-    files = _Files(ImageFolder(folder), problems, name, entry.exif)
+    names = _Names(set(known or classes), set(reading.entry.ignore_classes))
+    files = _Files(ImageFolder(reading.folder), problems, name, reading.entry.exif)
+    outlines = Outlines() if reading.masks else None
     left_out: Counter[str] = Counter()
     ids = _Ids(images)
 
@@ -182,15 +155,18 @@ def build(
             if found is None:
                 continue
             path, size = found
-            kept = [_checked_object(item, size, names, problems) for item in image.objects]
-            objects = [item for item in kept if item is not None]
-            left_out.update(item.name for item in objects if item.name not in label_of)
-            objects = [item for item in objects if item.name in label_of]
+            kept = [(item, _checked_object(item, size, names, problems)) for item in image.objects]
+            left_out.update(clean.name for _, clean in kept if clean is not None and clean.name not in label_of)
+            pairs = [(item, clean) for item, clean in kept if clean is not None and clean.name in label_of]
             about = {"path": path, "image_id": ids.number(image), "size": size[::-1], "exif": files.exif}
-            yield ImageRecord(**about, **_arrays(objects, [label_of[item.name] for item in objects]))
+            masks = outlines and outlines.masks([(item, clean.box) for item, clean in pairs], size)
+            objects = [clean for _, clean in pairs]
+            yield ImageRecord(**about, **_arrays(objects, [label_of[item.name] for item in objects]), masks=masks)
 
     records = Records.pack(checked())
-    files.report(labelled)
+    if outlines is not None:
+        records = outlines.report(name, problems, records)
+    files.report(reading.labelled)
     if left_out:
         counts = ", ".join(f"{count} {label}" for label, count in sorted(left_out.items()))
         problems.note(f"{name}: boxes left out because their class is not in data.classes: {counts}")
@@ -199,7 +175,8 @@ def build(
         raise UserError(f"data set {name!r} has no usable image{reason}")
     doubt_boxes(name, len(records.boxes), float(records.boxes.max(initial=0)), problems)
     fingerprint = _fingerprint(records, classes)
-    return ImageSet(name, classes, records, labelled, [], fingerprint, problems, str(folder or ""), ids.unusual)
+    root = str(reading.folder or "")
+    return ImageSet(name, classes, records, reading.labelled, [], fingerprint, problems, root, ids.unusual)
 
 
 class _Ids:
@@ -371,11 +348,13 @@ def _arrays(objects: list[RawObject], labels: list[int]) -> dict[str, np.ndarray
 
 
 def _fingerprint(records: Records, classes: list[str]) -> str:
-    """SHA-256 over names, byte counts, sizes and annotations: 16 digits that are the same wherever the data lies."""
+    """SHA-256 over names, byte counts, sizes, annotations and masks: 16 digits, the same wherever the data lies."""
     digest = hashlib.sha256("\n".join(classes).encode("utf-8", "surrogatepass"))
     for record in records:
         size = f" {record.path.stat().st_size} {record.size}{'' if record.exif else ' as stored'}"
         digest.update(os.fsencode(record.path.name) + size.encode())
         for values in (record.boxes, record.classes, record.difficult, record.crowd):
             digest.update(np.ascontiguousarray(values).tobytes())
+    if records.masks is not None:  # as what a run learns depends on them; without, it is what it always was
+        digest.update(np.ascontiguousarray(records.masks).tobytes())
     return digest.hexdigest()[:16]

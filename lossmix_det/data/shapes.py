@@ -29,6 +29,21 @@ HABIT = 0.5  # share of photographed objects that have the hue and texture of th
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """One object of a picture.
+
+    Attributes:
+        label: its class.
+        box: inclusive pixels (xmin, ymin, xmax, ymax), from 0.
+        outline: (n, 2) corners of a polygon, in pixels from the corner of the first.
+    """
+
+    label: str
+    box: tuple[int, ...]
+    outline: np.ndarray
+
+
+@dataclass(frozen=True)
 class Domain:
     """How the pictures of one domain come about; ``differs``: whether the gap makes them differ from photos."""
 
@@ -47,7 +62,7 @@ DOMAINS = {"photo": Domain(differs=False), "clipart": Domain(differs=True)}
 SPLITS = ("train", "test")
 NAMES = {f"shapes_{domain}_{split}": (domain, split) for domain in DOMAINS for split in SPLITS}
 
-VERSION = 3  # part of the folder's name; raised whenever the pictures change
+VERSION = 4  # part of the folder's name; raised whenever the files change
 FINE = 2  # drawn this many times larger, then reduced, for smooth edges
 ASPECTS = ((1.0, 1.0), (1.0, 4 / 3), (4 / 3, 1.0))  # height and width, in shorter sides
 
@@ -98,9 +113,7 @@ def _write_split(root: Path, domain: str, split: str, config: ShapesConfig) -> N
     (root / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names) + "\n")
 
 
-def draw_scene(
-    rng: np.random.Generator, domain: str, size: int, gap: float
-) -> tuple[np.ndarray, list[tuple[str, tuple[int, int, int, int]]]]:
+def draw_scene(rng: np.random.Generator, domain: str, size: int, gap: float) -> tuple[np.ndarray, list[Drawn]]:
     """One picture and its objects.
 
     Args:
@@ -110,7 +123,7 @@ def draw_scene(
         gap: probability in 0…1 with which each trait of a clip-art picture differs from a photo.
 
     Returns:
-        (H, W, 3) uint8 BGR, and (class name, inclusive 0-based pixel box) per object.
+        (H, W, 3) uint8 BGR, and its objects.
     """
     height, width = (round(size * side) for side in ASPECTS[rng.integers(len(ASPECTS))])
     drawn = DOMAINS[domain].is_drawn(rng, gap)
@@ -130,7 +143,7 @@ def draw_scene(
         else:
             usual = rng.random() < DOMAINS[domain].habit(gap)
             _paint(rng, canvas, mask, CLASSES.index(label) if usual else rng.integers(len(CLASSES)))
-        objects.append((label, _box(mask)))
+        objects.append(Drawn(label, _box(mask), _outline(mask)))
     image = cv2.resize(np.clip(canvas, 0, 255), (width, height), interpolation=cv2.INTER_AREA)
     if not drawn:
         image = _expose(rng, image)
@@ -141,6 +154,13 @@ def _box(mask: np.ndarray) -> tuple[int, ...]:
     """The box around a mask, in pixels of the finished picture."""
     ys, xs = np.nonzero(mask)
     return tuple(int(value) // FINE for value in (xs.min(), ys.min(), xs.max(), ys.max()))
+
+
+def _outline(mask: np.ndarray) -> np.ndarray:
+    """(n, 2) corners of the polygon around a mask, in pixels of the finished picture."""
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    contour = cv2.approxPolyDP(max(contours, key=cv2.contourArea), 0.7, True)  # to less than half a pixel
+    return (contour[:, 0] + 0.5) / FINE
 
 
 # ------------------------------------------------------------------------------------------------ outlines
@@ -302,15 +322,16 @@ def _draw(rng: np.random.Generator, canvas: np.ndarray, mask: np.ndarray) -> Non
 # ------------------------------------------------------------------------------------------------ VOC XML
 
 
-def _annotation(name: str, shape: tuple[int, ...], objects: list[tuple[str, tuple[int, int, int, int]]]) -> str:
-    """VOC counts pixels from 1 and includes the last."""
+def _annotation(name: str, shape: tuple[int, ...], objects: list[Drawn]) -> str:
+    """VOC counts pixels from 1 and includes the last; the middle of the first pixel is (1, 1)."""
     lines = ["<annotation>", "  <folder>JPEGImages</folder>", f"  <filename>{escape(name)}</filename>"]
     height, width = shape[:2]
     lines.append(f"  <size><width>{width}</width><height>{height}</height><depth>3</depth></size>")
-    for label, box in objects:
-        edges = "".join(
-            f"<{edge}>{value + 1}</{edge}>" for edge, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
-        )
-        lines += [f"  <object>\n    <name>{label}</name>", "    <difficult>0</difficult>"]
-        lines += [f"    <bndbox>{edges}</bndbox>", "  </object>"]
+    for drawn in objects:
+        names = ("xmin", "ymin", "xmax", "ymax")
+        edges = "".join(f"<{edge}>{value + 1}</{edge}>" for edge, value in zip(names, drawn.box, strict=True))
+        points = enumerate((drawn.outline + 0.5).tolist(), start=1)
+        corners = "".join(f"<x{number}>{x:g}</x{number}><y{number}>{y:g}</y{number}>" for number, (x, y) in points)
+        lines += [f"  <object>\n    <name>{drawn.label}</name>", "    <difficult>0</difficult>"]
+        lines += [f"    <bndbox>{edges}</bndbox>", f"    <polygon>{corners}</polygon>", "  </object>"]
     return "\n".join([*lines, "</annotation>"]) + "\n"

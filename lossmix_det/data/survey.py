@@ -18,7 +18,7 @@ from lossmix_det.data.holdout import part_of
 from lossmix_det.data.images import read
 from lossmix_det.data.packed import Records
 from lossmix_det.data.problems import SkippedProblems
-from lossmix_det.data.records import ImageSet, RawImage, RawObject, Unreadable, build, class_names
+from lossmix_det.data.records import ImageSet, RawImage, RawObject, Reading, Unreadable, build, class_names
 from lossmix_det.data.workers import batches, loading
 from lossmix_det.errors import UserError, first_line
 
@@ -118,6 +118,15 @@ def read_annotations(name: str, use: str, config: Config, classes: list[str] | N
     return result
 
 
+def leave_to(survey: Survey, earlier: Survey) -> None:
+    """Take out of a survey what another part of the same files, of which one is held out, has told already."""
+    files = [(each.entry.root, each.entry.annotations, each.entry.split) for each in (survey, earlier) if each.entry]
+    if len(files) < 2 or files[0] != files[1] or not survey.entry.holdout:
+        return
+    for lines, told in ((getattr(survey, name), getattr(earlier, name)) for name in ("faults", "notes", "left_out")):
+        lines[:] = [line for line in lines if line not in set(told)]
+
+
 def _read(result: Survey, config: Config, problems: SkippedProblems) -> None:
     entry, file_format = result.entry, FORMATS[result.entry.format]
     folder = file_format.image_folder(entry)
@@ -129,9 +138,8 @@ def _read(result: Survey, config: Config, problems: SkippedProblems) -> None:
     result.classes = result.classes or config.data.classes or known or class_names(images)
     if not images:
         raise UserError(f"data set {result.name!r} lists no image; check its root, split and format")
-    about = {"entry": entry, "folder": folder, "labelled": labelled}
     try:
-        result.image_set = build(result.name, images, result.classes, known, problems, **about)
+        result.image_set = build(result.name, images, result.classes, known, problems, Reading(entry, folder, labelled))
     finally:
         result.marked = _marked(images, problems.skipped)
     used = max(numbers.values(), default=0)

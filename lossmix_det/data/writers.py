@@ -215,6 +215,12 @@ class YoloWriter(Writer):
         (self.folder / "data.yaml").write_text(text, encoding="utf-8")
 
 
+def below_shared(image_set: ImageSet) -> ImageSet:
+    """The same images with names below the folder that all of them share."""
+    folders = {os.path.dirname(image_set.records.name(number)) for number in range(len(image_set))}
+    return replace(image_set, root=os.path.commonpath(folders)) if folders else image_set
+
+
 def _below_images(image_set: ImageSet) -> ImageSet:
     """The same images with names in which no folder is called ``images``.
 
@@ -226,8 +232,7 @@ def _below_images(image_set: ImageSet) -> ImageSet:
     folders = {os.path.dirname(image_set.file_name(record.path)) for record in image_set.records}
     if not any("images" in folder.split("/") for folder in folders):
         return image_set
-    shared = os.path.commonpath({os.path.dirname(record.path) for record in image_set.records})
-    moved = replace(image_set, root=shared)
+    moved = below_shared(image_set)
     for record in moved.records:
         if "images" in moved.file_name(record.path).split("/")[:-1]:
             raise UserError(

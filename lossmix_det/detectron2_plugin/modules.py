@@ -92,6 +92,7 @@ class _Weighted:
         """Under Detectron2's names."""
         stage, counters = self.weighted
         stage.watch = counters.scored.append
+        stage.announce(encoding, supervisions)
         losses = [stage.losses(encoding, supervision) for supervision in supervisions]
         counters.log()
         return {NAMES[name]: sum(of_truth[name] for of_truth in losses) for name in losses[0]}

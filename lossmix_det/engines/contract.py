@@ -7,7 +7,7 @@ having its methods: `HasFeatures`, `ScoresBoxes`, `MixesFeatures`, `HasBody`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -73,6 +73,14 @@ class Detector(nn.Module, ABC):
 
         Args:
             images: RGB, float in [0, 1] or uint8 in 0…255.
+        """
+
+    def announce(self, encoding: Encoding, supervisions: Sequence[Supervision]) -> None:  # noqa: B027
+        """Say for which supervisions `losses` will be asked, so that what these share can be computed at once.
+
+        Args:
+            encoding: of the images.
+            supervisions: each is then given to `losses` once, the very object. Nothing else changes.
         """
 
     @abstractmethod

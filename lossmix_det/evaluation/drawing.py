@@ -1,158 +1,122 @@
-"""Drawing boxes on images."""
+"""Pictures beside one another: a grid with names and titles, and images before and after adaptation."""
 
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # no window, also where there is a screen
-
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.patheffects import withStroke
-from matplotlib.text import Text
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from lossmix_det.data.images import read
 from lossmix_det.data.packed import ImageRecord
 from lossmix_det.data.records import ImageSet
-from lossmix_det.evaluation.lettering import lettered
+from lossmix_det.evaluation.lettering import lettered_file
+from lossmix_det.evaluation.pictures import COLOURS, draw_marks, font_of, marks_of
 from lossmix_det.files import write_atomically
 from lossmix_det.structures import Instances
 
-COLOURS = ("#e6550d", "#3182bd", "#31a354", "#756bb1")
 SHOWN = 0.5  # least score of a drawn detection
-FONT_SIZE, PAD = 7, 1  # of labels, in points
-
-Area = tuple[float, float, float, float]  # x1, y1, x2, y2
-
-
-def draw_instances(axis: Axes, instances: Instances, classes: list[str], colour: str, weight: float = 1.0) -> None:
-    """Draw boxes with their class names; the less a box weighs, the fainter it is.
-
-    Args:
-        axis: that shows the image.
-        instances: N boxes; weights or scores of their own are written beside the names.
-        classes: names of the K classes.
-        colour: of boxes and names.
-        weight: of boxes without weights or scores of their own, in [0, 1].
-    """
-    values = instances.weights if instances.weights is not None else instances.scores
-    for index, box in enumerate(instances.boxes.tolist()):
-        strength = weight if values is None else float(values[index])
-        text = BoxText(classes, int(instances.classes[index]), None if values is None else strength)
-        draw_box(axis, box, text, colour, strength)
+SIDE, LETTERS = 210, 9  # of a picture of a grid in pixels, and of the labels on it
+GAP = 6  # pixels between pictures
+LARGE, SMALL, LEAST = 15, 11, 7  # pixels: letters of names, of titles, and of titles that would be too wide
 
 
-class BoxText:
-    """The text beside a box: the name of a class in letters that can be drawn, and a number.
+@dataclass(frozen=True)
+class Tile:
+    """A picture of a grid.
 
     Args:
-        classes: names of the K classes.
-        index: of the class.
-        value: of the box, such as its score; absent: the name alone.
+        pixels: (h, w, 3) uint8 RGB.
+        title: above it.
+        colour: of the title.
     """
 
-    def __init__(self, classes: Sequence[str], index: int, value: float | None = None) -> None:
-        name, self.letters = lettered(classes[index], f"class {index + 1}")
-        self.text = name if value is None else f"{name} {value:.2f}"
+    pixels: np.ndarray
+    title: str = ""
+    colour: str = "black"
 
 
-def draw_box(axis: Axes, box: Sequence[float], label: BoxText, colour: str, strength: float = 1.0) -> None:
-    """Draw a box and its label, which lies inside the image and on no other label if there is room.
+# What stands above a row, and its pictures; None leaves a place empty.
+GridRow = tuple[str, Sequence[Tile | None]]
+
+
+def draw_grid(rows: Sequence[GridRow], heads: Sequence[str] = (), title: str = "") -> Image.Image:
+    """Draw rows of pictures, each below its name.
 
     Args:
-        axis: that shows the image.
-        box: ``xyxy`` pixels.
-        label: its text.
-        colour: of the box, and behind the text.
-        strength: in [0, 1]; the less, the fainter.
+        rows: with at least one picture.
+        heads: of the columns.
+        title: of it all.
     """
-    text = label.text
-    x1, y1, x2, y2 = box
-    alpha = 0.35 + 0.65 * min(strength, 1.0)
-    outline = [withStroke(linewidth=3.2, foreground="white", alpha=0.6 * alpha)]  # to be seen on any picture
-    rectangle = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=1.8, alpha=alpha)
-    rectangle.set_path_effects(outline)
-    axis.add_patch(rectangle)
-    x, y, _, _ = _place(box, _extent(axis, text), [_area_of(axis, other) for other in axis.texts], _frame(axis))
-    behind = {"facecolor": colour, "edgecolor": "none", "pad": PAD, "alpha": 0.45 + 0.4 * min(strength, 1.0)}
-    axis.text(x, y, text, color="white", fontsize=FONT_SIZE, bbox=behind, va="top", ha="left", **label.letters)
+    columns = max(len(tiles) for _, tiles in rows)
+    cells = [[*tiles, *[None] * (columns - len(tiles))] for _, tiles in rows]
+    widths = [max((tile.pixels.shape[1] for tile in column if tile), default=0) for column in zip(*cells, strict=True)]
+    lefts = list(accumulate((width + GAP for width in widths), initial=GAP))
+    strips = [_strip([title], [GAP], [lefts[-1] - 2 * GAP], LARGE)] if title else []
+    strips += [_strip(heads, lefts, widths, SMALL)] if heads else []
+    for (name, _), tiles in zip(rows, cells, strict=True):
+        strips += [_strip([name], [GAP], [lefts[-1] - 2 * GAP], LARGE)] if name else []
+        titles = [tile.title if tile else "" for tile in tiles]
+        colours = [tile.colour if tile else "black" for tile in tiles]
+        strips += [_strip(titles, lefts, widths, SMALL, colours)] if any(titles) else []
+        strips.append(_beside(tiles, lefts))
+    return _stacked(strips)
 
 
-def _place(
-    box: Sequence[float], extent: tuple[float, float], taken: Sequence[Area], frame: tuple[float, float]
-) -> Area:
-    """Where a label goes: of the places at the corners of its box, the one that covers least of other labels.
-
-    Args:
-        box: ``xyxy``.
-        extent: (width, height) of the label.
-        taken: by other labels.
-        frame: (width, height) of the image, in which labels stay.
-    """
-    (x1, y1, x2, y2), (width, height) = box, extent
-    corners = [(x, y) for y in (y1 - height, y1, y2 - height, y2) for x in (x1, x2 - width)]
-    places = []
-    for x, y in corners:
-        x, y = (max(min(low, whole - side), 0.0) for low, whole, side in zip((x, y), frame, extent, strict=True))
-        places.append((x, y, x + width, y + height))
-    return min(places, key=lambda place: sum(_overlap(place, other) for other in taken))
+def _strip(
+    texts: Sequence[str], lefts: Sequence[int], widths: Sequence[int], size: int, colours: Sequence[str] = ()
+) -> Image.Image:
+    """Texts beside one another, each no wider than its place where letters that can be read allow it."""
+    strip = Image.new("RGB", (lefts[len(texts) - 1] + widths[len(texts) - 1] + GAP, size + GAP), "white")
+    draw = ImageDraw.Draw(strip)
+    for index, text in enumerate(texts):
+        shown, path = lettered_file(" ".join(text.split()), f"name {index + 1}")
+        font = _fitting(path, shown, size, widths[index])
+        place = (lefts[index], (size + GAP) / 2)
+        draw.text(place, shown, fill=colours[index] if colours else "black", font=font, anchor="lm")
+    return strip
 
 
-def _overlap(one: Area, other: Area) -> float:
-    sides = (min(one[axis + 2], other[axis + 2]) - max(one[axis], other[axis]) for axis in (0, 1))
-    return math.prod(max(side, 0.0) for side in sides)
+def _fitting(path: str, text: str, size: int, width: int) -> ImageFont.FreeTypeFont:
+    sizes = (letters for letters in range(size, LEAST, -1) if font_of(path, letters).getlength(text) <= width)
+    return font_of(path, next(sizes, LEAST))
 
 
-def _frame(axis: Axes) -> tuple[float, float]:
-    rows, columns = axis.images[0].get_size()
-    return columns - 0.5, rows - 0.5
+def _beside(tiles: Sequence[Tile | None], lefts: Sequence[int]) -> Image.Image:
+    height = max((tile.pixels.shape[0] for tile in tiles if tile), default=0)
+    strip = Image.new("RGB", (lefts[-1], height + GAP), "white")
+    for tile, left in zip(tiles, lefts, strict=False):
+        if tile is not None:
+            strip.paste(Image.fromarray(tile.pixels), (left, 0))
+    return strip
 
 
-def _extent(axis: Axes, text: str) -> tuple[float, float]:
-    """(width, height) of a label in pixels of the image, a little more than it will be."""
-    figure, place, (columns, rows) = axis.get_figure(), axis.get_position(), _frame(axis)
-    width, height = place.width * figure.get_figwidth() * 72, place.height * figure.get_figheight() * 72
-    pixels = max(columns / width, rows / height)  # to a point
-    return (0.62 * FONT_SIZE * len(text) + 2 * PAD) * pixels, (1.2 * FONT_SIZE + 2 * PAD) * pixels
+def _stacked(strips: Sequence[Image.Image]) -> Image.Image:
+    *tops, height = accumulate((strip.height for strip in strips), initial=GAP)
+    grid = Image.new("RGB", (max(strip.width for strip in strips), height), "white")
+    for strip, top in zip(strips, tops, strict=True):
+        grid.paste(strip, (0, top))
+    return grid
 
 
-def _area_of(axis: Axes, label: Text) -> Area:
-    (x, y), (width, height) = label.get_position(), _extent(axis, label.get_text())
-    return x, y, x + width, y + height
-
-
-def hide_ticks(axis: Axes) -> None:
-    """Take the numbers off both axes."""
-    axis.set_xticks([])
-    axis.set_yticks([])
-
-
-def save(figure: Figure, path: Path, dpi: int = 64, colours: int | None = None) -> None:
-    """Write a figure as PNG, atomically, and close it.
+def save(picture: Image.Image, path: Path, colours: int | None = None) -> None:
+    """Write a picture as PNG, atomically.
 
     Args:
-        figure: to write.
+        picture: to write.
         path: of the PNG.
-        dpi: pixels to an inch.
         colours: at most so many different ones, up to 256, which makes photos a third as large; absent: all.
     """
-    content = io.BytesIO()
-    figure.savefig(content, dpi=dpi, format="png")
-    plt.close(figure)
     if colours:
-        picture = Image.open(content).convert("RGB").quantize(colours, dither=Image.Dither.NONE)
-        picture.save(content := io.BytesIO(), format="png", optimize=True)
+        picture = picture.quantize(colours, dither=Image.Dither.NONE)
+    content = io.BytesIO()
+    picture.save(content, format="png", optimize=True)
     write_atomically(path, content.getvalue())
 
 
@@ -175,24 +139,22 @@ def draw_before_after(
         high_bit_depth: how 16-bit images are read.
     """
     chosen = np.unique(np.linspace(0, len(image_set) - 1, min(count, len(image_set))).round().astype(int))
-    rows = [("truth", None)] if image_set.labelled else []
-    rows += [("before", before), ("after", after)]
-    figure, axes = plt.subplots(len(rows), len(chosen), figsize=(2.4 * len(chosen), 2.1 * len(rows)), squeeze=False)
-    for row, (title, _) in enumerate(rows):
-        axes[row][0].set_ylabel(title, fontsize=12)
-    for column, record in enumerate(image_set.records[index] for index in chosen):
-        image = read(record.path, high_bit_depth, exif=record.exif)
-        for row, (_, results) in enumerate(rows):
-            axis = axes[row][column]
-            axis.imshow(image)
-            hide_ticks(axis)
-            instances = _truth(record) if results is None else _detections(results, record, image_set)
-            draw_instances(axis, instances, image_set.classes, COLOURS[row - len(rows)])
-    name, letters = lettered(image_set.name, "test set")
-    title = f"{name}: detections scoring at least {SHOWN}, before and after adaptation"
-    figure.suptitle(title, fontsize=11, **letters)
-    figure.tight_layout()
-    save(figure, path)
+    records = [image_set.records[int(index)] for index in chosen]
+    images = [read(record.path, high_bit_depth, exif=record.exif) for record in records]
+    rows = {"truth": [_truth(record) for record in records]} if image_set.labelled else {}
+    for name, results in (("before", before), ("after", after)):
+        rows[name] = [_detections(results, record, image_set) for record in records]
+    colours = dict(zip(("before", "after", "truth"), COLOURS, strict=False))
+    grid = [
+        (name, [_tile(*pair, image_set.classes, colours[name]) for pair in zip(images, found, strict=True)])
+        for name, found in rows.items()
+    ]
+    title = f"{image_set.name}: detections scoring at least {SHOWN}, before and after adaptation"
+    save(draw_grid(grid, title=title), path, colours=256)
+
+
+def _tile(pixels: np.ndarray, found: Instances, classes: Sequence[str], colour: str) -> Tile:
+    return Tile(draw_marks(pixels, marks_of(found, colour), classes, SIDE, LETTERS))
 
 
 def _truth(record: ImageRecord) -> Instances:

@@ -132,7 +132,7 @@ def follow(truth: Instances, mask: Tensor, blocks: Tensor, canvas: Size, least: 
         least: of the box, and of the box around its pieces, the share that is seen; under either the box is dropped.
 
     Returns:
-        The boxes that are kept, and (N,) the share of each, as it was before, that is seen.
+        The boxes that are kept, without masks, and (N,) the share of each, as it was before, that is seen.
     """
     cells, scale = _Cells(mask, blocks), np.array([mask.shape[1] / canvas[1], mask.shape[0] / canvas[0]] * 2)
     before = truth.boxes.detach().cpu().double().numpy() * scale
@@ -142,7 +142,7 @@ def follow(truth: Instances, mask: Tensor, blocks: Tensor, canvas: Size, least: 
     own, around = (seen / area for area in areas)
     kept = torch.from_numpy((seen > 0) & (own >= least) & (around >= least)).to(truth.boxes.device)
     boxes, visible = (torch.from_numpy(values).to(truth.boxes) for values in (after / scale, own.clip(max=1)))
-    return replace(truth, boxes=boxes)[kept], visible[kept]
+    return replace(truth, boxes=boxes, masks=None)[kept], visible[kept]
 
 
 class _Cells:

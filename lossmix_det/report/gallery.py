@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lossmix_det.data.images import read
 from lossmix_det.data.packed import ImageRecord
 from lossmix_det.data.records import ImageSet
 from lossmix_det.evaluation.diagnosis import SURE, Diagnosis, Found, Judged, detections_by_image
+from lossmix_det.evaluation.pictures import marks_of
 from lossmix_det.report.run_folder import RunFolder
 from lossmix_det.report.thumbnails import DETECTED, TRUTH, Thumbnail, thumbnail
 from lossmix_det.structures import Instances
@@ -36,8 +38,7 @@ def gallery(
     """
     found = detections_by_image(image_set, detections)
     if diagnosis is None:
-        spread = np.unique(np.linspace(0, len(image_set) - 1, min(SHOWN, len(image_set))).round().astype(int))
-        chosen = {"A few images": [(int(index), "") for index in spread]}
+        chosen = {"A few images": [(index, "") for index in evenly(len(image_set), SHOWN)]}
     else:
         told = [(one.index, _verdict(one)) for one in diagnosis.images]
         worst, rest = told[:SHOWN], told[SHOWN:]
@@ -59,15 +60,16 @@ def snapshots_gallery(
     run: RunFolder, target_sets: Sequence[ImageSet], high_bit_depth: str
 ) -> dict[str, list[Thumbnail]]:
     """A row for each image that the teacher's labels were followed on, with a picture of each of some evaluations."""
+    taken = read_snapshots(run.path)
+    return _rows([taken[index] for index in evenly(len(taken), STEPS_SHOWN)], target_sets, high_bit_depth)
+
+
+def _rows(
+    snapshots: Sequence[dict[str, Any]], target_sets: Sequence[ImageSet], high_bit_depth: str
+) -> dict[str, list[Thumbnail]]:
     known = {str(record.path): (image_set, record) for image_set in target_sets for record in _few(image_set)}
     rows: dict[str, list[Thumbnail]] = {}
-    taken = read_snapshots(run.path)
-    steps = (
-        [taken[index] for index in np.unique(np.linspace(0, len(taken) - 1, STEPS_SHOWN).round().astype(int))]
-        if taken
-        else []
-    )
-    for snapshot in steps:
+    for snapshot in snapshots:
         for of_image in snapshot["images"]:
             if of_image["path"] not in known:
                 continue
@@ -75,6 +77,19 @@ def snapshots_gallery(
             picture = _labelled(image_set, record, of_image, snapshot["step"], high_bit_depth)
             rows.setdefault(image_set.file_name(record.path), []).extend(picture)
     return rows
+
+
+def last_snapshots(folder: Path, target_sets: Sequence[ImageSet], high_bit_depth: str) -> list[Thumbnail]:
+    """What the teacher labelled last on the images that are followed; empty before it has."""
+    rows = _rows(read_snapshots(folder)[-1:], target_sets, high_bit_depth)
+    return [picture for row in rows.values() for picture in row]
+
+
+def on_followed(image_set: ImageSet, detections: list[dict[str, Any]], high_bit_depth: str) -> list[Thumbnail]:
+    """Detections on the images of a test set that are followed."""
+    chosen = replace(image_set, records=image_set.records.take(followed(image_set)))
+    found = detections_by_image(chosen, detections)
+    return _readable((chosen, index, one, "", high_bit_depth) for index, one in enumerate(found))
 
 
 def read_snapshots(folder: Path) -> list[dict[str, Any]]:
@@ -88,7 +103,12 @@ def read_snapshots(folder: Path) -> list[dict[str, Any]]:
 
 def followed(image_set: ImageSet, count: int = 4) -> np.ndarray:
     """Indices of the images of a target that pseudo-labels are followed on: evenly spread, and always the same."""
-    return np.unique(np.linspace(0, len(image_set) - 1, min(count, len(image_set))).round().astype(int))
+    return np.array(evenly(len(image_set), count), dtype=np.int64)
+
+
+def evenly(of: int, count: int) -> list[int]:
+    """At most so many of the numbers below another, from the first to the last, evenly spread."""
+    return np.unique(np.linspace(0, of - 1, min(count, of)).round().astype(int)).tolist()
 
 
 def _few(image_set: ImageSet) -> list[ImageRecord]:
@@ -107,14 +127,13 @@ def _readable(wanted: Iterable[tuple[ImageSet, int, Found, str, str]]) -> list[T
         sure = found.scores >= SURE
         boxes, classes = torch.from_numpy(found.boxes[sure]), torch.from_numpy(found.classes[sure])
         detected = Instances(boxes.float(), classes, torch.from_numpy(found.scores[sure]).float())
-        drawn = [(detected, DETECTED)]
+        marks = marks_of(detected, DETECTED)
         if image_set.labelled:
-            truth = Instances(torch.from_numpy(record.boxes), torch.from_numpy(record.classes))
-            drawn.insert(0, (truth, TRUTH))
+            marks += marks_of(Instances(torch.from_numpy(record.boxes), torch.from_numpy(record.classes)), TRUTH)
         name = image_set.file_name(record.path)
         caption = f"{name}: {words}" if words else name
         text = f"{name} with {len(record.boxes)} objects and {int(sure.sum())} detections"
-        pictures.append(thumbnail(pixels, drawn, image_set.classes, caption, text))
+        pictures.append(thumbnail(pixels, marks, image_set.classes, caption, text))
     return pictures
 
 
@@ -129,4 +148,4 @@ def _labelled(
     except (OSError, KeyError, ValueError, TypeError):
         return []
     text = f"{image_set.file_name(record.path)} with {len(boxes)} pseudo-labels at step {step}"
-    return [thumbnail(pixels, [(instances, DETECTED)], image_set.classes, f"step {step}", text)]
+    return [thumbnail(pixels, marks_of(instances, DETECTED), image_set.classes, f"step {step}", text)]

@@ -7,21 +7,21 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from matplotlib import colors
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from PIL import Image, ImageColor
 from torch import Tensor
 from torch.nn import functional as F
 
 from lossmix_det.config import MixingConfig
-from lossmix_det.evaluation.drawing import COLOURS, BoxText, draw_box
+from lossmix_det.evaluation.drawing import Tile, draw_grid
+from lossmix_det.evaluation.pictures import Mark, draw_marks, marks_of
 from lossmix_det.mixing import RULES, Mix, Recipe, blend, supervise
 from lossmix_det.mixing.saliency import covered
+from lossmix_det.report.sheets import COLOURS, as_bytes
 from lossmix_det.structures import ImageBatch, Instances, Size, Supervision
 
 SOURCE_COLOURS = (*COLOURS, "#c51b7d", "#8c6d31", "#1b9e9e", "#636363")  # of sources, in order
-INCHES, TITLE, HEAD = 2.0, 0.2, 0.24  # width of a picture, height of its title, height of the names of columns
+SIDE, LETTERS = 160, 8  # of a picture and of its labels, in pixels
+HEAT = ("#000004", "#420a68", "#932667", "#dd513a", "#fca50a", "#fcffa4")  # of saliency, from none to the most
 
 
 @dataclass(frozen=True)
@@ -61,16 +61,6 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Label:
-    """A box of an image, with its weight where the image is mixed."""
-
-    box: Sequence[float]
-    class_index: int
-    weight: float | None
-    colour: str
-
-
-@dataclass(frozen=True)
 class MixedPicture:
     """A mixed image, what it was made of, and what it is taught.
 
@@ -78,13 +68,13 @@ class MixedPicture:
         pixels: (H, W, 3) in [0, 1].
         sources: of which anything is seen, the image itself first.
         masks: (H, W, 3) the colour of each source where it is seen; absent: shares everywhere.
-        labels: the boxes of every truth.
+        labels: the boxes of every truth with their weights.
     """
 
     pixels: np.ndarray
     sources: list[Seen]
     masks: np.ndarray | None
-    labels: list[Label]
+    labels: list[Mark]
 
 
 def explain(drawn: Drawn, supervision: Supervision, recipe: Recipe) -> list[MixedPicture]:
@@ -126,7 +116,7 @@ def _colour(source: int) -> str:
     return SOURCE_COLOURS[source % len(SOURCE_COLOURS)]
 
 
-def _labels(supervisions: Sequence[Supervision], index: int, colours: Iterator[str]) -> list[Label]:
+def _labels(supervisions: Sequence[Supervision], index: int, colours: Iterator[str]) -> list[Mark]:
     labels = []
     for supervision in supervisions:
         truth, weight = supervision.truths[index], float(supervision.class_weights[index])
@@ -134,7 +124,7 @@ def _labels(supervisions: Sequence[Supervision], index: int, colours: Iterator[s
             continue
         weights = torch.ones(len(truth)) if truth.weights is None else truth.weights
         rows = zip(truth.boxes.tolist(), truth.classes.tolist(), (weight * weights).tolist(), strict=True)
-        labels += [Label(*row, next(colours)) for row in rows]
+        labels += [Mark(box, next(colours), label, value, value) for box, label, value in rows]
     return labels
 
 
@@ -161,7 +151,7 @@ def _mask_colours(mix: Mix, index: int, canvas: Size, size: Size) -> np.ndarray 
     if mix.masks is None:
         return None
     shown = torch.stack([_over(mask, canvas, size) for mask in mix.masks[index]])  # (K, H, W)
-    palette = torch.tensor([colors.to_rgb(_colour(k)) for k in range(len(shown))], dtype=shown.dtype)
+    palette = torch.tensor([ImageColor.getrgb(_colour(k)) for k in range(len(shown))], dtype=shown.dtype) / 255
     return torch.einsum("khw,kc->hwc", shown, palette).clamp(0, 1).numpy()
 
 
@@ -176,72 +166,52 @@ def _shown(pixels: Tensor, size: Size) -> np.ndarray:
     return pixels[:, :height, :width].permute(1, 2, 0).clamp(0, 1).cpu().numpy()
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A picture of the sheet."""
-
-    pixels: np.ndarray
-    title: str = ""
-    colour: str = "black"
-    labels: Sequence[Label] = ()
-
-
 # What a column shows: the kind, and the number of the source.
 Column = tuple[int, int]
 SOURCE, SALIENCY, MASKS, MIXED = range(4)
 
 
-def draw_mixed(pictures: list[MixedPicture], classes: list[str]) -> Figure:
+def draw_mixed(pictures: list[MixedPicture], classes: list[str]) -> Image.Image:
     """Draw a row for each mixed image: its sources, their saliency, the masks, and the image with every box taught.
 
     Args:
         pictures: of the rows.
         classes: names of the K classes.
     """
-    rows = [_cells(picture) for picture in pictures]
+    rows = [_tiles(picture, classes) for picture in pictures]
     columns = sorted({column for row in rows for column in row})
-    aspect = max(cell.pixels.shape[0] / cell.pixels.shape[1] for row in rows for cell in row.values())
-    height = (INCHES * min(aspect, 2) + TITLE) * len(rows) + HEAD
-    figure, axes = plt.subplots(len(rows), len(columns), figsize=(INCHES * len(columns), height), squeeze=False)
-    figure.subplots_adjust(0.005, 0.01, 0.995, 1 - (HEAD + TITLE) / height, 0.03, TITLE / INCHES)
-    for row, cells in zip(axes, rows, strict=True):
-        for axis, column in zip(row, columns, strict=True):
-            axis.axis("off")
-            axis.set_anchor("N")
-            if column in cells:
-                _draw(axis, cells[column], classes)
-    for axis, column in zip(axes[0], columns, strict=True):
-        place = axis.get_position()
-        figure.text((place.x0 + place.x1) / 2, 1 - 0.06 / height, _head(column, columns), ha="center", va="top")
-    return figure
+    heads = [head_of(column, columns) for column in columns]
+    return draw_grid([("", [row.get(column) for column in columns]) for row in rows], heads)
 
 
-def _head(column: Column, columns: Sequence[Column]) -> str:
+def head_of(column: Column, columns: Sequence[Column]) -> str:
+    """What stands above a column, given all of them."""
     kind, source = column
     several = (SOURCE, 2) in columns
     name = "image" if not source else f"partner {source}" if several else "partner"
     return {SOURCE: name, SALIENCY: f"saliency of the {name}", MASKS: "masks", MIXED: "mixed image"}[kind]
 
 
-def _cells(picture: MixedPicture) -> dict[Column, Cell]:
-    cells = {(MIXED, 0): Cell(picture.pixels, "boxes with their weights", labels=picture.labels)}
+def _tiles(picture: MixedPicture, classes: list[str]) -> dict[Column, Tile]:
+    tiles = {(MIXED, 0): _tile(picture.pixels, classes, picture.labels, "boxes with their weights")}
     if picture.masks is not None:
-        cells[MASKS, 0] = Cell(picture.masks)
+        tiles[MASKS, 0] = _tile(picture.masks, classes)
     for seen in picture.sources:
-        labels = [
-            Label(box, number, None, seen.colour)
-            for box, number in zip(seen.truth.boxes.tolist(), seen.truth.classes.tolist(), strict=True)
-        ]
-        cells[SOURCE, seen.number] = Cell(seen.pixels, seen.title, seen.colour, labels)
+        marks = [replace(mark, value=None) for mark in marks_of(seen.truth, seen.colour)]
+        tiles[SOURCE, seen.number] = _tile(seen.pixels, classes, marks, seen.title, seen.colour)
         if seen.saliency is not None:
-            heat = plt.get_cmap("inferno")(seen.saliency / max(float(seen.saliency.max()), 1e-12))[:, :, :3]
-            cells[SALIENCY, seen.number] = Cell(heat)
-    return cells
+            tiles[SALIENCY, seen.number] = _tile(_heat(seen.saliency), classes)
+    return tiles
 
 
-def _draw(axis: Axes, cell: Cell, classes: list[str]) -> None:
-    axis.imshow(cell.pixels)
-    axis.set_title(cell.title, fontsize=7.5, color=cell.colour, pad=2)
-    for label in cell.labels:
-        strength = 1.0 if label.weight is None else label.weight
-        draw_box(axis, label.box, BoxText(classes, label.class_index, label.weight), label.colour, strength)
+def _heat(saliency: np.ndarray) -> np.ndarray:
+    """(H, W, 3) in [0, 1]: the brighter, the more of (H, W)."""
+    share = saliency / max(float(saliency.max()), 1e-12)
+    stops, palette = np.linspace(0, 1, len(HEAT)), np.array([ImageColor.getrgb(colour) for colour in HEAT]) / 255
+    return np.stack([np.interp(share, stops, palette[:, channel]) for channel in range(3)], axis=2)
+
+
+def _tile(
+    pixels: np.ndarray, classes: list[str], marks: Sequence[Mark] = (), title: str = "", colour: str = "black"
+) -> Tile:
+    return Tile(draw_marks(as_bytes(pixels), marks, classes, SIDE, LETTERS), title, colour)

@@ -5,12 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lossmix_det.data.records import ImageSet
 from lossmix_det.evaluation.detect import METRICS
@@ -18,75 +15,14 @@ from lossmix_det.evaluation.tables import TITLES
 from lossmix_det.files import write_atomically
 from lossmix_det.report.charts import comparison_charts, diagnosis_charts, run_charts
 from lossmix_det.report.gallery import gallery, snapshots_gallery
-from lossmix_det.report.plots import Chart
+from lossmix_det.report.mixed_batch import mixed_gallery
 from lossmix_det.report.run_folder import RunFolder
-from lossmix_det.report.thumbnails import Thumbnail
+from lossmix_det.report.sections import Cell, Header, Section, Table, render
 
 log = logging.getLogger(__name__)
 
 PAGE = "report.html"
 CLASSES_SHOWN = 20  # of a confusion table; the most confused of more
-
-
-@dataclass
-class Section:
-    """A part of the page with a heading; empty parts are left out.
-
-    Args:
-        title: its heading.
-        text: a sentence below it.
-        charts: beside one another.
-        tables: (head, rows) of text.
-        rows: of pictures, by the words before each row.
-        wide: pictures of a row are small and many.
-    """
-
-    title: str
-    text: str = ""
-    charts: list[Chart] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
-    rows: dict[str, list[Thumbnail]] = field(default_factory=dict)
-    wide: bool = False
-
-    @property
-    def anchor(self) -> str:
-        """What links to it."""
-        return "".join(letter if letter.isalnum() else "-" for letter in self.title.lower())
-
-    def __bool__(self) -> bool:
-        return bool(self.charts or self.tables or self.rows)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A number of a table.
-
-    Args:
-        text: as it is written.
-        share: in [0, 1], drawn as a bar or shade behind it; absent: none.
-    """
-
-    text: str
-    share: float | None = None
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of numbers.
-
-    Args:
-        caption: above it.
-        head: of the columns, those of `names` first.
-        rows: names, then cells.
-        names: how many columns are names.
-        shaded: shares are shades of the cell; otherwise bars.
-    """
-
-    caption: str
-    head: list[str]
-    rows: list[tuple[list[str], list[Cell]]]
-    names: int = 1
-    shaded: bool = False
 
 
 def write_page(
@@ -96,6 +32,7 @@ def write_page(
     detections: Mapping[str, list[dict[str, Any]]] | None = None,
     *,
     high_bit_depth: str = "full",
+    references: Mapping[str, RunFolder] | None = None,
 ) -> Path:
     """Write ``report.html`` into the folder of a run.
 
@@ -105,13 +42,14 @@ def write_page(
         target_sets: that pseudo-labels were followed on.
         detections: COCO results by test set; absent: those that the run wrote when it ended.
         high_bit_depth: how 16-bit images are read.
+        references: other runs that the scores are held to, by what they are: source-only, oracle.
 
     Returns:
         The path of the page.
     """
     run = RunFolder(folder)
     sections = [
-        Section("Scores", SCORES, tables=[scores_table({"": run})]),
+        Section("Scores", SCORES, tables=[scores_table({"": run}, references)]),
         Section("Curves", charts=run_charts(run)),
         Section("Classes", CLASSES, tables=class_tables(run)),
     ]
@@ -119,52 +57,68 @@ def write_page(
         found = detections.get(image_set.name) if detections is not None else run.detections(image_set.name)
         if found is not None:
             sections += _of_test_set(image_set, found, high_bit_depth)
-    sections.append(Section("Pseudo-labels over time", SNAPSHOTS, wide=True))
-    sections[-1].rows = snapshots_gallery(run, target_sets, high_bit_depth)
+    followed = snapshots_gallery(run, target_sets, high_bit_depth)
+    sections.append(Section("Pseudo-labels over time", SNAPSHOTS, rows=followed, wide=True))
+    sections.append(Section("A mixed batch", MIXED, rows=mixed_gallery(folder)))
     path = folder / PAGE
     details = {"Settings": run.config_text, "Data problems": run.problems_text}
-    write_atomically(path, _render(run.name, _status(run), _facts(run), sections, details))
+    write_atomically(path, render(Header(run.name, _status(run), _facts(run)), sections, details))
     return path
 
 
-def write_comparison(runs: Sequence[RunFolder], path: Path) -> None:
+def write_comparison(runs: Sequence[RunFolder], path: Path, references: Mapping[str, RunFolder] | None = None) -> None:
     """Write a page of several runs side by side.
 
     Args:
         runs: whose names differ.
         path: of the page.
+        references: as of `write_page`.
     """
     named = {run.name: run for run in runs}
     sections = [
-        Section("Scores", SCORES, tables=[scores_table(named)]),
+        Section("Scores", SCORES, tables=[scores_table(named, references)]),
         Section("Curves", charts=comparison_charts(named)),
         Section("Classes", CLASSES, tables=[table for run in runs for table in class_tables(run, run.name)]),
     ]
     facts = [(name, f"{run.path}: {_status(run)}") for name, run in named.items()]
     details = {f"Settings of {name}": run.config_text for name, run in named.items()}
-    write_atomically(path, _render(f"{len(runs)} runs", "side by side", facts, sections, details))
+    write_atomically(path, render(Header(f"{len(runs)} runs", "side by side", facts), sections, details))
 
 
 SCORES = (
     "Average precision in percent. COCO's AP is the mean over IoU 0.5 to 0.95; AP50 and PASCAL VOC's are at IoU 0.5. "
-    "The model in the last row of a test set is the one that the run reports."
+    "Of its models, a run reports the one in the last row of a test set."
 )
 CLASSES = "AP50 in percent for each class, by model."
 SNAPSHOTS = (
     "What the teacher labelled on a few target images, evaluation by evaluation: the boxes that would be taught."
 )
+MIXED = (
+    "Images that the student was taught in one step, with the boxes of every truth. Weights say how much of the loss "
+    "each truth teaches. With a target, truths of annotations are orange and pseudo-labels blue."
+)
 
 
-def scores_table(runs: Mapping[str, RunFolder]) -> Table:
-    """All metrics of all models and test sets, of one run (named "") or of several."""
+def scores_table(runs: Mapping[str, RunFolder], references: Mapping[str, RunFolder] | None = None) -> Table:
+    """All metrics of all models and test sets.
+
+    Args:
+        runs: one (named "") or several.
+        references: runs that stand below them, by what they are; only the model that each reports, on the test sets of
+            the others.
+    """
     several, rows = list(runs) != [""], []
     for name, run in runs.items():
         for model, sets in run.latest_scores().items():
-            for test_set, scores in sets.items():
-                names = [*([name] if several else []), model, test_set]
-                rows.append((names, [number(scores.get(metric)) for metric in METRICS]))
+            rows += [([*([name] if several else []), model, test_set], scores) for test_set, scores in sets.items()]
+    tested = {names[-1] for names, _ in rows}
+    for role, run in (references or {}).items():
+        (model, sets), name = run.reported(), f"{role}, {run.name}"
+        names = [name, model] if several else [name]
+        rows += [([*names, test_set], scores) for test_set, scores in sets.items() if test_set in tested]
     head = [*(["run"] if several else []), "model", "test set", *(TITLES[metric] for metric in METRICS)]
-    return Table("Scores of every model on every test set", head, rows, names=2 + several)
+    cells = [(names, [number(scores.get(metric)) for metric in METRICS]) for names, scores in rows]
+    return Table("Scores of every model on every test set", head, cells, names=2 + several)
 
 
 def class_tables(run: RunFolder, prefix: str = "") -> list[Table]:
@@ -253,23 +207,3 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
         ("revision", str(about.get("git_revision") or "")),
     ]
     return [(name, value) for name, value in facts if value]
-
-
-def _render(
-    title: str, status: str, facts: Iterable[tuple[str, str]], sections: Sequence[Section], details: Mapping[str, str]
-) -> str:
-    environment = Environment(
-        loader=PackageLoader("lossmix_det.report"),
-        autoescape=True,  # names are text, never markup
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    kept = [section for section in sections if section and any((section.charts, section.rows, _filled(section)))]
-    details = {name: text for name, text in details.items() if text}
-    page = environment.get_template("report.html")
-    return page.render(title=title, status=status, facts=list(facts), sections=kept, details=details)
-
-
-def _filled(section: Section) -> bool:
-    return any(table.rows for table in section.tables)

@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 
@@ -61,7 +62,7 @@ def line_chart(
     drawn = {name: points for name, points in drawn.items() if len(points[0])}
     if not drawn:
         return None
-    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "text.parse_math": False, "font.size": 9}):
+    with plt.rc_context(_style(title)):
         figure, axis = plt.subplots(figsize=(4.6, 2.7))
         for number, (name, (xs, ys)) in enumerate(drawn.items()):
             style = {"color": LINES[number % len(LINES)], "linestyle": DASHES[number // len(LINES) % len(DASHES)]}
@@ -76,6 +77,33 @@ def line_chart(
         figure.tight_layout()
         svg = _svg(figure)
     return Chart(title, svg, f"{title}. {'; '.join(_spoken(name, *points) for name, points in drawn.items())}.")
+
+
+def histogram(title: str, bins: Mapping[str, Any], x: str) -> Chart | None:
+    """A chart of counts in equal bins; None where there are none.
+
+    Args:
+        title: of the chart.
+        bins: ``counts``, and where they begin and end: ``from`` and ``to``.
+        x: what is counted.
+    """
+    counts, low, high = bins["counts"], float(bins["from"]), float(bins["to"])
+    if not any(counts):
+        return None
+    with plt.rc_context(_style(title)):
+        figure, axis = plt.subplots(figsize=(4.6, 1.9))
+        width = (high - low) / len(counts)
+        axis.bar(low + width * np.arange(len(counts)), counts, width=0.92 * width, align="edge", color=LINES[0])
+        _finish(axis, x, "count", 1)
+        figure.tight_layout()
+        svg = _svg(figure)
+    most = int(np.argmax(counts))
+    spoken = f"most are from {low + width * most:.3g} to {low + width * (most + 1):.3g}"
+    return Chart(title, svg, f"{title}, from {low:g} to {high:g}: {spoken}.")
+
+
+def _style(title: str) -> dict[str, Any]:
+    return {"svg.fonttype": "none", "svg.hashsalt": title, "text.parse_math": False, "font.size": 9}
 
 
 def thinned(xs: Sequence[float], ys: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:

@@ -95,6 +95,10 @@ class RunFolder:
                     latest.setdefault(model, {}).setdefault(name, {})[metric] = value
         return latest
 
+    def reported(self) -> tuple[str, dict[str, Row]]:
+        """The model that it reports, and its last scores by test set."""
+        return next(reversed(self.latest_scores().items()), ("", {}))
+
     def detections(self, test_set: str) -> list[dict[str, Any]] | None:
         """Of the reported model on a test set, once the run has ended."""
         content = _load(self.path / f"detections_{test_set}.json")

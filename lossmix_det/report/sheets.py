@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from PIL import Image
 
-from lossmix_det.evaluation.drawing import COLOURS, draw_instances, hide_ticks
+from lossmix_det.evaluation.drawing import LETTERS, SIDE, Tile, draw_grid
+from lossmix_det.evaluation.pictures import Mark, draw_marks, marks_of
 from lossmix_det.structures import Instances
 
+COLOURS = ("#e6550d", "#3182bd", "#31a354", "#756bb1")  # of the truths of an image
 ANNOTATED, PSEUDO_LABELLED = COLOURS[:2]
 
 
@@ -54,30 +54,32 @@ class Picture:
             return ANNOTATED if self.taught[index].truth.scores is None else PSEUDO_LABELLED
         return COLOURS[index % len(COLOURS)]
 
+    @property
+    def marks(self) -> list[Mark]:
+        """The boxes of every truth that is taught; where a box has no number of its own, the weight of its truth."""
+        marks = []
+        for index, one in enumerate(self.taught):
+            if one.weight:
+                own = marks_of(one.truth, self.colour(index), one.weight)
+                told = one.weight if one.weight < 1 else None
+                marks += [replace(mark, value=told) if mark.value is None else mark for mark in own]
+        return marks
 
-def draw_sheet(rows: dict[str, list[Picture]], classes: list[str]) -> Figure:
-    """Draw rows of pictures, each named at its left.
+
+def draw_sheet(rows: dict[str, list[Picture]], classes: list[str]) -> Image.Image:
+    """Draw rows of pictures, each below its name.
 
     Args:
-        rows: pictures by the name of their row; a shorter row ends in empty cells.
+        rows: pictures by the name of their row; a shorter row ends in empty places.
         classes: names of the K classes.
     """
-    columns = max(len(pictures) for pictures in rows.values())
-    figure, axes = plt.subplots(len(rows), columns, figsize=(2.6 * columns, 2.9 * len(rows)), squeeze=False)
-    for (name, pictures), row in zip(rows.items(), axes, strict=True):
-        row[0].set_ylabel(name, fontsize=13)
-        for axis, picture in zip(row, pictures, strict=False):
-            _draw(axis, picture, classes)
-        for axis in row[len(pictures) :]:
-            axis.axis("off")
-    figure.tight_layout()
-    return figure
+    return draw_grid([(name, [_tile(picture, classes) for picture in pictures]) for name, pictures in rows.items()])
 
 
-def _draw(axis: Axes, picture: Picture, classes: list[str]) -> None:
-    axis.imshow(picture.pixels)
-    hide_ticks(axis)
-    for index, one in enumerate(picture.taught):
-        if one.weight:
-            draw_instances(axis, one.truth, classes, picture.colour(index), one.weight)
-    axis.set_title(picture.title, fontsize=9)
+def _tile(picture: Picture, classes: list[str]) -> Tile:
+    return Tile(draw_marks(as_bytes(picture.pixels), picture.marks, classes, SIDE, LETTERS), picture.title)
+
+
+def as_bytes(pixels: np.ndarray) -> np.ndarray:
+    """uint8 of pixels in [0, 1]."""
+    return (pixels * 255).round().clip(0, 255).astype(np.uint8)

@@ -8,15 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib import pyplot as plt
 from PIL import Image
 
-from lossmix_det.evaluation.drawing import draw_instances, hide_ticks
-from lossmix_det.structures import Instances
+from lossmix_det.evaluation.pictures import Mark, draw_marks
 
-INCHES = 3.2  # longer side
-DPI = 110
+SIDE = 352  # pixels
 QUALITY = 78  # of JPEG
+HEAD = "data:image/jpeg;base64,"
 
 TRUTH, DETECTED = "#009E73", "#D55E00"
 
@@ -28,41 +26,29 @@ class Thumbnail:
     Args:
         source: data URI of a JPEG.
         text: what it shows in words, for those who cannot see it.
-        caption: below it.
+        caption: below it; may have several lines.
     """
 
     source: str
     text: str
     caption: str
 
+    @property
+    def jpeg(self) -> bytes:
+        """The picture as a file."""
+        return base64.b64decode(self.source.removeprefix(HEAD))
 
-def thumbnail(
-    pixels: np.ndarray, drawn: Sequence[tuple[Instances, str]], classes: list[str], caption: str, text: str
-) -> Thumbnail:
+
+def thumbnail(pixels: np.ndarray, marks: Sequence[Mark], classes: Sequence[str], caption: str, text: str) -> Thumbnail:
     """An image with boxes.
 
     Args:
         pixels: (H, W, 3) bytes.
-        drawn: instances in pixels of the image, each with the colour of their boxes.
+        marks: in pixels of the image.
         classes: names.
         caption, text: as in `Thumbnail`.
     """
-    height, width = pixels.shape[:2]
-    scale = INCHES / max(height, width)
-    figure = plt.figure(figsize=(max(width * scale, 0.6), max(height * scale, 0.6)), dpi=DPI)
-    axis = figure.add_axes((0, 0, 1, 1))
-    axis.imshow(pixels)
-    hide_ticks(axis)
-    axis.set_axis_off()
-    for instances, colour in drawn:
-        draw_instances(axis, instances, classes, colour)
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=DPI)
-    plt.close(figure)
-    return Thumbnail(_jpeg(content), text, caption)
-
-
-def _jpeg(content: io.BytesIO) -> str:
-    jpeg = io.BytesIO()
-    Image.open(content).convert("RGB").save(jpeg, format="JPEG", quality=QUALITY, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg.getvalue()).decode("ascii")
+    picture = Image.fromarray(draw_marks(pixels, marks, classes, SIDE))
+    picture.save(content, format="JPEG", quality=QUALITY, optimize=True)
+    return Thumbnail(HEAD + base64.b64encode(content.getvalue()).decode("ascii"), text, caption)

@@ -142,6 +142,7 @@ def _declare(folders: Folders) -> tuple[dict[str, Declared], list[str]]:
     if folders.target is not None:
         train, test = _target(folders.target, folders.target_test)
         sets["target_train"] = _declared(train)
+        _check_apart(sets["source_train"].entry, sets["target_train"].entry)
         if test is not None:
             sets["target_test"] = _declared(test)
         elif sets["target_train"].labelled:
@@ -149,6 +150,14 @@ def _declare(folders: Folders) -> tuple[dict[str, Declared], list[str]]:
         else:
             remarks.append("the target has no labels, so only the source is scored; give --target-test to score both")
     return sets, remarks
+
+
+def _check_apart(source: DatasetConfig, target: DatasetConfig) -> None:
+    if replace(source, holdout=0.0) == target:
+        raise UserError(
+            f"{target.root}: source and target are the same images, so there is nothing to adapt to; name another "
+            "folder, or only the source, to train on it alone"
+        )
 
 
 def _source(place: Place, remarks: list[str]) -> tuple[DatasetConfig, DatasetConfig]:
@@ -327,7 +336,7 @@ def _header(command: str, device: str, images: int) -> str:
     hardware = HARDWARE[device]()
     return (
         f"# {command}\n"
-        f"# Written by init_config for {images} training images. All settings: lossmix_det/config/schema.py.\n"
+        f"# Written by init_config for {images} training images. All settings: lossmix_det/config/.\n"
         f"# Hardware: made for {hardware}. Expected AP50: not yet run.\n"
     )
 

@@ -74,7 +74,7 @@ class SourceOnly:
         recipe, truths = self.recipe.drawn(rng), batch.source.truths or ()
         views = [(name, getattr(batch.source, name)) for name in VIEWS if getattr(batch.source, name) is not None]
         share = 1 / max(sum(name in self.views for name, _ in views), 1)
-        images, supervisions = [], []
+        images, supervisions, mixed = [], [], []
         for name, view in views:
             pool, mix = view.to_float(), recipe.unmixed(len(view))
             if name in self.views:
@@ -82,10 +82,13 @@ class SourceOnly:
                 gradient = clean_pass and partial(clean_pass, clean, share)
                 mix = recipe.draw(pool, Among(len(pool), pool.sizes), rng, truths, gradient)
             images.append(mixed_images(pool, mix))
+            mixed.append(mix.mixed)
             supervisions.append(recipe.supervise(truths, mix, images[-1][0]))
         joined = [Supervision.cat(of_views) for of_views in zip(*supervisions, strict=True)]
         inputs, features = join_images(images)
-        return StudentBatch(inputs, {"source": joined}, [len(view) for _, view in views], features=features)
+        batch = StudentBatch(inputs, {"source": joined}, [len(view) for _, view in views], features=features)
+        batch.mixed = torch.cat(mixed)
+        return batch
 
 
 @dataclass(frozen=True)
@@ -252,7 +255,9 @@ def _join(views: Sequence[MixedView]) -> StudentBatch:
     images, features = join_images([view.images for view in views])
     domains = Domains(target_shares, *weights, _join_maps(views, images))
     blocks = [int(count) for view in views for count in ((~view.is_target).sum(), view.is_target.sum()) if count]
-    return StudentBatch(images, supervisions, blocks, domains, features=features)
+    batch = StudentBatch(images, supervisions, blocks, domains, features=features)
+    batch.mixed = mixed
+    return batch
 
 
 def _cells(masks: Tensor, from_target: Tensor, pool: ImageBatch) -> Tensor:

@@ -6,7 +6,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from lossmix_det.config import Config, as_dict, flat
+from lossmix_det.report.thumbnails import Thumbnail
 from lossmix_det.structures import StepBatch
 from lossmix_det.training.metrics import MetricsFile
 from lossmix_det.training.trackers import Trackers
@@ -185,6 +186,22 @@ class RunLog:
         if row:
             self._send(step, row)
             self.history.add({"step": step, **row})
+
+    def pictures(self, step: int, pictures: Mapping[str, Thumbnail]) -> None:
+        """Show small pictures in TensorBoard.
+
+        Args:
+            step: after which they were taken.
+            pictures: by name.
+        """
+        if not self.active or not pictures:
+            return
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        # As the JPEG that they are: a writer's `add_image` would make them PNG, which is many times larger.
+        images = {name: Summary.Image(encoded_image_string=picture.jpeg) for name, picture in pictures.items()}
+        values = [Summary.Value(tag=name, image=image) for name, image in images.items()]
+        self.board.file_writer.add_summary(Summary(value=values), step)
 
     def _send(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():

@@ -70,14 +70,18 @@ class StudentStep(nn.Module):
         Terms of weight 0 are left out, and a kind whose every term has weight 0 is not computed.
         """
         encoding = batch.encode(self.detector)
+        taught = [
+            (kind, supervision)
+            for kind, supervisions in batch.supervisions.items()
+            if any(self.weight(f"{kind}/{name}") for name in self.detector.loss_names)
+            for supervision in supervisions
+        ]
+        self.detector.announce(encoding, [supervision for _, supervision in taught])
         losses: dict[str, Tensor] = {}
-        for kind, supervisions in batch.supervisions.items():
-            if not any(self.weight(f"{kind}/{name}") for name in self.detector.loss_names):
-                continue
-            for supervision in supervisions:
-                for name, value in self.detector.losses(encoding, supervision, batch.soft_teacher).items():
-                    key = f"{kind}/{name}"
-                    losses[key] = losses[key] + value if key in losses else value
+        for kind, supervision in taught:
+            for name, value in self.detector.losses(encoding, supervision, batch.soft_teacher).items():
+                key = f"{kind}/{name}"
+                losses[key] = losses[key] + value if key in losses else value
         if self.alignment is not None and batch.domains is not None:
             losses |= self.alignment(self.detector, encoding, batch.sizes, batch.domains)
         return {name: value for name, value in losses.items() if self.weight(name)}

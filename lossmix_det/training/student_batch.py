@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from lossmix_det.engines import Detector, Encoding, FeatureMix, SoftTeacher
 from lossmix_det.engines.canvases import plan
@@ -26,7 +27,11 @@ class StudentBatch:
         soft_teacher: scores the student's samples where truths are soft.
         features: how the network mixes the features of the images; then it is the mixed ones that are taught. Absent:
             the images are taught as they are.
+
+    `mixed` is (S,) bool, which of the images that are taught were mixed, for those who look on; a micro-batch has none.
     """
+
+    mixed: Tensor | None = None
 
     def __init__(
         self,

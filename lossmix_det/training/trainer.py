@@ -144,6 +144,8 @@ class Trainer:
         if is_due(state.step, train.eval_every) or is_last:
             try:
                 self.evaluate()
+                if not (is_last or self.patience.is_over(state)):  # then it is written when everything else is
+                    self.page.write(self.detections)
             except Exception:  # because of a damaged test image, say
                 self.recovery.save()
                 raise
@@ -160,6 +162,7 @@ class Trainer:
     def learn(self, batch: StepBatch) -> dict[str, float]:
         """Teach the student one batch; a batch whose loss is not finite teaches nothing and is counted."""
         student_batch = self.compose(batch.to(self.fabric.device))
+        self.page.look_at(student_batch, self.state)
         losses = self._accumulate(student_batch.split(self.config.train.accumulate, self.state.detector.multiple))
         norm = self._descend() if losses is not None else math.nan
         self.state.optimizer.zero_grad(set_to_none=True)
@@ -255,7 +258,7 @@ class Trainer:
             state.best = {"metric": self.config.train.best_metric, "value": value, "step": state.step}
             self.improved = True  # until it is saved
         self.callbacks.on_evaluate(state, self.results)
-        self.page.update(state, self.detections)
+        self.log.pictures(state.step, self.page.follow(state, self.detections))
 
     def save(self, *, ends_burn_in: bool = False) -> None:
         """Write a checkpoint from which the run continues exactly as if it had never stopped."""
@@ -272,7 +275,7 @@ class Trainer:
             self.evaluate()
         if self.fabric.is_global_zero:
             publish(self.state, self.streams, self.results, self.detections, self.console)
-            self.page.update(self.state, self.detections)
+            self.page.write(self.detections)
 
     def _resume(self) -> None:
         content = self.checkpoints.load_latest(self.state.check)

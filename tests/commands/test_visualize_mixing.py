@@ -3,7 +3,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import write_image
-from matplotlib import pyplot as plt
 from PIL import Image
 from runs import TINY, trainer
 
@@ -11,7 +10,7 @@ from lossmix_det.commands import visualize_mixing as pictures
 from lossmix_det.config import load_config
 from lossmix_det.data.catalog import load
 from lossmix_det.evaluation import drawing
-from lossmix_det.report import mixed
+from lossmix_det.report import mixed, sheets
 from lossmix_det.training.phases import SourceOnly
 
 
@@ -20,20 +19,20 @@ def draw(path, *words: str) -> int:
     return pictures.main(["--output", str(path), *words, *overrides])
 
 
-def test_every_rule_is_drawn_with_its_truths_and_weights(tmp_path, monkeypatch):
-    """The titles and the boxes of the figure are those of the lesson; the file is a picture with something on it."""
+def sheet_of(monkeypatch) -> dict:
+    """The rows of a sheet, as they are drawn."""
     drawn = {}
-    close = plt.close
+    draw_sheet = sheets.draw_sheet
+    monkeypatch.setattr(sheets, "draw_sheet", lambda rows, classes: drawn.update(rows) or draw_sheet(rows, classes))
+    return drawn
 
-    def keep(figure):
-        for axis in figure.axes:
-            drawn.setdefault(axis.get_ylabel() or "more", []).append((axis.get_title(), len(axis.patches)))
-        close(figure)
 
-    monkeypatch.setattr(plt, "close", keep)
+def test_every_rule_is_drawn_with_its_truths_and_weights(tmp_path, monkeypatch):
+    """The titles and the boxes are those of the lesson; the file is a picture with something on it."""
+    drawn = sheet_of(monkeypatch)
     path = tmp_path / "mixing.png"
     assert draw(path, "--images", "3", "--rules", "lossmix", "union") == 0
-    ((lossmix, boxes),), ((union, joined),) = drawn["lossmix"], drawn["union"]
+    (lossmix, boxes), (union, joined) = ((rows[0].title, len(rows[0].marks)) for rows in drawn.values())
     first, second = (float(part) for part in lossmix.removeprefix("weights ").split(", "))
     assert abs(first + second - 1) < 0.011
     assert union == "weights 1.00"
@@ -46,22 +45,14 @@ ADAPT = ["data.target=[shapes_clipart_train]", "data.views=[strong]", "ema.decay
 
 def test_burn_in_and_adaptation_are_drawn_with_a_teachers_pseudo_labels(tmp_path, monkeypatch):
     trainer(tmp_path / "run", "train.steps=1").train()
-    drawn = []
-
-    def keep(figure):
-        drawn.extend((axis.get_title(), [patch.get_edgecolor()[:3] for patch in axis.patches]) for axis in figure.axes)
-        close(figure)
-
-    close = plt.close
-    monkeypatch.setattr(plt, "close", keep)
+    drawn = sheet_of(monkeypatch)
     words = ["--images", "2", "--teacher", str(tmp_path / "run" / "export" / "student.pth"), *ADAPT]
     words += ["pseudo_labels.score=0.1", "mixing.probability=1.0", "mixing.pairs.source_source=0"]
     assert draw(tmp_path / "phases.png", *words) == 0
-    burn_in, adaptation = drawn[:4], drawn[4:]
-    assert [title for title, _ in burn_in[:2]] == ["mixed, weights 1.00"] * 2  # only the sources' truths are known
-    assert [title for title, _ in burn_in[2:]] == ["", ""]
+    burn_in, adaptation = drawn["burn-in"], drawn["adaptation"]
+    assert [one.title for one in burn_in] == ["mixed, weights 1.00"] * 2  # only the sources' truths are known
     assert len(adaptation) == 4
-    both = [len(set(colours)) for title, colours in adaptation if title.count(",") == 2]
+    both = [len({mark.colour for mark in one.marks}) for one in adaptation if one.title.count(",") == 2]
     assert both
     assert 2 in both  # an annotated and a pseudo-labelled truth in one image
     assert np.asarray(Image.open(tmp_path / "phases.png")).std() > 20
@@ -125,12 +116,13 @@ def test_before_and_after_have_a_row_of_truths_only_where_there_are_some(tmp_pat
     config = load_config(None, [*TINY, f"datasets.bare.root={tmp_path}", "datasets.bare.format=folder"])
     write_image(tmp_path / "a.png")
     shown = []
-    monkeypatch.setattr(drawing, "save", lambda figure, path: shown.append([a.get_ylabel() for a in figure.axes]))
+    draw_grid = drawing.draw_grid
+    monkeypatch.setattr(
+        drawing, "draw_grid", lambda rows, **words: shown.append([name for name, _ in rows]) or draw_grid(rows, **words)
+    )
     for name in ("bare", "shapes_clipart_test"):
         drawing.draw_before_after(load(name, config, ["star"] if name == "bare" else None), [], [], tmp_path / "x.png")
-    bare, labelled = ([label for label in labels if label] for labels in shown)
-    assert bare == ["before", "after"]
-    assert labelled == ["truth", "before", "after"]
+    assert shown == [["before", "after"], ["truth", "before", "after"]]
 
 
 def test_a_stage_that_the_backbone_lacks_is_refused_although_pixels_are_drawn(tmp_path, capsys):

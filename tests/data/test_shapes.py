@@ -76,7 +76,7 @@ def test_the_folders_are_read_as_ordinary_voc(datasets_root):
 def test_all_classes_occur_in_both_domains():
     for domain in shapes.DOMAINS:
         scenes = [draw_scene(np.random.default_rng([0, index]), domain, 96, 1.0) for index in range(60)]
-        assert {label for _, objects in scenes for label, _ in objects} == set(CLASSES)
+        assert {drawn.label for _, objects in scenes for drawn in objects} == set(CLASSES)
 
 
 def test_boxes_are_tight_around_what_was_drawn():
@@ -87,7 +87,7 @@ def test_boxes_are_tight_around_what_was_drawn():
         paper = np.median(image.reshape(-1, 3), axis=0)
         ink = np.abs(image.astype(float) - paper).sum(axis=2) > 60
         left = ink.copy()
-        for _, (x1, y1, x2, y2) in objects:
+        for x1, y1, x2, y2 in (drawn.box for drawn in objects):
             rows, columns = np.nonzero(ink[max(y1 - 2, 0) : y2 + 3, max(x1 - 2, 0) : x2 + 3])
             assert abs(np.ptp(columns) - (x2 - x1)) <= 4
             assert abs(np.ptp(rows) - (y2 - y1)) <= 4

@@ -177,9 +177,11 @@ def images(seed: int = 1) -> ImageBatch:
     return ImageBatch(torch.where(batch.valid(), batch.pixels, 0.0), SIZES, batch.keys)
 
 
-def losses_and_gradients(detector, supervised, teacher=None):
+def losses_and_gradients(detector, supervised, teacher=None, announced=False):
     detector.zero_grad()
     encoding = detector.encode(images())
+    if announced:
+        detector.announce(encoding, supervised)
     parts = [detector.losses(encoding, supervision, teacher) for supervision in supervised]
     losses = {name: sum(part[name] for part in parts) for name in detector.loss_names}
     sum(losses.values()).backward()
@@ -192,6 +194,28 @@ def supervisions() -> list[Supervision]:
     others = tuple(Instances(item.boxes * 0.8, (item.classes + 1) % CLASSES) for item in TRUTHS)
     weights = torch.tensor([0.6, 1.0, 0.5, 0.9, 0.0])
     return [Supervision(TRUTHS, weights, weights), Supervision(others, 1 - weights, 1 - weights)]
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_losses_are_the_same_whether_or_not_all_truths_are_announced(name, monkeypatch):
+    """Where they are, the heads of a second stage see all samples of all canvases in one call."""
+    detector, calls = pointwise(name, "few"), []
+    if hasattr(detector, "roi"):
+        judge = detector.roi.judge
+        monkeypatch.setattr(detector.roi, "judge", lambda pooled: calls.append(len(pooled)) or judge(pooled))
+    _, apart, wanted = losses_and_gradients(detector, supervisions())
+    one_by_one = list(calls)
+    calls.clear()
+    encoding, joined, gradients = losses_and_gradients(detector, supervisions(), announced=True)
+    for loss in detector.loss_names:
+        assert apart[loss] > 0
+        assert_close(joined[loss], apart[loss], **CLOSE)
+    for parameter, gradient in gradients.items():
+        assert_close(gradient, wanted[parameter], rtol=1e-4, atol=1e-5)
+    if hasattr(detector, "roi"):
+        assert len(one_by_one) == 2
+        assert calls == [sum(one_by_one)]  # and a proposal that both truths sample is still scored once
+        assert not encoding.scored.announced
 
 
 @pytest.mark.parametrize("name", ENGINES)

@@ -7,14 +7,12 @@ import warnings
 
 import numpy as np
 import pytest
-import torch
 from matplotlib import pyplot as plt
 from rich.console import Console
 
 from lossmix_det.evaluation import lettering, print_tables
-from lossmix_det.evaluation.drawing import draw_instances
+from lossmix_det.evaluation.pictures import Label, Mark, draw_marks
 from lossmix_det.evaluation.scores import METRICS
-from lossmix_det.structures import Instances
 
 NAMES = [
     "car [small]",
@@ -47,20 +45,23 @@ def test_tables_print_every_name_as_it_is(terminal):
 
 def drawn(name: str, caplog) -> tuple[str, list[str]]:
     """What a picture says beside a box of a class, and the warnings on the way."""
+    mark = Mark((1.0, 9, 20, 20), "#ff0000", 1, 0.5)
+    label = Label(["other", name], mark, 11)
+    draw_marks(np.zeros((32, 32, 3), np.uint8), [mark], ["other", name], 64)
     figure, axis = plt.subplots()
-    axis.imshow(np.zeros((32, 32, 3)))
-    box = Instances(torch.tensor([[1.0, 9, 20, 20]]), torch.tensor([1]), torch.tensor([0.5]))
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a glyph that is missing is a warning for each time it is drawn
-        draw_instances(axis, box, ["other", name], "red")
+        text, letters = lettering.lettered(name, "class 2")
+        axis.text(0.1, 0.1, text, **letters)  # as on charts
         figure.savefig(io.BytesIO())
     plt.close(figure)
-    return axis.texts[0].get_text(), [record.getMessage() for record in caplog.records]
+    assert f"{' '.join(text.split())} 0.50" == label.text
+    return label.text, [record.getMessage() for record in caplog.records]
 
 
 @pytest.fixture(autouse=True)
 def _afresh():
-    for cached in (lettering.families_with, lettering._say):
+    for cached in (lettering.families_with, lettering.lettered_file, lettering._say):
         cached.cache_clear()
 
 
@@ -68,7 +69,7 @@ def _afresh():
     "name", ["$x^2$", "$5", "50 $ and 60 $", "a_b", "x\\y", "№ 5", "naïve", "[/]", "a\nb", "$\\frac"]
 )
 def test_a_name_that_a_formula_could_be_made_of_is_drawn_as_text(name, caplog):
-    assert drawn(name, caplog) == (f"{name} 0.50", [])
+    assert drawn(name, caplog) == (f"{' '.join(name.split())} 0.50", [])
 
 
 def test_a_name_that_no_font_has_is_replaced_by_its_number_and_said_once(monkeypatch, caplog):

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from matplotlib import colors
-from matplotlib import pyplot as plt
+from PIL import ImageColor
 
 from lossmix_det.config import MixingConfig
 from lossmix_det.mixing import Mix, Recipe
+from lossmix_det.report import mixed as module
 from lossmix_det.report.mixed import SOURCE_COLOURS, Drawn, draw_mixed, explain
 from lossmix_det.structures import ImageBatch, Instances, Supervision
 
@@ -36,7 +36,7 @@ def explained(mix, saliency=None, known=KNOWN, **settings):
 
 
 def labelled(picture):
-    return [(label.class_index, round(label.weight, 3), label.colour) for label in picture.labels]
+    return [(label.class_index, round(label.value, 3), label.colour) for label in picture.labels]
 
 
 def test_boxes_have_the_weight_and_the_colour_of_their_source():
@@ -79,8 +79,8 @@ def test_an_image_that_teaches_nothing_gives_its_colour_to_no_box(rule):
 
 def test_masks_have_the_colour_of_the_source_that_is_seen():
     mixed, alone = explained(MASKED)
-    np.testing.assert_allclose(mixed.masks[:16], np.broadcast_to(colors.to_rgb(FIRST), (16, 32, 3)), rtol=1e-5)
-    np.testing.assert_allclose(mixed.masks[16:], np.broadcast_to(colors.to_rgb(SECOND), (16, 32, 3)), rtol=1e-5)
+    for rows, colour in ((mixed.masks[:16], FIRST), (mixed.masks[16:], SECOND)):
+        np.testing.assert_allclose(rows * 255, np.broadcast_to(ImageColor.getrgb(colour), (16, 32, 3)), rtol=1e-5)
     assert alone.masks.shape == (32, 24, 3)
     assert all(picture.masks is None for picture in explained(BLENDED))
 
@@ -103,25 +103,43 @@ def test_a_title_says_how_far_a_source_was_moved(offset, text):
     assert mixed.sources[1].title == "share 0.50" + text
 
 
-def heads(figure):
-    return [text.get_text() for text in figure.texts]
+@pytest.fixture
+def sheet(monkeypatch):
+    """What a sheet is drawn of: the heads of its columns, and its rows."""
+    drawn = {}
+
+    def draw(pictures):
+        monkeypatch.setattr(module, "draw_grid", lambda rows, heads: drawn.update(rows=rows, heads=heads))
+        draw_mixed(pictures, ["a", "b", "c"])
+        return drawn["heads"], [tiles for _, tiles in drawn["rows"]]
+
+    return draw
 
 
-def test_a_sheet_has_a_row_for_each_image_and_a_column_for_all_that_was_used():
-    plain = draw_mixed(explained(BLENDED), ["a", "b", "c"])
-    full = draw_mixed(explained(MASKED, saliency=torch.rand(2, 4, 4)), ["a", "b", "c"])
-    plt.close("all")
-    assert heads(plain) == ["image", "partner", "mixed image"]
-    assert heads(full)[2:] == ["saliency of the image", "saliency of the partner", "masks", "mixed image"]
-    assert len(plain.axes) == 6
-    shown = [len(axis.images) for axis in plain.axes]
-    assert shown == [1, 1, 1, 1, 0, 1]  # the second image has no partner
-    assert [text.get_text() for text in plain.axes[2].texts] == ["a 0.75", "b 0.75", "c 0.25"]
-    assert [text.get_text() for text in plain.axes[0].texts] == ["a", "b"]
+def test_a_sheet_has_a_row_for_each_image_and_a_column_for_all_that_was_used(sheet):
+    heads, rows = sheet(explained(BLENDED))
+    assert heads == ["image", "partner", "mixed image"]
+    assert [[tile is not None for tile in row] for row in rows] == [
+        [True] * 3,
+        [True, False, True],
+    ]  # one has no partner
+    assert [tile.title for tile in rows[0]] == ["share 0.75", "share 0.25", "boxes with their weights"]
+    heads, _ = sheet(explained(MASKED, saliency=torch.rand(2, 4, 4)))
+    assert heads[2:] == ["saliency of the image", "saliency of the partner", "masks", "mixed image"]
 
 
-def test_several_partners_are_numbered():
+def test_several_partners_are_numbered(sheet):
     three = Mix(torch.tensor([[0, 1, 1]]), torch.tensor([[0.5, 0.25, 0.25]]))
-    figure = draw_mixed(explained(three), ["a", "b", "c"])
-    plt.close(figure)
-    assert heads(figure) == ["image", "partner 1", "partner 2", "mixed image"]
+    heads, _ = sheet(explained(three))
+    assert heads == ["image", "partner 1", "partner 2", "mixed image"]
+
+
+def test_saliency_is_bright_where_it_is_greatest():
+    heat = module._heat(np.array([[0.0, 1.0, 4.0]]))
+    assert heat.sum(axis=2)[0].tolist() == sorted(heat.sum(axis=2)[0].tolist())
+    np.testing.assert_allclose(heat[0, 2] * 255, ImageColor.getrgb(module.HEAT[-1]))
+
+
+def test_a_sheet_is_a_picture():
+    drawn = draw_mixed(explained(MASKED, saliency=torch.rand(2, 4, 4)), ["a", "b", "c"])
+    assert np.asarray(drawn).std() > 20

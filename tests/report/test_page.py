@@ -57,8 +57,70 @@ def adapted(tmp_path_factory):
     words = ["data.target=[shapes_clipart_train]", "ema.decay=0.5", "adaptation.burn_in_steps=2", "train.steps=6"]
     words += ["train.eval_every=2", "pseudo_labels.score=0.0", "pseudo_labels.max_per_image=3", "train.report=true"]
     it = trainer(folder, *words)
+    it.written, write = [], it.page.write
+    it.page.write = lambda detections: (it.written.append(it.state.step), write(detections))
     assert it.train()
     return it
+
+
+@pytest.mark.slow
+def test_the_page_is_written_at_every_evaluation_and_once_at_the_end(adapted):
+    assert adapted.written == [2, 4, 6]
+
+
+@pytest.mark.slow
+def test_a_mixed_batch_of_each_phase_is_on_the_page_with_the_weights_that_were_taught(adapted):
+    kept = json.loads((adapted.folder / "mixed_batch.json").read_text())
+    assert {phase: of["step"] for phase, of in kept.items()} == {"Burn-in": 2, "Adaptation": 6}
+    page = Page((adapted.folder / "report.html").read_text())
+    for phase, of in kept.items():
+        assert 0 < len(of["pictures"]) <= 6
+        assert f"{phase}, step {of['step']}" in page.text
+        for picture in of["pictures"]:
+            assert picture["caption"].startswith("mixed, weights ")
+            assert picture["source"] in [image["src"] for image in page.images]
+    weights = [
+        [float(word) for word in picture["caption"].removeprefix("mixed, weights ").split(", ")]
+        for picture in kept["Adaptation"]["pictures"]
+    ]
+    assert all(sum(of) == pytest.approx(1, abs=0.011) for of in weights)  # lam and 1 - lam
+    assert max(map(len, weights)) == 2
+
+
+@pytest.mark.slow
+def test_tensorboard_has_the_curves_and_the_pictures_of_every_evaluation(adapted):
+    import io
+
+    from PIL import Image
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(adapted.folder / "tensorboard"), size_guidance={"images": 0, "scalars": 0})
+    board.Reload()
+    tags = board.Tags()
+    for name in ("loss", "lr", "pseudo/per_image", "speed/images_per_s", "speed/data_wait_share"):
+        assert name in tags["scalars"]
+    assert "teacher/shapes_clipart_test/AP50" in tags["scalars"]
+    steps = {tag: [one.step for one in board.Images(tag)] for tag in tags["images"]}
+    for number in range(1, 5):
+        assert steps[f"pseudo-labels/{number}"] == [4, 6]
+        assert steps[f"detections/shapes_clipart_test/{number}"] == [2, 4, 6]
+    assert steps["mixed batch/1"] == [2, 4, 6]
+    for tag in tags["images"]:
+        for one in board.Images(tag):
+            Image.open(io.BytesIO(one.encoded_image_string)).verify()
+
+
+@pytest.mark.slow
+def test_a_page_that_fails_never_ends_a_run(tmp_path, monkeypatch, caplog):
+    from lossmix_det.report import page
+
+    def fail(*words, **more):
+        raise RuntimeError("no space left")
+
+    monkeypatch.setattr(page, "write_page", fail)
+    monkeypatch.setattr(Snapshots, "take", fail)
+    assert trainer(tmp_path, "train.steps=1", "train.report=true").train()
+    assert "the page of the run lacks something (RuntimeError: no space left)" in caplog.text
 
 
 @pytest.mark.slow
@@ -156,6 +218,42 @@ def test_several_runs_stand_side_by_side(adapted, tmp_path):
     assert [names[:2] for names, _ in table.rows] == [
         [run, model] for run in ("a", "b") for model in ("burn-in", "student", "teacher")
     ]
+
+
+def scored(folder, name, **scores):
+    """A run that reports a teacher."""
+    (folder / name).mkdir()
+    of = {test_set: {"AP": value / 2, "AP50": value} for test_set, value in scores.items()}
+    (folder / name / "results.json").write_text(json.dumps({"student": of, "teacher": of}))
+    (folder / name / "run.json").write_text("{}")
+    return str(folder / name)
+
+
+def test_the_scores_of_a_source_only_run_and_of_an_oracle_stand_below(tmp_path):
+    run, other = scored(tmp_path, "mine", photos=50.0), scored(tmp_path, "other", photos=45.0)
+    bounds = [scored(tmp_path, "lower", photos=31.5, more=1.0), scored(tmp_path, "upper", photos=72.5)]
+    words = ["--source-only", bounds[0], "--oracle", bounds[1]]
+    assert main([run, *words]) == 0
+    text = Page((tmp_path / "mine" / "report.html").read_text()).text
+    assert re.sub(r"\s+", " ", text).count("source-only, lower photos 15.8 31.5") == 1
+    references = {role: RunFolder(tmp_path / name) for role, name in (("source-only", "lower"), ("oracle", "upper"))}
+    table = scores_table({"": RunFolder(tmp_path / "mine")}, references)
+    assert [names for names, _ in table.rows] == [
+        *(["student", "photos"], ["teacher", "photos"]),
+        *(["source-only, lower", "photos"], ["oracle, upper", "photos"]),  # on what the run was tested on
+    ]
+    assert [cells[1].text for _, cells in table.rows] == ["50.0", "50.0", "31.5", "72.5"]
+    assert main([run, other, *words, "--output", str(tmp_path / "both.html")]) == 0
+    text = re.sub(r"\s+", " ", Page((tmp_path / "both.html").read_text()).text)
+    assert "oracle, upper teacher photos 36.2 72.5" in text
+
+
+def test_a_reference_that_was_tested_on_other_images_is_refused(tmp_path, capsys):
+    run, other = scored(tmp_path, "mine", photos=50.0), scored(tmp_path, "other", drawings=45.0)
+    assert main([run, "--oracle", other]) == 2
+    assert f"--oracle {other} has no score on photos; give a run with the same data.test" in capsys.readouterr().err
+    assert main([run, "--source-only", str(tmp_path)]) == 2
+    assert "is no folder of a run" in capsys.readouterr().err
 
 
 def test_what_is_no_run_is_refused(tmp_path, capsys):

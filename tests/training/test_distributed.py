@@ -6,9 +6,11 @@ import subprocess
 
 import pytest
 from conftest import voc_object, voc_xml, write_image
-from runs import command, env, last_checkpoint, run
+from runs import command, env, last_checkpoint, run, trainer
 from stock import options
 from torch.testing import assert_close
+
+from lossmix_det.structures import StepBatch, Views
 
 pytestmark = pytest.mark.slow
 
@@ -21,8 +23,82 @@ def squares(tmp_path):
     for index in range(8):
         write_image(root / "JPEGImages" / f"{index}.png", 64, 64, seed=index)
         objects = voc_object("cat", 5 + index, 8, 40, 30) + voc_object("dog", 30, 35, 60 - index, 60)
+        # Outlines, for mixers that look at them.
+        objects = objects.replace(
+            "</bndbox>", "</bndbox><polygon>" + corners(8 + index, 10, 50, 28, 30, 58) + "</polygon>"
+        )
         (root / "Annotations" / f"{index}.xml").write_text(voc_xml(objects, 64, 64))
     return [f"datasets.mine.root={root}", "data.train=[mine]", "data.test=[mine]"]
+
+
+def corners(*values: int) -> str:
+    pairs = enumerate(zip(values[::2], values[1::2], strict=True), start=1)
+    return "".join(f"<x{number}>{x}</x{number}><y{number}>{y}</y{number}>" for number, (x, y) in pairs)
+
+
+class AsRank:
+    """A Fabric that says it is another process."""
+
+    def __init__(self, fabric, rank: int) -> None:
+        self.fabric, self.global_rank = fabric, rank
+
+    def __getattr__(self, name: str):
+        return getattr(self.fabric, name)
+
+
+class Parts:
+    """Student batches that take turns as micro-batches."""
+
+    def __init__(self, parts) -> None:
+        self.parts = parts
+
+    def split(self, *_):
+        return self.parts
+
+
+def half(views: Views | None, rank: int) -> Views | None:
+    """The images of a joint batch that one of two processes has."""
+    if views is None:
+        return None
+    count = len(views.weak or views.strong) // 2
+    numbers = range(rank * count, (rank + 1) * count)
+    weak, strong = (view and view.take(numbers) for view in (views.weak, views.strong))
+    return Views(weak, strong, views.truths and tuple(views.truths[number] for number in numbers))
+
+
+MIXED = {
+    "mixup": ["mixing.mixer=mixup", "train.steps=3"],
+    "classmix, adapting": [
+        *("mixing.mixer=classmix", "data.target=[mine]", "adaptation.burn_in_steps=2", "train.steps=4"),
+        *("pseudo_labels.score=0.1", "alignment.parts=[image]", "mixing.views=[strong]"),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_two_processes_equal_one_that_mixes_each_half_of_its_batches_by_itself(tmp_path, squares, name):
+    """Partners are of the same process, and drawn by step and number of the process."""
+    settings = [*squares, *MIXED[name], "mixing.probability=0.8", "optimizer.name=sgd", "optimizer.lr=0.002"]
+    settings += ["ema.decay=0.9"]
+    done = run(tmp_path / "two", "--num-gpus", "2", *settings)
+    assert done.returncode == 0, done.stderr
+    alone = trainer(tmp_path / "one", *settings)
+    fabric, compose = alone.fabric, alone.compose
+
+    def compose_halves(batch: StepBatch) -> Parts:
+        parts = []
+        for rank in (0, 1):
+            alone.fabric = AsRank(fabric, rank)
+            parts.append(compose(StepBatch(half(batch.source, rank), half(batch.target, rank))))
+        alone.fabric = fabric
+        return Parts(parts)
+
+    alone.compose = compose_halves
+    assert alone.train()
+    one, two = (last_checkpoint(tmp_path / folder) for folder in ("one", "two"))
+    for part in ("student", "ema"):
+        for key, value in one[part].items():
+            assert_close(two[part][key], value, rtol=1e-5, atol=1e-6)
 
 
 def test_two_processes_end_with_the_weights_of_one(tmp_path, squares):

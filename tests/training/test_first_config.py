@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -208,11 +209,18 @@ def test_splits_with_names_of_their_own_are_named_behind_a_colon(here, capsys):
         (["pictures"], "read as folder, and holds no box to learn from"),
         (["data", "other"], "source and target have no class in common: cat, dog there, car here"),
         (["data", "--target-test", "data"], "--target-test needs TARGET"),
+        (["data", "data"], "source and target are the same images, so there is nothing to adapt to"),
+        (["whole", "whole/../whole"], "source and target are the same images, so there is nothing to adapt to"),
+        (["pictures/a.png"], "pictures/a.png: is a file; give its folder"),
+        (["data", "absent"], "absent: no such folder"),
+        (["data", "empty"], "its format cannot be told"),
+        (["data", "pictures/a.png"], "pictures/a.png: is a file; give its folder"),
     ],
 )
 def test_what_cannot_be_trained_on_gets_a_sentence(here, capsys, words, said):
     write_voc(here / "data", {"train": 3, "val": 2})
     write_voc(here / "other", {"train": 3, "val": 2}, classes=("car",))
+    write_voc(here / "whole", {"": 4})
     write_image(here / "pictures" / "a.png")
     (here / "empty").mkdir()
     assert init(*words, "--output", "my.yaml") == 2
@@ -269,6 +277,38 @@ def test_real_folders_train_from_two_commands(shared_data, here, pair):
     assert lossmix(["train", "--config-file", "my.yaml", *words]) == 0
     scores = json.loads((here / "runs" / "my" / "results.json").read_text())["teacher"][scored]
     assert set(scores["classes"]) >= ({"RBC", "WBC"} if pair == "blood" else {"Bolt", "Wrench"})
+
+
+def as_roboflow(root: Path, output: Path) -> Path:
+    """COCO of `convert` as Roboflow exports it: the file of each split beside its images, and no ``val``."""
+    for file in (root / "annotations").glob("*.json"):
+        folder = output / {"val": "valid"}.get(file.stem, file.stem)
+        folder.mkdir(parents=True)
+        content = json.loads(file.read_text())
+        for image in content["images"]:
+            path = (root / image["file_name"]).resolve()
+            image["file_name"] = path.name
+            (folder / path.name).symlink_to(path)
+        content["categories"].insert(0, {"id": 0, "name": "cells", "supercategory": "none"})
+        (folder / "_annotations.coco.json").write_text(json.dumps(content))
+    return output
+
+
+@pytest.mark.slow
+def test_copies_of_real_folders_in_other_formats_are_declared_alike(shared_data, here):
+    """As many images, and as many boxes of each class."""
+    words = ["--splits", "train", "val", "test", "data.on_error=skip"]
+    for kind in ("yolo", "coco"):
+        assert lossmix(["convert", str(shared_data / "bccd"), kind, "--to", kind, *words]) == 0
+    found = {}
+    for source in (shared_data / "bccd", Path("yolo"), as_roboflow(Path("coco"), Path("roboflow"))):
+        assert init(source, shared_data / "blood_b", "--output", f"{source.name}.yaml") == 0
+        config = load_config(f"{source.name}.yaml")
+        sets = {name: load(name, config, config.data.classes) for name in config.datasets}
+        counts = {name: Counter(each.records.classes.tolist()) for name, each in sets.items()}
+        found[source.name] = config.data.classes, {name: (len(each), counts[name]) for name, each in sets.items()}
+    assert found["yolo"] == found["roboflow"] == found["bccd"]
+    assert found["bccd"][1]["source_train"] == (205, {0: 2381, 1: 214})
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

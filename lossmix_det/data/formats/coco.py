@@ -204,6 +204,7 @@ class _Reader:
             entry.get("ignore", 0) in FLAG,
             entry.get("iscrowd", 0) in FLAG,
             self._area(entry.get("area"), where),
+            outline=entry.get("segmentation"),
         )
 
     def _box(self, entry: Entry, where: str) -> Box:

@@ -112,7 +112,8 @@ def _object(where: str, item: dict[str, Any], classes: list[str]) -> RawObject:
     if not 0 <= number < len(classes):
         raise IndexError(f"category_id {number} is not among the {len(classes)} thing_classes")
     box = BoxMode.convert([float(value) for value in item["bbox"]], item["bbox_mode"], BoxMode.XYXY_ABS)
-    return RawObject(where, classes[number], tuple(box), bool(item.get("difficult", 0)), bool(item.get("iscrowd", 0)))
+    flags = (bool(item.get(name, 0)) for name in ("difficult", "iscrowd"))
+    return RawObject(where, classes[number], tuple(box), *flags, outline=item.get("segmentation"))
 
 
 def register(name: str, classes: list[str], load: Callable[[], ImageSet]) -> None:

@@ -136,7 +136,8 @@ class Reader:
                 low = edges
                 if self.pixel_origin and min(edges[:2]) == 0 and _fits(edges, size):
                     self.from_zero.append(where)
-            yield RawObject(where, name, (low[0] - self.pixel_origin, low[1] - self.pixel_origin, *low[2:]), difficult)
+            corners = (low[0] - self.pixel_origin, low[1] - self.pixel_origin, *low[2:])
+            yield RawObject(where, name, corners, difficult, outline=_outline(element, box, self.pixel_origin))
 
     def _surround(self, element: Element, box: Element | None, name: str, where: str) -> Box:
         """The box around a rotated box or a polygon, in the file's own numbers."""
@@ -235,6 +236,18 @@ def _points(element: Element | None) -> list[tuple[float, float]]:
         if isinstance(child.tag, str) and POINT.match(child.tag):
             values[child.tag[0]].append(float(child.text or ""))
     return list(zip(values["x"], values["y"], strict=False))
+
+
+def _outline(element: Element, box: Element | None, pixel_origin: int) -> list[list[float]] | None:
+    """The polygon of an object, from the corner of the first pixel; a pixel that is a corner ends at its middle."""
+    polygon = element.find("polygon")
+    if polygon is None and box is not None and box.find("xmin") is None:
+        polygon = box
+    try:
+        points = [] if polygon is None else _points(polygon)
+    except ValueError:  # nobody may want it
+        return None
+    return [[value - pixel_origin / 2 for point in points for value in point]] if points else None
 
 
 def _angle(element: Element) -> float:

@@ -237,7 +237,8 @@ class _Reader:
             raise ValueError(f"is of class {words[0]:.20}, but the {len(self.names)} names are numbered from 0")
         if any(not -SLACK <= value <= 1 + SLACK for value in values if math.isfinite(value)):
             raise ValueError("is not in shares of the image, from 0 to 1; is it in pixels?")
-        return RawObject(where, self.names[int(number)], self._box(values, where), relative=True)
+        box, outline = self._box(values, where), None if len(values) == 4 else [values]
+        return RawObject(where, self.names[int(number)], box, relative=True, outline=outline)
 
     def _box(self, values: list[float], where: str) -> Box:
         if len(values) == 4:

@@ -87,18 +87,22 @@ class Detectron2RoI(SecondStage):
         self.part = heads
         self.loss_weights = _loss_weights(predictor, self.loss_names)
         self.sampler = _sampler(heads)
-        head = heads.res5 if isinstance(heads, Res5ROIHeads) else heads.box_head
+        of_stage = isinstance(heads, Res5ROIHeads)
+        head, self.pooler = (heads.res5, heads.pooler) if of_stage else (heads.box_head, heads.box_pooler)
         self.shares_scores = not any(isinstance(module, _BatchNorm) for module in head.modules())
 
-    def score_canvas(self, canvas: EncodedCanvas, boxes: list[Tensor]) -> Scores:
-        """As `SecondStage.score_canvas`, by Detectron2's pooler, head and predictor."""
+    def pool(self, canvas: EncodedCanvas, boxes: list[Tensor]) -> Tensor:
+        """As `SecondStage.pool`, by Detectron2's pooler."""
+        levels = [canvas.features[name] for name in self.part.in_features]
+        return self.pooler(levels, [Boxes(of_image) for of_image in boxes])
+
+    def judge(self, pooled: Tensor) -> Scores:
+        """As `SecondStage.judge`, by Detectron2's head and predictor."""
         heads = self.part
-        levels = [canvas.features[name] for name in heads.in_features]
-        wrapped = [Boxes(of_image) for of_image in boxes]
         if isinstance(heads, Res5ROIHeads):
-            features = heads._shared_roi_transform(levels, wrapped).mean(dim=[2, 3])
+            features = heads.res5(pooled).mean(dim=[2, 3])
         else:
-            features = heads.box_head(heads.box_pooler(levels, wrapped)).flatten(1)
+            features = heads.box_head(pooled).flatten(1)
         logits, deltas = heads.box_predictor(features)
         return Scores(features, logits, deltas.reshape(len(deltas), deltas.shape[1] // 4, 4))
 

@@ -120,9 +120,12 @@ class TorchvisionRoI(_TorchvisionStage, SecondStage):
         self._take(heads)
         self.shares_scores = not any(isinstance(part, nn.BatchNorm2d) for part in heads.box_head.modules())
 
-    def score_canvas(self, canvas: EncodedCanvas, boxes: list[Tensor]) -> Scores:
-        """As `SecondStage.score_canvas`, by torchvision's pooling, head and predictor."""
-        pooled = self.part.box_roi_pool(canvas.features, boxes, canvas.inputs.image_sizes)
+    def pool(self, canvas: EncodedCanvas, boxes: list[Tensor]) -> Tensor:
+        """As `SecondStage.pool`, by torchvision's pooling."""
+        return self.part.box_roi_pool(canvas.features, boxes, canvas.inputs.image_sizes)
+
+    def judge(self, pooled: Tensor) -> Scores:
+        """As `SecondStage.judge`, by torchvision's head and predictor."""
         features = self.part.box_head(pooled)
         logits, deltas = self.part.box_predictor(features)
         return Scores(features, logits, deltas.reshape(len(deltas), deltas.shape[1] // 4, 4))

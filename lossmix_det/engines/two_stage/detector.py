@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,11 @@ class TwoStageDetector(CanvasDetector):
     def encoding_of(self, images: ImageBatch, canvases: list[EncodedCanvas]) -> TwoStageEncoding:
         """As `CanvasDetector.encoding_of`."""
         return TwoStageEncoding(images, canvases, self.roi.shares_scores)
+
+    def announce(self, encoding: TwoStageEncoding, supervisions: Sequence[Supervision]) -> None:
+        """The second stage samples and scores for all of them at once."""
+        if not self.left_out.issuperset(self.roi.loss_names):
+            self.roi.announce(encoding, supervisions)
 
     def losses(
         self, encoding: TwoStageEncoding, supervision: Supervision, soft_teacher: SoftTeacher | None = None

@@ -30,6 +30,10 @@ class Scores(NamedTuple):
     logits: Tensor
     deltas: Tensor
 
+    def take(self, rows: Tensor) -> Scores:
+        """Those of some boxes, given their (S,) rows."""
+        return Scores(*(values.index_select(0, rows) for values in self))
+
 
 class ScoredProposals:
     """Head outputs by proposal, filled as truths ask for them, so that a proposal is scored once for all truths.
@@ -45,6 +49,13 @@ class ScoredProposals:
         self.known: Tensor | None = None  # row of each proposal, -1 for those not scored yet
         self.size = 0
         self.outputs: list[Scores] = []
+        self.announced: dict[int, tuple[Any, Tensor]] = {}  # samples of a supervision, by its identity, and their rows
+
+    def take(self, rows: Tensor) -> Scores:
+        """Head outputs in the given (S,) rows."""
+        if len(self.outputs) > 1:
+            self.outputs = [Scores(*map(torch.cat, zip(*self.outputs, strict=True)))]
+        return self.outputs[0].take(rows)
 
     def rows_of(self, images: Sequence[int], index: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Rows of the outputs for boxes, image after image, and which of the boxes are yet to be scored, in this order.

@@ -1,13 +1,35 @@
-"""Which of the samples that truths are scored on a teacher scores instead."""
+"""What the second stage samples for a truth, and which samples a teacher scores instead."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lossmix_det.structures import Supervision
+
+# The indices of S boxes among the proposals of an image (beyond them: of its truth), and the (S, 4) boxes.
+ChosenBoxes = tuple[Tensor, Tensor]
+
+
+class Sampled(NamedTuple):
+    """What the second stage has sampled for one supervision, by active image.
+
+    ``truths`` (N, 4) boxes; ``chosen`` (S,) indices and ``boxes`` (S, 4) as `ChosenBoxes`; ``matches`` (S,).
+    """
+
+    supervision: Supervision
+    truths: list[Tensor]
+    chosen: list[Tensor]
+    matches: list[Tensor]
+    boxes: list[Tensor]
+
+    @property
+    def by_image(self) -> dict[int, ChosenBoxes]:
+        """The chosen boxes by the number of their image."""
+        return dict(zip(self.supervision.active, zip(self.chosen, self.boxes, strict=True), strict=True))
 
 
 @dataclass(frozen=True)

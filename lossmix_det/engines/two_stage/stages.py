@@ -8,7 +8,7 @@ the truth carries weights, of the box that it was matched to), and the same norm
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from lossmix_det.engines.canvases import row_order
 from lossmix_det.engines.contract import SoftTeacher
 from lossmix_det.engines.normalizers import Normalizer
 from lossmix_det.engines.two_stage.encoding import EncodedCanvas, Scores, TwoStageEncoding
-from lossmix_det.engines.two_stage.samples import SoftSamples, soft_samples
+from lossmix_det.engines.two_stage.samples import ChosenBoxes, Sampled, SoftSamples, soft_samples
 from lossmix_det.engines.two_stage.sampling import RankedSampler, random_ranks
 from lossmix_det.engines.weighing import Samples, weigh_samples, weighted_sum
 from lossmix_det.structures import Instances, Supervision
@@ -65,6 +65,9 @@ class Stage(ABC):
     @abstractmethod
     def box_loss(self, predicted: Tensor, wanted: Tensor) -> Tensor:
         """(F,) loss of predicted (F, 4) offsets."""
+
+    def announce(self, encoding: TwoStageEncoding, supervisions: Sequence[Supervision]) -> None:  # noqa: B027
+        """As `Detector.announce`."""
 
     def losses(
         self, encoding: TwoStageEncoding, supervision: Supervision, soft_teacher: SoftTeacher | None = None
@@ -187,30 +190,46 @@ class SecondStage(Stage):
     shares_scores: bool  # false where the head normalises over the samples that it is given
 
     @abstractmethod
-    def score_canvas(self, canvas: EncodedCanvas, boxes: list[Tensor]) -> Scores:
-        """Head outputs of any boxes, (R, 4) per image of a canvas, one image after the other."""
+    def pool(self, canvas: EncodedCanvas, boxes: list[Tensor]) -> Tensor:
+        """(R, …) features within any boxes, (R, 4) per image of a canvas, one image after the other."""
+
+    @abstractmethod
+    def judge(self, pooled: Tensor) -> Scores:
+        """Head outputs of R boxes, of whatever canvases, given what `pool` gave of them."""
 
     def score(self, encoding: TwoStageEncoding, boxes: list[Tensor]) -> Scores:
-        """Head outputs of any boxes, (R, 4) per image, one image after the other; part of the one forward pass."""
-        scored = [
-            self.score_canvas(canvas, [boxes[index] for index in indices])
+        """Head outputs of any boxes, (R, 4) per image, one image after the other; part of the one forward pass.
+
+        The head sees the boxes of all canvases at once: its large layers are read, and their gradients written, once.
+        """
+        pooled = [
+            self.pool(canvas, [boxes[index] for index in indices])
             for indices, canvas in zip(encoding.indices, encoding.canvases, strict=True)
         ]
+        scores = self.judge(pooled[0] if len(pooled) == 1 else torch.cat(pooled))
         order = row_order(encoding.indices, [len(of_image) for of_image in boxes])
-        if order is None:
-            return scored[0]
-        order = order.to(scored[0].logits.device)
-        return Scores(*(torch.cat(outputs)[order] for outputs in zip(*scored, strict=True)))
+        return scores if order is None else scores.take(order.to(scores.logits.device))
 
     def score_proposals(self, encoding: TwoStageEncoding, count: int) -> Scores:
         """Head outputs of the first ``count`` proposals of each image, those that truths had scored being reused."""
         best = [proposals[:count] for proposals in encoding.proposals]
         chosen = {image: (torch.arange(len(boxes), device=boxes.device), boxes) for image, boxes in enumerate(best)}
-        return self._scores(encoding, chosen)
+        (row,) = self._score(encoding, [chosen])
+        return encoding.scored.take(row)
 
-    def _losses(
-        self, encoding: TwoStageEncoding, supervision: Supervision, soft_teacher: SoftTeacher | None
-    ) -> tuple[Tensor, Tensor]:
+    def announce(self, encoding: TwoStageEncoding, supervisions: Sequence[Supervision]) -> None:
+        """Sample for several supervisions, and score all samples at once.
+
+        Without keys nothing is done ahead, because sampling then draws from torch's generator in the order of losses.
+        """
+        if not encoding.scored.share or encoding.images.keys is None:
+            return
+        sampled = [self._sample(encoding, supervision) for supervision in supervisions if supervision.active]
+        rows = self._score(encoding, [samples.by_image for samples in sampled])
+        for samples, row in zip(sampled, rows, strict=True):
+            encoding.scored.announced[id(samples.supervision)] = samples, row
+
+    def _sample(self, encoding: TwoStageEncoding, supervision: Supervision) -> Sampled:
         active = supervision.active
         truths = [supervision.truths[image].boxes for image in active]
         proposals = [encoding.proposals[image] for image in active]
@@ -222,12 +241,23 @@ class SecondStage(Stage):
         ]
         chosen, matches = self._choose(candidates, truths, ranks)
         boxes = [candidate[index] for candidate, index in zip(candidates, chosen, strict=True)]
+        return Sampled(supervision, truths, chosen, matches, boxes)
+
+    def _losses(
+        self, encoding: TwoStageEncoding, supervision: Supervision, soft_teacher: SoftTeacher | None
+    ) -> tuple[Tensor, Tensor]:
+        if id(supervision) in encoding.scored.announced:
+            sampled, row = encoding.scored.announced.pop(id(supervision))
+        else:
+            sampled = self._sample(encoding, supervision)
+            (row,) = self._score(encoding, [sampled.by_image])
+        active, matches, boxes = supervision.active, sampled.matches, sampled.boxes
         labels = [self._labels(supervision.truths[image], match) for image, match in zip(active, matches, strict=True)]
         label = torch.cat(labels)
         samples = self._weigh(supervision, matches, label != self.background)
-        scores = self._scores(encoding, dict(zip(active, zip(chosen, boxes, strict=True), strict=True)))
+        scores = encoding.scored.take(row)
         self._tell(Scored(samples.foreground, len(active), label, scores.logits.detach()))
-        wanted = self._wanted(truths, matches, boxes)
+        wanted = self._wanted(sampled.truths, matches, boxes)
         soft = soft_samples(supervision, samples.images)
         if soft is None or soft_teacher is None:
             class_loss = F.cross_entropy(scores.logits.float(), label, reduction="none")
@@ -247,22 +277,33 @@ class SecondStage(Stage):
         classes = truth.classes if len(truth) else truth.classes.new_zeros(1)
         return torch.where(match >= 0, classes[match.clamp(min=0)] + first, self.background)
 
-    def _scores(self, encoding: TwoStageEncoding, chosen: dict[int, tuple[Tensor, Tensor]]) -> Scores:
-        """Head outputs of the chosen boxes, image after image; a proposal is scored once for all truths.
+    def _score(self, encoding: TwoStageEncoding, asked: Sequence[dict[int, ChosenBoxes]]) -> list[Tensor]:
+        """Score the chosen boxes of several truths at once, a proposal once for all truths.
 
         Args:
             encoding: keeps what was scored.
-            chosen: per image the indices of the boxes among its proposals (beyond them: of the truth) and the boxes.
+            asked: of each truth, the boxes that were chosen of some images, image after image.
+
+        Returns:
+            Of each truth, the rows of its boxes in `ScoredProposals`.
         """
-        scored = encoding.scored
-        images, (index, boxes) = list(chosen), zip(*chosen.values(), strict=True)
-        row, new = scored.rows_of(images, index)
-        unscored = [proposals.new_zeros((0, 4)) for proposals in encoding.proposals]
-        wanted = indices_of(list(new.split([len(of_image) for of_image in index])))
-        for image, of_image, places in zip(images, boxes, wanted, strict=True):
-            unscored[image] = of_image[places]
-        scored.outputs.append(self.score(encoding, unscored))
-        return Scores(*(torch.cat(outputs)[row] for outputs in zip(*scored.outputs, strict=True)))
+        rows, boxes, images = [], [encoding.proposals[0].new_zeros((0, 4))], []
+        for chosen in asked:
+            index, of_images = zip(*chosen.values(), strict=True)
+            row, new = encoding.scored.rows_of(list(chosen), index)
+            counts = torch.tensor([len(of_image) for of_image in index], device=new.device)
+            rows.append(row)
+            boxes.append(torch.cat(of_images)[new])
+            images.append(torch.tensor(list(chosen), device=new.device).repeat_interleave(counts)[new])
+        if images:
+            encoding.scored.outputs.append(self._score_in_order(encoding, torch.cat(boxes), torch.cat(images)))
+        return rows
+
+    def _score_in_order(self, encoding: TwoStageEncoding, boxes: Tensor, images: Tensor) -> Scores:
+        """Head outputs of (R, 4) boxes of any (R,) images, in their order."""
+        order = images.argsort(stable=True)
+        counts = images.bincount(minlength=len(encoding.images)).tolist()
+        return self.score(encoding, list(boxes[order].split(counts))).take(order.argsort())
 
     def _soften(
         self,

@@ -1,4 +1,4 @@
-"""ClassMix (Olsson et al., WACV 2021), carried to boxes: the objects of half of a partner's classes are pasted."""
+"""ClassMix (Olsson et al., WACV 2021), carried to detection: the objects of half of a partner's classes are pasted."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ from lossmix_det.mixing.mixers.grid import shares_of
 from lossmix_det.mixing.mixers.pairwise import with_partners
 from lossmix_det.structures import ImageBatch, Instances, Size
 
+HALF = 0.5 - 1e-6  # of a pixel, but for rounding
+
 
 class ClassMix:
-    """Half of the partner's classes are drawn, rounded up; the boxes of these are pasted at the same place.
+    """Half of the partner's classes are drawn, rounded up; the objects of these are pasted at the same place.
 
-    The truth is hard: what is pasted is seen in full, what lies beneath not at all. The authors paste the pixels of a
-    segmentation, and round down, because the background is a class there. The image keeps its size; what reaches out of
-    it is cut off. A partner without boxes is not pasted.
+    The pixels of an object are those of its mask, or of its box where it has none. The truth is hard: what is pasted is
+    seen in full, what lies beneath not at all. The authors paste the pixels of a segmentation, and round down, because
+    the background is a class there. The image keeps its size; what reaches out of it is cut off. A partner without
+    objects is not pasted.
 
     Args:
-        config: nothing of it; the boxes alone say how much of each image is seen.
+        config: nothing of it; the objects alone say how much of each image is seen.
     """
 
     partners = 1
@@ -52,10 +55,36 @@ def half_of_classes(classes: Sequence[int], order: np.ndarray) -> list[int]:
 
 
 def paint(mask: torch.Tensor, truth: Instances, size: Size) -> None:
-    """Set a (H, W) mask to 1 inside boxes, to the nearest pixel, as far as an image of that size reaches."""
+    """Set a (H, W) mask to 1 where objects are, as far as an image of that size reaches.
+
+    That is inside their boxes, to the nearest pixel; of an object with a mask, in the pixels of which at least a half
+    lies in the mask.
+    """
     height, width = size
-    for x1, y1, x2, y2 in truth.boxes.round().int().tolist():
-        mask[max(y1, 0) : min(max(y2, 0), height), max(x1, 0) : min(max(x2, 0), width)] = 1.0
+    shown = [None] * len(truth) if truth.masks is None else truth.masks.cpu().float()
+    for box, cells in zip(truth.boxes.cpu(), shown, strict=True):
+        x1, y1, x2, y2 = box.round().int().tolist()
+        rows, columns = (
+            slice(min(max(low, 0), side), min(max(high, 0), side))
+            for low, high, side in ((y1, y2, height), (x1, x2, width))
+        )
+        if cells is None:
+            mask[rows, columns] = 1.0
+            continue
+        down, across = (_nearby(side, box[axis::2].tolist(), len(cells)) for axis, side in ((1, rows), (0, columns)))
+        mask[rows, columns] = torch.maximum(mask[rows, columns], (down @ cells @ across.T >= HALF).float())
+
+
+def _nearby(pixels: slice, edges: list[float], count: int) -> torch.Tensor:
+    """(n, count) how much of each cell along the side of a box each of its pixels shows; adds up to 1 for each pixel.
+
+    Between the middles of two cells it is a bit of both; where cells are smaller than a pixel, of all that it covers.
+    """
+    low, high = edges
+    middles = (torch.arange(pixels.start, pixels.stop) + 0.5 - low) * count / max(high - low, 1e-6) - 0.5
+    apart = (middles.clamp(0, count - 1)[:, None] - torch.arange(count)).abs()
+    weights = (1 - apart / max(1.0, count / max(high - low, 1e-6))).clamp(min=0)
+    return weights / weights.sum(1, keepdim=True)
 
 
 def _of_classes(truth: Instances, classes: Sequence[int]) -> Instances:

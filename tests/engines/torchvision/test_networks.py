@@ -115,39 +115,6 @@ def test_the_class_head_is_kept_where_it_fits(tmp_path):
     assert_close(head.weight, stock.roi_heads.box_predictor.cls_score.weight)
 
 
-class Malicious:
-    def __reduce__(self):
-        return (exec, ("raise SystemExit('code was run')",))
-
-
-def test_code_in_a_weights_file_is_never_run(tmp_path):
-    torch.save({"layer": Malicious()}, tmp_path / "evil.pth")
-    with pytest.raises(UserError, match="holds no state dict"):
-        read_weights(str(tmp_path / "evil.pth"))
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"garbage", "refused: it is damaged"),
-        (b"", "holds no weights; it is empty"),
-        (b"\x80\x02}.", "cannot be read|refused"),
-    ],
-)
-def test_a_damaged_weights_file_is_named(tmp_path, content, message):
-    (tmp_path / "bad.pth").write_bytes(content)
-    with pytest.raises(UserError, match=message) as error:
-        read_weights(str(tmp_path / "bad.pth"))
-    assert "bad.pth" in str(error.value)
-
-
-@pytest.mark.parametrize("content", [[1, 2], {}, {"a": 1}, {"model": {}}])
-def test_a_file_without_a_state_dict_is_refused(tmp_path, content):
-    torch.save(content, tmp_path / "x.pth")
-    with pytest.raises(UserError, match="holds no state dict"):
-        read_weights(str(tmp_path / "x.pth"))
-
-
 def test_weights_of_another_network_are_refused(tmp_path):
     torch.save({"weight": torch.zeros(2)}, tmp_path / "x.pth")
     with pytest.raises(UserError, match="tensors fit this architecture; is it of another network"):
