@@ -45,12 +45,16 @@ def test_the_sdist_has_sources_tests_and_pages_and_nothing_large(tmp_path):
     with tarfile.open(archive) as opened:
         names = {member.name.partition("/")[2] for member in opened}
     wanted = {"README.md", "LICENSE", "CITATION.cff", "CHANGELOG.md", "constraints.txt", "mkdocs.yml", "docs/index.md"}
-    wanted |= {
-        "lossmix_det/py.typed",
-        "lossmix_det/report/templates/report.html",
-        "configs/quick.yaml",
-        "tests/runs.py",
-    }
+    wanted |= {"lossmix_det/py.typed", "configs/quick.yaml", "tests/runs.py", "tools/train_net.py"}
     assert wanted <= names
     assert {name for name in files if name and not name.startswith((".git", ".pre-commit"))} <= names
     assert archive.stat().st_size < 10e6
+
+
+def test_the_wheel_has_every_file_of_the_package():
+    """Files that are no modules are only in it if package_data names them."""
+    listed = re.search(r"package_data=(\{.*\})", (ROOT / "setup.py").read_text())[1]
+    kinds = {(package.replace(".", "/"), pattern) for package, names in eval(listed).items() for pattern in names}
+    named = {path for folder, pattern in kinds for path in (ROOT / folder).glob(pattern)}
+    others = {path for path in (ROOT / "lossmix_det").rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert {path for path in others if path.suffix != ".py"} == named

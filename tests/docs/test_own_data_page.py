@@ -32,7 +32,7 @@ def write_folder(folder: Path, domain: str, count: int, labelled: bool) -> None:
         image, objects = draw_scene(np.random.default_rng([7, index]), domain, 96, 1.0)
         cv2.imwrite(str(folder / f"page_{index:02d}.jpg"), image)
         if labelled:
-            boxes = [voc_object(name, *(value + 1 for value in box)) for name, box in objects]
+            boxes = [voc_object(drawn.label, *(value + 1 for value in drawn.box)) for drawn in objects]
             height, width = image.shape[:2]
             (folder / f"page_{index:02d}.xml").write_text(voc_xml("".join(boxes), width, height))
 
