@@ -2,11 +2,10 @@
 
 import csv
 import json
-import subprocess
 
 import pytest
 from conftest import voc_object, voc_xml, write_image
-from runs import command, env, last_checkpoint, run, trainer
+from runs import last_checkpoint, run, trainer
 from stock import options
 from torch.testing import assert_close
 
@@ -112,10 +111,9 @@ def test_two_processes_end_with_the_weights_of_one(tmp_path, squares):
         "ema.decay=0.9",
     ]
     settings.append("train.loss_weights={source/roi_box: 0.0}")  # DDP must not wait for a layer that is not taught
-    for folder, flags in (("one", []), ("two", ["--num-gpus", "2"])):
-        line = [*command(tmp_path / folder, *flags), *settings]
-        done = subprocess.run(line, capture_output=True, text=True, timeout=240, check=False, env=env())
-        assert done.returncode == 0, done.stderr
+    assert trainer(tmp_path / "one", *settings).train()
+    done = run(tmp_path / "two", "--num-gpus", "2", *settings)
+    assert done.returncode == 0, done.stderr
     one, two = (last_checkpoint(tmp_path / folder) for folder in ("one", "two"))
     for part in ("student", "ema"):
         for name, value in one[part].items():
@@ -152,10 +150,9 @@ def test_two_processes_adapt_to_the_weights_of_one(tmp_path, squares, engine):
         "optimizer.name=sgd",
         "ema.decay=0.9",
     ]
-    for folder, flags in (("one", []), ("two", ["--num-gpus", "2"])):
-        line = [*command(tmp_path / folder, *flags), *settings]
-        done = subprocess.run(line, capture_output=True, text=True, timeout=240, check=False, env=env())
-        assert done.returncode == 0, done.stderr
+    assert trainer(tmp_path / "one", *settings).train()
+    done = run(tmp_path / "two", "--num-gpus", "2", *settings)
+    assert done.returncode == 0, done.stderr
     one, two = (last_checkpoint(tmp_path / folder) for folder in ("one", "two"))
     assert one["labeller"]["histogram"].sum() > 0
     for part in ("student", "ema", "alignment"):
@@ -197,10 +194,9 @@ def test_two_processes_learn_from_unmixed_images_what_one_does(tmp_path, squares
     """All of the loss is that of the clean pass (share 1), which has no chance in it: two processes equal one."""
     settings = [*squares, "mixing.mixer=sage", "mixing.saliency=gradient", "mixing.clean_share=1.0", "train.steps=4"]
     settings += ["mixing.probability=1.0", "model.normalizer=images", "optimizer.name=sgd", "optimizer.lr=0.01"]
-    for folder, flags in (("one", []), ("two", ["--num-gpus", "2"])):
-        line = [*command(tmp_path / folder, *flags), *settings]
-        done = subprocess.run(line, capture_output=True, text=True, timeout=240, check=False, env=env())
-        assert done.returncode == 0, done.stderr
+    assert trainer(tmp_path / "one", *settings).train()
+    done = run(tmp_path / "two", "--num-gpus", "2", *settings)
+    assert done.returncode == 0, done.stderr
     one, two = (last_checkpoint(tmp_path / folder) for folder in ("one", "two"))
     for name, value in one["student"].items():
         assert_close(two["student"][name], value, rtol=1e-4, atol=1e-5)
