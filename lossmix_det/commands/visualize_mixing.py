@@ -64,7 +64,7 @@ def _run(options: argparse.Namespace) -> int:
     else:
         rows = _phases(config, source, options.teacher) if options.teacher else _rules(config, source, options.rules)
         sheet = draw_sheet(rows, source.classes)
-    save(sheet, options.output, colours=128)
+    save(sheet, options.output, colours=96)
     log.info("wrote %s", options.output)
     return 0
 
