@@ -10,6 +10,7 @@ import pytest
 from runs import ROOT, trainer
 
 from benchmarks.suites import ADAPTERS
+from benchmarks.suites import PEOPLE as PEOPLE_ART
 from lossmix_det.config import as_dict, flat, load_config
 from lossmix_det.errors import UserError
 
@@ -41,6 +42,33 @@ def test_methods_differ_from_adaptive_teacher_in_what_makes_them_alone(folder):
         changed = {key for key in base.keys() | own.keys() if base.get(key) != own.get(key)}
         assert changed == allowed, method
     assert settings(folder, "adaptive_teacher_lossmix")["mixing.rule"] == "lossmix"
+
+
+PEOPLE = {  # what may differ from mean_teacher
+    "source_only": {"data.target"},
+    "oracle": {"data.train", "data.target"},
+    "mean_teacher_lossmix": {"mixing.probability"},
+    "mean_teacher_soft": {"pseudo_labels.kind"},
+    "adaptive_teacher": {"alignment.parts"},
+    "adaptive_teacher_lossmix": {"alignment.parts", "mixing.probability"},
+    "adaptive_teacher_union": {"alignment.parts", "mixing.probability", "mixing.rule"},
+}
+
+
+def test_methods_for_people_in_art_differ_from_mean_teacher_in_what_makes_them_alone():
+    base, names = settings("people_art", "mean_teacher"), [method.name for method in PEOPLE_ART.methods]
+    assert {path.stem for path in (ROOT / "configs" / "people_art").glob("*.yaml")} == {*PEOPLE, "mean_teacher"}
+    assert {*names} == {*PEOPLE, "mean_teacher"}
+    for method, allowed in PEOPLE.items():
+        own = settings("people_art", method)
+        assert {key for key in base.keys() | own.keys() if base.get(key) != own.get(key)} == allowed, method
+
+
+def test_pretrained_and_random_weights_differ_in_the_weights_alone():
+    lite0, random, slim = (settings("pretrained", name) for name in ("lite0", "random", "slim"))
+    assert {key for key in lite0 if lite0[key] != random[key]} == {"model.weights"}
+    allowed = {"model.weights", "model.architecture", "model.fpn_channels"}
+    assert {key for key in lite0 if lite0[key] != slim[key]} == allowed
 
 
 OWN_DATA = ROOT / "configs" / "own_data.yaml"
