@@ -62,7 +62,8 @@ def test_the_default_of_the_ablation_is_what_its_tables_call_it():
     default = settings("ABLATION")["default"]
     named = {part.label("default") for part in suites.ABLATION.parts}
     assert named == {f"{text} (default)" for text in ("1", "0.5", "[0, 1]", "burn-in without mixing")}
-    assert (default["mixing.alpha"], default["mixing.probability"], default["mixing.lam_range"]) == (1.0, 0.5, [0, 1])
+    assert (default["mixing.alpha"], default["mixing.probability"], default["mixing.lam_range"]) == (1.0, 0.5, None)
+    assert MIXERS["mixup"].own_lam_range == (0, 1)
     assert default["mixing.burn_in_probability"] == 0
     assert (default["mixing.mixer"], default["mixing.rule"]) == ("mixup", "lossmix")
 

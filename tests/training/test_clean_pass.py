@@ -96,7 +96,9 @@ def test_the_step_is_the_weighted_sum_of_both_passes(tmp_path):
     step = batch()
     found = {}
     for share in (0.0, 1.0, 0.4):
-        it = trainer(tmp_path / str(share), *CLEAN, f"mixing.clean_share={share}", "data.views=[weak,strong]")
+        # In this range no proposal hangs on the last digit of the saliency, which the share rounds.
+        words = [f"mixing.clean_share={share}", "data.views=[weak,strong]", "mixing.lam_range=[0.0,1.0]"]
+        it = trainer(tmp_path / str(share), *CLEAN, *words)
         it.state.detector.train()
         student_batch = it.compose(step)
         it._accumulate([student_batch])
