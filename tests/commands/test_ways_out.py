@@ -64,7 +64,13 @@ class Started:
         line = [*command(folder / "run", *options), *settings, *(word for word in words if word not in options)]
         paths = {"PYTHONPATH": os.pathsep.join([env()["PYTHONPATH"], str(folder)])}
         self.process = subprocess.Popen(
-            line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env() | paths, start_new_session=True
+            line,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=env() | paths,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
         )
         self.lines: list[str] = []
         self.timer = threading.Timer(LIMIT, os.killpg, (self.process.pid, signal.SIGKILL))
@@ -109,7 +115,7 @@ def test_ctrl_c_ends_an_evaluation_that_waits_for_data(tmp_path, weights):
 @pytest.mark.slow
 def test_a_second_ctrl_c_ends_a_training_that_waits_for_data(tmp_path):
     started = Started(tmp_path, "stall", 4)
-    started.wait_for("step 1/")
+    started.wait_for("step 2/")
     started.interrupt()
     started.wait_for("received SIGINT; saving after this step")
     started.interrupt()
