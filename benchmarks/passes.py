@@ -9,12 +9,29 @@ from torch.nn import functional as F
 
 from lossmix_det.adaptation.alignment import ReverseGradient
 from lossmix_det.config import Config
+from lossmix_det.errors import UserError
 from lossmix_det.structures import ImageBatch, Instances, StepBatch
 from lossmix_det.training.state import RunState
 from lossmix_det.training.student import weight_of
 
 CLASS_LOSSES = ("loss_rpn_cls", "loss_cls")
 CHANNELS = {"RGB": [0, 1, 2], "BGR": [2, 1, 0]}  # where Detectron2's input formats take ours from
+
+
+def detectron2_version(suite: str) -> str:
+    """Of the one that is installed.
+
+    Args:
+        suite: that needs it.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import detectron2
+    except ModuleNotFoundError:
+        raise UserError(f"--suite {suite} needs Detectron2, which is not installed; see docs/detectron2.md") from None
+    return detectron2.__version__
 
 
 class Passes:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.passes import detectron2_version
 from benchmarks.steps import (
     NETWORKS,
     SIZES,
@@ -26,7 +27,6 @@ from benchmarks.steps import (
     sizes_file,
 )
 from benchmarks.timing import clock_text, command_of, ratio
-from lossmix_det.errors import UserError
 from lossmix_det.files import write_atomically
 
 log = logging.getLogger(__name__)
@@ -116,14 +116,9 @@ def measure_speed(options: argparse.Namespace, default_output: Path) -> None:
     Raises:
         UserError: Detectron2 is not installed.
     """
-    try:
-        import detectron2
-    except ModuleNotFoundError:
-        raise UserError(
-            "--suite speed measures beside Detectron2, which is not installed; see docs/detectron2.md"
-        ) from None
+    version = detectron2_version(options.suite)
     short_side = short_side_of(options, SHORT_SIDE)
-    lines = _head(options, short_side, detectron2.__version__)
+    lines = _head(options, short_side, version)
     sizes_file()  # a missing one is said before anything is measured
     for network in options.networks:
         for sizes in options.sizes:

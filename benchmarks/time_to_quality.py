@@ -18,10 +18,9 @@ from rich.console import Console
 from benchmarks.burn_in import borrow
 from benchmarks.compare import command_of
 from benchmarks.curves import rows_of, save_figure
-from benchmarks.passes import Passes
+from benchmarks.passes import Passes, detectron2_version
 from benchmarks.timing import thread_words
 from lossmix_det.config import load_config
-from lossmix_det.errors import UserError
 from lossmix_det.files import write_atomically
 from lossmix_det.structures import StepBatch
 from lossmix_det.training.launch import launch
@@ -128,12 +127,7 @@ def measure_time_to_quality(options: argparse.Namespace, default_output: Path) -
     Raises:
         UserError: Detectron2 is not installed.
     """
-    try:
-        import detectron2  # noqa: F401
-    except ModuleNotFoundError:
-        raise UserError(
-            "--suite time_to_quality trains with Detectron2, which is not installed; see the README"
-        ) from None
+    detectron2_version(options.suite)
     output = options.output or default_output
     curves: list[dict[str, Curve]] = []
     for seed in dict.fromkeys(options.seeds):

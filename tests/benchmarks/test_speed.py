@@ -173,5 +173,5 @@ def test_without_a_list_of_sizes_it_is_one_sentence(small, tmp_path, monkeypatch
 
 def test_without_detectron2_it_is_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "detectron2", None)
-    with pytest.raises(UserError, match="--suite speed measures beside Detectron2, which is not installed"):
+    with pytest.raises(UserError, match="--suite speed needs Detectron2, which is not installed"):
         speed.measure_speed(options(tmp_path), tmp_path / "x.md")
