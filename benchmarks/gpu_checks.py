@@ -21,7 +21,6 @@ from torch import nn
 from benchmarks import mixer_cost, speed
 from benchmarks.steps import Setup, frame_of, longest_of
 from benchmarks.timing import ratio, seconds_of
-from lossmix_det.engines import build_detector, to_device
 from lossmix_det.errors import UserError
 from lossmix_det.mixing.mixers import MIXERS
 from lossmix_det.structures import ImageBatch, StepBatch
@@ -95,8 +94,7 @@ def compiled_backbone(scale: Scale) -> str:
     """The backbone alone, forward and backward, as it is and by `torch.compile`."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = _bench(["mixup"], (), folder, scale).trainer
-        detector = to_device(build_detector(trainer.config.model, 6), trainer.fabric.device, None)
-        body = detector.model.backbone
+        body = trainer.state.detector.model.backbone
         images = torch.rand(4, 3, *(side // 32 * 32 for side in frame_of(scale.short_side)), device=scale.device)
         eager, compiled = [], []
         forms = ((eager, body), (compiled, torch.compile(body)))

@@ -44,15 +44,13 @@ class LivePage:
         self.mixed_in: tuple[str, int] = ("", 0)  # phase and step
 
     def look_at(self, batch: StudentBatch, state: RunState) -> None:
-        """Keep some mixed images of a step that an evaluation follows; where it has none, earlier ones stay.
+        """Keep some mixed images of a step; where it has none, earlier ones stay.
 
         Args:
             batch: that the student is about to learn.
             state: before it has.
         """
-        step, train = state.step + 1, self.config.train
-        if step == train.steps or (train.eval_every and not step % train.eval_every):
-            self._try(lambda: self._look_at(batch, state))
+        self._try(lambda: self._look_at(batch, state))
 
     def _look_at(self, batch: StudentBatch, state: RunState) -> None:
         mixed = [] if batch.mixed is None else batch.mixed.nonzero().flatten().tolist()

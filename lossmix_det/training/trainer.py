@@ -141,7 +141,7 @@ class Trainer:
         """What is due after this step; if evaluation fails, what was learned is saved first."""
         state, train = self.state, self.config.train
         is_last = state.step == train.steps
-        if is_due(state.step, train.eval_every) or is_last:
+        if is_scored(state.step, train):
             try:
                 self.evaluate()
                 if not (is_last or self.patience.is_over(state)):  # then it is written when everything else is
@@ -162,7 +162,8 @@ class Trainer:
     def learn(self, batch: StepBatch) -> dict[str, float]:
         """Teach the student one batch; a batch whose loss is not finite teaches nothing and is counted."""
         student_batch = self.compose(batch.to(self.fabric.device))
-        self.page.look_at(student_batch, self.state)
+        if is_scored(self.state.step + 1, self.config.train):
+            self.page.look_at(student_batch, self.state)
         losses = self._accumulate(student_batch.split(self.config.train.accumulate, self.state.detector.multiple))
         norm = self._descend() if losses is not None else math.nan
         self.state.optimizer.zero_grad(set_to_none=True)
@@ -302,10 +303,14 @@ def is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
+def is_scored(step: int, train: TrainConfig) -> bool:
+    """Whether an evaluation follows a step."""
+    return is_due(step, train.eval_every) or step == train.steps
+
+
 def is_used(step: int, train: TrainConfig, burn_in_steps: int) -> bool:
     """Whether the weights after a step are scored or saved."""
-    due = is_due(step, train.eval_every) or is_due(step, train.save_every)
-    return due or step in (train.steps, burn_in_steps)
+    return is_scored(step, train) or is_due(step, train.save_every) or step == burn_in_steps
 
 
 def seed_everything(seed: int) -> None:
