@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import pickle
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
-from d2_models import CLOSE, NAMES, configured, inputs, losses, mixing  # noqa: E402
+from d2_models import CLOSE, NAMES, configured, inputs, instances, losses, mixing  # noqa: E402
 from detectron2.modeling import build_model  # noqa: E402
+from detectron2.structures import BitMasks, PolygonMasks  # noqa: E402
 
 from lossmix_det import detectron2_plugin as plugin  # noqa: E402
 from lossmix_det.errors import UserError  # noqa: E402
@@ -92,6 +95,56 @@ def test_every_mixer_of_pixels_mixes_batches_of_the_loader(mixer):
     batch = collate(inputs())
     assert all(isinstance(each["instances"], plugin.MixedInstances) for each in batch)
     assert all(torch.isfinite(each["image"]).all() for each in batch)
+
+
+TRIANGLE = np.array([[10.0, 50], [50, 50], [30, 10]])
+
+
+def polygons(triangle: np.ndarray) -> PolygonMasks:
+    return PolygonMasks([[triangle.flatten()]])
+
+
+def bitmaps(triangle: np.ndarray) -> BitMasks:
+    return BitMasks.from_polygon_masks(polygons(triangle), 64, 64)
+
+
+def outside(_: np.ndarray) -> BitMasks:
+    """Nothing of the object is in the image."""
+    return BitMasks(torch.zeros(1, 64, 64))
+
+
+def pasted_white(masks) -> np.ndarray:
+    """Which pixels of a black image without objects show those of a white one with one object."""
+    batch = [
+        {"image": torch.zeros(3, 64, 64, dtype=torch.uint8), "instances": instances(([], []), (64, 64))},
+        {
+            "image": torch.full((3, 64, 64), 255, dtype=torch.uint8),
+            "instances": instances(([[10.0, 10, 50, 50]], [1]), (64, 64)),
+        },
+    ]
+    if masks is not None:
+        batch[0]["instances"].gt_masks = (
+            type(masks(TRIANGLE))([]) if masks is polygons else BitMasks(np.zeros((0, 64, 64)))
+        )
+        batch[1]["instances"].gt_masks = masks(TRIANGLE)
+    collate = plugin.MixingCollate(mixing(configured(), MIXER="classmix", PROBABILITY=1.0))
+    torch.manual_seed(0)
+    return collate(batch)[0]["image"][0].numpy() > 0
+
+
+@pytest.mark.parametrize("masks", [polygons, bitmaps])
+def test_classmix_pastes_the_masks_of_detectron2(masks):
+    """Of a triangle in its box half of the pixels; which of them, OpenCV says."""
+    expected = cv2.fillPoly(np.zeros((64, 64), np.uint8), [TRIANGLE.astype(np.int32)], 1) > 0
+    found = pasted_white(masks)
+    assert (found & expected).sum() / (found | expected).sum() > 0.9
+
+
+@pytest.mark.parametrize("masks", [None, outside])
+def test_classmix_pastes_the_box_where_no_mask_shows_the_object(masks):
+    expected = np.zeros((64, 64), dtype=bool)
+    expected[10:50, 10:50] = True
+    np.testing.assert_array_equal(pasted_white(masks), expected)
 
 
 def test_a_choice_of_mixers_is_text_in_detectron2s_configuration():

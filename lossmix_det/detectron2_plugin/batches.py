@@ -15,6 +15,7 @@ from torch import Tensor
 from lossmix_det.config import MixingConfig
 from lossmix_det.detectron2_plugin.settings import mixing_of
 from lossmix_det.errors import UserError
+from lossmix_det.instances import MASK_SIDE
 from lossmix_det.mixing import Among, Mix, Recipe, blend
 from lossmix_det.structures import ImageBatch, Instances, Supervision, pad_to, smallest_canvas
 
@@ -59,7 +60,7 @@ def mix_inputs(inputs: list[dict], recipe: Recipe, rng: np.random.Generator) -> 
 
     Args:
         inputs: of Detectron2's dataset mapper: ``image`` (3, H, W) in 0…255 and ``instances`` with ``gt_boxes`` and
-            ``gt_classes``. They are not changed.
+            ``gt_classes``. ``gt_masks``, where present, are the outlines that `classmix` pastes. They are not changed.
         recipe: how.
         rng: draws partners and λ.
 
@@ -67,19 +68,22 @@ def mix_inputs(inputs: list[dict], recipe: Recipe, rng: np.random.Generator) -> 
         The same dicts with mixed images, as float, and `MixedInstances`; other keys stay those of the image itself.
     """
     recipe = recipe.drawn(rng)
-    batch, truths = batch_of(inputs)
+    batch, truths = batch_of(inputs, masks=recipe.pastes_objects)
     mix = draw_mix(batch, truths, recipe, rng)
     mixed = blend(batch, mix)
     return taught(inputs, mixed, recipe.supervise(truths, mix, mixed))
 
 
-def batch_of(inputs: list[dict]) -> tuple[ImageBatch, list[Instances]]:
-    """Pixels in 0…255 on one canvas, and truths."""
+def batch_of(inputs: list[dict], *, masks: bool = False) -> tuple[ImageBatch, list[Instances]]:
+    """Pixels in 0…255 on one canvas, and truths; with the masks of these, where they have some."""
     batch = ImageBatch.cat(
         [ImageBatch(each["image"][None].float(), (tuple(each["image"].shape[1:]),)) for each in inputs]
     )
     batch = replace(batch, pixels=pad_to(batch.pixels, *smallest_canvas(batch.sizes)))
-    return batch, [_truth(each["instances"]) for each in inputs]
+    truths = [_truth(each["instances"]) for each in inputs]
+    if masks:
+        truths = [_with_masks(truth, each["instances"]) for truth, each in zip(truths, inputs, strict=True)]
+    return batch, truths
 
 
 def draw_mix(batch: ImageBatch, truths: list[Instances], recipe: Recipe, rng: np.random.Generator) -> Mix:
@@ -105,6 +109,15 @@ def _truth(instances: D2Instances) -> Instances:
         weights=_field(instances, "gt_weights"),
         box_weights=_field(instances, "gt_box_weights"),
     )
+
+
+def _with_masks(truth: Instances, instances: D2Instances) -> Instances:
+    """The same truth with Detectron2's masks; the box stands for an object whose mask shows nothing."""
+    if not instances.has("gt_masks"):
+        return truth
+    masks = instances.gt_masks.crop_and_resize(truth.boxes.to(instances.gt_masks.device), MASK_SIDE)
+    masks = masks.to(truth.boxes.device)
+    return replace(truth, masks=masks | ~masks.flatten(1).any(1)[:, None, None])
 
 
 def _field(instances: D2Instances, name: str) -> Tensor | None:

@@ -39,6 +39,7 @@ class Recipe:
         self.mixer = self.mixers[0]
         self.saliency = pick(SALIENCIES, config.saliency, "mixing.saliency")
         self.tears_boxes = any(getattr(mixer, "tears_boxes", False) for mixer in self.mixers)
+        self.pastes_objects = config.pastes_objects
         self.least_visible = config.least_visible
         self.rule: Rule = pick(RULES, config.rule, "mixing.rule")(config)
         self.weighting = pick(WEIGHTINGS, config.weighting, "mixing.weighting")
