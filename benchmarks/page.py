@@ -108,7 +108,34 @@ def _part(part: Part, runs: list[Run], sets: list[str]) -> list[str]:
             cells += [_cell([scores[name][metric] for scores in finished.values()]) for metric in METRICS]
             cells.append(_cell([one[name]["AP50"] - two[name]["AP50"] for one, two in pairs], error=True))
         lines.append(f"| {label} | " + " | ".join(cells) + f" | {len(finished)} of {len(methods[method])} |")
-    return [*lines, ""]
+    return [*lines, "", *_groups(part, methods, sets)]
+
+
+def _groups(part: Part, methods: dict[str, list[Run]], sets: list[str]) -> list[str]:
+    """Differences to the baseline, averaged over the methods of each group seed by seed."""
+    base = _scores_by_seed(methods.get(part.baseline, []))
+    rows = []
+    for label, names in part.groups.items():
+        scores = [_scores_by_seed(methods[name]) for name in names if name in methods]
+        seeds = [seed for seed in base if all(seed in of_method for of_method in scores)]
+        if len(scores) < len(names) or not seeds:  # a mean over a part of them would not be comparable
+            continue
+        cells = [
+            _cell(
+                [statistics.mean(of[seed][name]["AP50"] - base[seed][name]["AP50"] for of in scores) for seed in seeds],
+                error=True,
+            )
+            for name in sets
+        ]
+        rows.append(f"| {label} | " + " | ".join([str(len(names)), *cells, str(len(seeds))]) + " |")
+    if not rows:
+        return []
+    text = (
+        f"AP50 minus that of {part.label(part.baseline)}: mean over several rows above with the same seed, then mean ± "
+        f"standard error over seeds."
+    )
+    heads = ["", "rows", *sets, "seeds"]
+    return [text, "", "| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1), *rows, ""]
 
 
 def _scores_by_seed(runs: list[Run]) -> dict[int, dict[str, Any]]:

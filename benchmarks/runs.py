@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +58,14 @@ class Part:
         title: of the table.
         baseline: the method that differences are counted from.
         rows: names of methods by how they are called in this table.
+        groups: methods whose mean difference is given too, by how they are called together. One seed of one method
+            says little; a mean over many methods says more about what they have in common.
     """
 
     title: str
     baseline: str
     rows: dict[str, str]
+    groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def label(self, method: str) -> str:
         """How a method is called in this table."""

@@ -78,7 +78,7 @@ def mixers(title: str, name: str, configs: Path) -> Suite:
         mixed = _mixed(baseline, config, (mixer for mixer in MIXERS if mixer not in left_out))
         methods += [Method(baseline, config), *mixed.values()]
         rows = {"no mixing": baseline, **{label: method.name for label, method in mixed.items()}, "oracle": oracle.name}
-        parts.append(Part(heading, baseline, rows))
+        parts.append(Part(heading, baseline, rows, _groups(baseline, {method.name for method in mixed.values()})))
     text = (
         "Half of the images are mixed; burn-in before adaptation is not. Share and visibility: LossMix with these "
         "weights; they are the same for mixers without masks. The oracle is trained on the labels of the target."
@@ -95,4 +95,15 @@ def _mixed(setting: str, config: Path, names: Iterable[str]) -> dict[str, Method
         for mixer in names
         for taught, words in TAUGHT.items()
         if not (taught == "visibility" and mixer in WITHOUT_MASKS)
+    }
+
+
+def _groups(setting: str, names: set[str]) -> dict[str, tuple[str, ...]]:
+    """What is averaged: each kind of truth over the mixers that have all kinds, and both weightings of each mixer."""
+    table = {mixer: [name for kind in TAUGHT if (name := f"{setting}_{mixer}_{kind}") in names] for mixer in MIXERS}
+    table = {mixer: row for mixer, row in table.items() if len(row) == len(TAUGHT)}
+    by_kind = {kind: tuple(row[place] for row in table.values()) for place, kind in enumerate(TAUGHT)}
+    return {
+        **{f"{kind}, all mixers with masks": column for kind, column in by_kind.items()},
+        **{f"{mixer}, share and visibility": tuple(row[:2]) for mixer, row in table.items()},
     }

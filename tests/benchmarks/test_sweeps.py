@@ -133,6 +133,35 @@ def test_a_table_for_each_part_gives_mean_deviation_and_the_difference_with_the_
     assert "| 2 | 72.0 ± 2.8 | 36.0 ± 1.4 | +4.0 ± 2.0 | 41.0 ± 0.0 | 1.0 ± 0.0 | +1.0 ± 0.0 | 2 of 2 |" in first
 
 
+def test_a_mean_over_rows_is_taken_seed_by_seed_where_all_rows_have_the_seed(tmp_path):
+    """Worked by hand: gains of 2 and 6, and of 4 and 0 points, are 3 and 3 together; seed 3 lacks a row."""
+    config = Path("configs/shapes/lossmix.yaml")
+    names = ("default", "one", "two")
+    rows = {"none": "default", "one": "one", "two": "two"}
+    groups = {"both": ("one", "two"), "one that was not run": ("one", "three")}
+    suite = Suite(
+        "Small", "shapes", tuple(Method(name, config) for name in names), parts=(Part("P", "default", rows, groups),)
+    )
+    for seed, scores in enumerate([(68, 70, 72), (68, 74, 68), (68, 90)], start=1):
+        for name, score in zip(names, scores, strict=False):
+            results(tmp_path, name, seed, score, 40)
+    text = page(suite, planned(suite, tmp_path, names, [1, 2, 3]), "the command")
+    assert "AP50 minus that of none: mean over several rows above with the same seed" in text
+    assert "| both | 2 | +3.0 ± 0.0 | +0.0 ± 0.0 | 2 |" in text
+    assert "not run |" not in text
+
+
+@pytest.mark.parametrize("part", suites.MIXERS.parts, ids=lambda part: part.baseline)
+def test_the_means_of_a_page_are_over_rows_of_its_own(part):
+    kinds = [f"{kind}, all mixers with masks" for kind in sweeps.TAUGHT]
+    assert list(part.groups)[:3] == kinds
+    for kind, column in zip(sweeps.TAUGHT, part.groups.values(), strict=False):
+        assert len(column) >= 8
+        assert all(name.endswith(f"_{kind}") for name in column)
+    for names in part.groups.values():
+        assert {*names} <= {*part.rows.values()}
+
+
 def test_rows_are_chosen_by_shell_patterns():
     names = suites.MIXERS.names_of(["oracle", "source_only_sage_*", "oracle"])
     assert names == ["oracle", *(f"source_only_sage_{taught}" for taught in sweeps.TAUGHT)]
