@@ -11,6 +11,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from lossmix_det.adaptation.guards import Guard
+from lossmix_det.adaptation.mirror import agreed, mirrored
 from lossmix_det.adaptation.pseudo_labels import build_thresholds, match_truths, select, to_cpu
 from lossmix_det.config import Config, PseudoLabelConfig
 from lossmix_det.engines import Detector, Encoding, ScoresBoxes, SoftTeacher, require
@@ -24,7 +25,7 @@ class HardLabels:
     """Boxes and classes above the threshold are truths like any other (Adaptive Teacher).
 
     Args:
-        config: ``empty`` and ``box_score``.
+        config: ``empty``, ``box_score`` and ``box_agreement``.
     """
 
     needs: type | None = None  # capability of a detector
@@ -32,7 +33,7 @@ class HardLabels:
 
     def __init__(self, config: PseudoLabelConfig) -> None:
         self.weight_of_empty = WEIGHT_OF_EMPTY[config.empty]
-        self.teaches_boxes = config.box_score is not None
+        self.teaches_boxes = config.teaches_boxes
 
     def supervision(self, kept: list[Instances]) -> Supervision:
         """What the kept detections teach, at full weight."""
@@ -107,7 +108,7 @@ class Labeller:
         self.counts: dict[str, Tensor] = {}  # since the last row, over all processes
 
     def label(self, teacher: Detector, target: Views, step: int) -> tuple[Supervision, SoftTeacher | None]:
-        """Let the teacher look at the weak views, once.
+        """Let the teacher look at the weak views, once; with ``box_agreement`` at their mirror images too.
 
         Args:
             teacher: in whatever mode.
@@ -125,10 +126,21 @@ class Labeller:
             seen = self._sum({"scores": self.thresholds.count(detections)})
             self.thresholds.remember(seen["scores"])
         self.thresholds.advance(self._progress(step))
-        kept = self.select(detections, images)
+        kept = self._agreed(teacher, images, self.select(detections, images))
         self._watch(detections, kept, target.truths)
         supervision = self.kind.supervision(kept).scaled(self.unsupervised_weight(step))
         return supervision, self.kind.soft_teacher(teacher, encoding)
+
+    def _agreed(self, teacher: Detector, images: ImageBatch, kept: list[Instances]) -> list[Instances]:
+        """The same labels; their boxes as the mirror images confirm them, if that is asked for."""
+        least = self.labels.box_agreement
+        if least is None:
+            return kept
+        with inference_mode_of(teacher), self.fabric.autocast():
+            mirror = teacher.detect(mirrored(images))
+        return [
+            agreed(*of_image, width, least) for *of_image, (_, width) in zip(kept, mirror, images.sizes, strict=True)
+        ]
 
     def _progress(self, step: int) -> float:
         """The share of adaptation that is done."""

@@ -147,7 +147,7 @@ def select(detections: Instances, least: Tensor, size: tuple[int, int], config: 
         detections: with scores, of the weak view.
         least: (K,) least score of each class.
         size: (height, width) of the image; boxes are clipped to it.
-        config: ``min_size``, ``max_per_image`` and ``box_score``.
+        config: ``min_size``, ``max_per_image`` and ``box_score``; under ``box_agreement`` alone all boxes may teach.
 
     Returns:
         Instances whose ``box_weights`` are 1 where the box teaches regression too, else 0.
@@ -158,7 +158,7 @@ def select(detections: Instances, least: Tensor, size: tuple[int, int], config: 
     kept = torch.where(kept)[0]
     kept = kept[scores[kept].argsort(descending=True, stable=True)][: config.max_per_image]
     chosen = scores[kept]
-    box_weights = torch.zeros_like(chosen) if config.box_score is None else (chosen >= config.box_score).float()
+    box_weights = (chosen >= (config.box_score or 0.0)).float() * config.teaches_boxes
     return Instances(boxes[kept], detections.classes[kept], chosen, box_weights=box_weights)
 
 

@@ -66,14 +66,27 @@ class PseudoLabelConfig(Settings):
     portion: float = number(0.2, 0, 1)  # adaptive: share of each class's detections to keep
     memory: float = number(0.99, 0, 1)  # adaptive: share of the score histogram kept per step
     box_score: float | None = number(None, 0, 1)  # least score to teach box regression; null: none does
+    # least IoU with the box found in the mirror image to teach box regression, by the mean of both; null: not looked at
+    box_agreement: float | None = number(None, 0, 1)
     min_size: float = number(2.0, 0)  # pixels; smaller boxes are dropped
     max_per_image: int = number(50, 1)
     empty: str = choice("skip", "background")  # target images without a pseudo-label: left out, or background
     temperature: float = number(1.0, 1e-3, 1e3)  # soft
 
     def rules(self) -> list[Rule]:
-        """Scores of classes."""
-        return weights("class_scores", self.class_scores)
+        """Scores of classes; boxes are chosen only where they are taught as such."""
+        return [
+            *weights("class_scores", self.class_scores),
+            (
+                self.kind == "hard" or self.box_agreement is None,
+                f"box_agreement={self.box_agreement} has no effect with pseudo_labels.kind={self.kind}; set null",
+            ),
+        ]
+
+    @property
+    def teaches_boxes(self) -> bool:
+        """Whether any pseudo-label teaches box regression."""
+        return self.box_score is not None or self.box_agreement is not None
 
 
 @dataclass

@@ -122,6 +122,7 @@ def assert_same_gradients(one, other) -> None:
 
 
 SURE = ["pseudo_labels.score=0.5"]
+ACROSS = torch.tensor([True, False, True, False])  # the coordinates that a mirror changes
 
 
 def test_lam_of_one_is_the_unmixed_step(tmp_path):
@@ -137,6 +138,36 @@ def test_pseudo_labels_of_weight_zero_have_no_gradient(tmp_path):
     assert_same_gradients(gradients(adapting(tmp_path / "b", "pseudo_labels.min_size=1000", *off), batch()), some)
     on = gradients(adapting(tmp_path / "c", *SURE, *off[1:]), batch())
     assert not torch.allclose(on["total"], some["total"])
+
+
+def test_boxes_teach_where_the_teacher_finds_them_in_the_mirror_image(tmp_path, monkeypatch):
+    """A teacher that sees the same from both sides teaches what it would without a mirror; a blind one, no box."""
+    every, it = (
+        adapting(tmp_path / name, *SURE, f"pseudo_labels.{key}")
+        for name, key in (("a", "box_score=0.0"), ("b", "box_agreement=0.9"))
+    )
+    target, teacher = batch().target, it.state.teacher.module
+    expected, _ = every.state.labeller.label(every.state.teacher.module, target, 0)
+    seen = []
+
+    def detect(images: ImageBatch) -> list[Instances]:
+        seen.append(images.pixels)
+        sides = [(WIDTH - one.boxes)[:, [2, 1, 0, 3]] for one in plain]
+        return [replace(one, boxes=torch.where(ACROSS, x, one.boxes)) for one, x in zip(plain, sides, strict=True)]
+
+    with torch.no_grad():
+        plain = teacher.eval().detect(target.weak.to_float())
+    monkeypatch.setattr(teacher, "detect", detect)
+    found, _ = it.state.labeller.label(teacher, target, 0)
+    assert torch.equal(seen[0], target.weak.to_float().pixels.flip(-1))
+    assert sum(map(len, expected.truths)) >= 2
+    assert torch.equal(found.box_weights, expected.box_weights)
+    for one, other in zip(found.truths, expected.truths, strict=True):
+        assert_close(one.boxes, other.boxes)
+        assert torch.equal(one.box_weights, other.box_weights)
+    monkeypatch.setattr(teacher, "detect", lambda images: [Instances.empty() for _ in images.sizes])
+    found, _ = it.state.labeller.label(teacher, target, 0)
+    assert [truth.box_weights.sum() for truth in found.truths] == [0] * COUNT
 
 
 def test_an_image_without_pseudo_labels_teaches_no_background(tmp_path):
