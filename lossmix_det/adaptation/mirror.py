@@ -1,8 +1,8 @@
 """What the teacher sees in the mirror image too: how sure it is of where a box is, and a box nearer to the object.
 
-Soft Teacher (Xu et al., ICCV 2021) moves boxes a little and lets the second stage refine them; where the results differ,
-it does not teach the box. Here the image is mirrored instead. This needs one more pass of the teacher, and no part of
-its network, so that it works for every detector. It is ours.
+Soft Teacher (Xu et al., ICCV 2021) moves boxes a little and lets the second stage refine them; where the results
+differ, it does not teach the box. Here the image is mirrored instead. This needs one more pass of the teacher, and no
+part of its network, so that it works for every detector. It is ours.
 """
 
 from __future__ import annotations
