@@ -49,6 +49,8 @@ PEOPLE = {  # what may differ from mean_teacher
     "oracle": {"data.train", "data.target"},
     "mean_teacher_lossmix": {"mixing.probability"},
     "mean_teacher_soft": {"pseudo_labels.kind"},
+    "mean_teacher_box_score": {"pseudo_labels.box_score"},
+    "mean_teacher_box_agreement": {"pseudo_labels.box_agreement"},
     "adaptive_teacher": {"alignment.parts"},
     "adaptive_teacher_lossmix": {"alignment.parts", "mixing.probability"},
     "adaptive_teacher_union": {"alignment.parts", "mixing.probability", "mixing.rule"},
