@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ from lossmix_det.engines.export import export_model
 from lossmix_det.errors import first_line
 from lossmix_det.evaluation import print_tables, write_detections, write_results
 from lossmix_det.evaluation.scores import Detections, metric_set, report_problems
+from lossmix_det.report.run_folder import Row, RunFolder
 from lossmix_det.training.state import RunState
 from lossmix_det.training.streams import Streams
 
 log = logging.getLogger(__name__)
 
+NOISE = 0.5  # points of AP50 that say nothing
 BURNED_IN = "burn-in"  # the student as burn-in ended, in tables and files
 
 
@@ -46,6 +49,7 @@ def publish(
         export_model(model, config, state.classes, folder / "export" / f"{name}.pth")
     report_problems(streams.sets, state.unreadable, folder)
     print_tables(results, console)
+    warn_if_worse(results, folder)
     _draw(state, streams, detections, console)
     if state.skipped_steps:
         log.warning(
@@ -53,6 +57,42 @@ def publish(
         )
     page = f", and {folder / 'report.html'} shows them" if config.train.report else ""
     console.print(Text(f"results, detections, checkpoints and exports are in {folder}{page}"), soft_wrap=True)
+
+
+def warn_if_worse(results: dict[str, Any], folder: Path) -> None:
+    """Say that adaptation lowered AP50 on the last test set, and what its pseudo-labels were like, if that is known.
+
+    Args:
+        results: scores by model and test set; without a row of burn-in there is nothing to compare with.
+        folder: of the run.
+    """
+    if not results.get(BURNED_IN):
+        return
+    name = list(results[BURNED_IN])[-1]
+    before, after = (results[model][name]["AP50"] for model in (BURNED_IN, list(results)[-1]))
+    if before is None or after is None or not before - after > NOISE:  # without objects there is no score
+        return
+    log.warning(
+        "adaptation lowered AP50 on %s from %.1f to %.1f, so %s is the better detector%s",
+        name,
+        before,
+        after,
+        folder / "checkpoints" / "burned_in.pt",
+        _of_pseudo_labels(RunFolder(folder).metrics),
+    )
+
+
+def _of_pseudo_labels(metrics: list[Row]) -> str:
+    """How good they were in the end, and what to write, where the target has labels to measure them by."""
+    kinds = ("pseudo/precision", "pseudo/recall")
+    measured = [
+        values for row in metrics if not any(map(math.isnan, values := [row.get(kind, math.nan) for kind in kinds]))
+    ]
+    if not measured:
+        return "; look at its pseudo-labels: raise pseudo_labels.score if they are wrong, lower it if they are few"
+    precision, recall = measured[-1]
+    change = "lower" if precision > recall else "raise"
+    return f"; precision of the pseudo-labels was {precision:.0%}, recall {recall:.0%}: {change} pseudo_labels.score"
 
 
 def burned_in_folder(folder: Path) -> Path:

@@ -8,7 +8,7 @@ import pytest
 from adapting import ADAPT
 from runs import trainer
 
-from lossmix_det.training.outputs import _read_detections
+from lossmix_det.training.outputs import _read_detections, warn_if_worse
 from lossmix_det.training.provenance import read_run
 
 pytestmark = pytest.mark.slow
@@ -47,3 +47,42 @@ def test_a_run_in_a_folder_of_any_name_ends_and_names_it(tmp_path):
     assert not (folder / "before_after.png").exists()
     assert (folder / "run.json.unreadable").is_file()
     assert read_run(folder)["step"] == 2
+
+
+def scores(**models: float) -> dict:
+    """AP50 on a test set of the source and on one of the target, by model."""
+    return {name.replace("_", "-"): {"photos": {"AP50": 1.0}, "art": {"AP50": value}} for name, value in models.items()}
+
+
+@pytest.mark.parametrize(
+    ("rows", "advice"),
+    [
+        ("step,pseudo/precision,pseudo/recall\n10,0.2,0.9\n20,0.99,0.44\n30,,", "was 99%, recall 44%: lower pseudo_"),
+        ("step,pseudo/precision,pseudo/recall\n10,0.4,0.6", "was 40%, recall 60%: raise pseudo_labels.score"),
+        ("step,loss\n10,1.0", "raise pseudo_labels.score if they are wrong, lower it if they are few"),
+        (None, "raise pseudo_labels.score if they are wrong, lower it if they are few"),
+    ],
+)
+def test_a_run_says_that_adaptation_lowered_the_score_and_what_its_labels_were_like(tmp_path, caplog, rows, advice):
+    if rows:
+        (tmp_path / "metrics.csv").write_text(rows)
+    warn_if_worse(scores(burn_in=84.5, student=90.0, teacher=82.7), tmp_path)
+    assert "adaptation lowered AP50 on art from 84.5 to 82.7" in caplog.text
+    assert f"{tmp_path / 'checkpoints' / 'burned_in.pt'} is the better detector; " in caplog.text
+    assert advice in caplog.text
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        scores(burn_in=60.0, teacher=59.6),
+        scores(burn_in=None, teacher=None),
+        scores(burn_in=float("nan"), teacher=float("nan")),
+        scores(student=1.0),
+        {"burn-in": {}},
+        {},
+    ],
+)
+def test_a_run_that_did_not_get_worse_says_nothing(tmp_path, caplog, found):
+    warn_if_worse(found, tmp_path)
+    assert caplog.text == ""
