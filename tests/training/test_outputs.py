@@ -76,7 +76,6 @@ def test_a_run_says_that_adaptation_lowered_the_score_and_what_its_labels_were_l
     "found",
     [
         scores(burn_in=60.0, teacher=59.6),
-        scores(burn_in=None, teacher=None),
         scores(burn_in=float("nan"), teacher=float("nan")),
         scores(student=1.0),
         {"burn-in": {}},
