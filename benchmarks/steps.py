@@ -261,7 +261,9 @@ class Step:
 
 STEPS = {
     "floor": Step(
-        "plain Detectron2 step on 3B student images in batches by domain, and detection by a teacher on B", Bench.floor
+        "plain Detectron2 step on 3B student images in batches by domain, and detection by a teacher on B, "
+        "without alignment and average",
+        Bench.floor,
     ),
     "ours": Step("our step: LossMix, alignment, average, 3B student images, B for the teacher", Bench.ours, True),
     "adaptive_teacher": Step(
