@@ -269,13 +269,17 @@ def _supervised() -> dict[str, dict[str, Any]]:
 
 
 def _adapting(burn_in_steps: int) -> dict[str, dict[str, Any]]:
-    """Adaptive Teacher with LossMix, with thresholds that follow the teacher's scores."""
+    """Adaptive Teacher with LossMix, with soft pseudo-labels (ALDI, Kay et al., TMLR 2025).
+
+    Hard ones teach each object without a label as background, and there are many such objects at a score that is right
+    for images with few objects.
+    """
     return {
         "mixing": {"rule": "lossmix", "probability": 0.5, "burn_in_probability": 0.0},
         "optimizer": {"name": "adamw", "lr": 0.0005, "warmup_steps": 100, "restart_lr": 0.0002},
         "ema": {"decay": 0.99, "warmup": False},
         "adaptation": {"burn_in_steps": burn_in_steps},
-        "pseudo_labels": {"threshold": "adaptive", "score": 0.8, "floor": 0.3},
+        "pseudo_labels": {"kind": "soft", "score": 0.8},
         "alignment": {"parts": ["image"]},
     }
 
@@ -313,8 +317,8 @@ COMMENTS = {
     "optimizer.restart_lr": "with which adaptation begins",
     "ema.decay": "of the teacher, which is the average of the student",
     "adaptation.burn_in_steps": "on the source alone; the rest of train.steps adapts to the target",
-    "pseudo_labels.threshold": "the best share of each class's detections, within floor and score",
-    "pseudo_labels.floor": "lower it if the log says that there are no pseudo-labels",
+    "pseudo_labels.kind": "soft: the student learns the teacher's scores; hard: its boxes, as if annotated",
+    "pseudo_labels.score": "of a pseudo-label; lower it if the log says that there are none",
     "alignment.parts": "a discriminator makes features of both domains alike; []: none",
     "train.best_metric": "of the source: the target's labels are not to choose",
 }
