@@ -24,6 +24,7 @@ AS_PUBLISHED = [  # what Adaptive Teacher does where ours differs by default
     *("pseudo_labels.score=0.5", "pseudo_labels.empty=background", "alignment.parts=[image]"),
     *("pseudo_labels.max_per_image=100", "pseudo_labels.min_size=0"),
 ]
+SURE = ["pseudo_labels.score=0.5"]
 HEIGHT, WIDTH, COUNT = 64, 96, 2
 
 
@@ -56,3 +57,9 @@ def views(seed: int, truths: bool = True) -> Views:
 
 def batch() -> StepBatch:
     return StepBatch(views(10), views(30, truths=False))
+
+
+def found(*rows: tuple[float, float, float, float, int, float]) -> Instances:
+    """Detections of one image: box, class and score of each."""
+    values = torch.tensor(rows, dtype=torch.float32).reshape(-1, 6)
+    return Instances(values[:, :4], values[:, 4].long(), values[:, 5])

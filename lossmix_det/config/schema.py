@@ -65,7 +65,9 @@ class PseudoLabelConfig(Settings):
     floor: float = number(0.5, 0, 1)  # adaptive: the lowest that the least score may be; rising: where it begins
     portion: float = number(0.2, 0, 1)  # adaptive: share of each class's detections to keep
     memory: float = number(0.99, 0, 1)  # adaptive: share of the score histogram kept per step
-    box_score: float | None = number(None, 0, 1)  # least score to teach box regression; null: none does
+    box_score: float | None = number(
+        None, 0, 1
+    )  # least score to teach box regression; null: none does, but for box_agreement
     # least IoU with the box found in the mirror image to teach box regression, by the mean of both; null: not looked at
     box_agreement: float | None = number(None, 0, 1)
     min_size: float = number(2.0, 0)  # pixels; smaller boxes are dropped

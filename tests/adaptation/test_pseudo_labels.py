@@ -1,20 +1,15 @@
 import numpy as np
 import pytest
 import torch
+from adapting import found
 
-from lossmix_det.adaptation.mirror import agreed, mirrored
 from lossmix_det.adaptation.pseudo_labels import build_thresholds, match_truths, select
-from lossmix_det.config import PseudoLabelConfig, load_config
+from lossmix_det.config import PseudoLabelConfig
 from lossmix_det.errors import UserError
-from lossmix_det.structures import ImageBatch, Instances
+from lossmix_det.structures import Instances
 
 CLASSES = ["cat", "dog", "fox"]
 SIZE = (40, 60)
-
-
-def found(*rows: tuple[float, float, float, float, int, float]) -> Instances:
-    values = torch.tensor(rows, dtype=torch.float32).reshape(-1, 6)
-    return Instances(values[:, :4], values[:, 4].long(), values[:, 5])
 
 
 def scores_of(label: int, scores: np.ndarray) -> Instances:
@@ -102,51 +97,6 @@ def test_only_the_confident_teach_box_regression_if_any_do():
     config = PseudoLabelConfig(score=0.5, box_score=0.8)
     detections = found((1, 1, 20, 20, 0, 0.6), (5, 5, 30, 30, 1, 0.85))
     assert select(detections, torch.full((3,), 0.5), SIZE, config).box_weights.tolist() == [1, 0]
-
-
-def test_boxes_that_the_mirror_image_confirms_teach_their_mean():
-    """Worked by hand, in an image 100 pixels wide: x becomes 100 - x."""
-    labels = select(
-        found((10, 10, 30, 30, 0, 0.9), (40, 10, 60, 30, 1, 0.8), (60, 10, 80, 30, 2, 0.7), (10, 60, 30, 80, 0, 0.6)),
-        torch.full((3,), 0.5),
-        (100, 100),
-        PseudoLabelConfig(score=0.5, box_agreement=0.6),
-    )
-    mirror = found(
-        (70, 10, 90, 34, 0, 0.9),  # the first, 24 instead of 20 high: an overlap of 20 / 24
-        (40, 10, 60, 30, 0, 0.9),  # where the second is, of another class
-        (10, 10, 30, 30, 2, 0.3),  # the third, 10 pixels beside it: an overlap of 1 / 3
-    )
-    result = agreed(labels, mirror, 100, 0.6)
-    assert result.box_weights.tolist() == [1, 0, 0, 0]
-    assert result.boxes.tolist() == [[10, 10, 30, 32], *labels.boxes[1:].tolist()]
-    assert (result.classes.tolist(), result.scores.tolist()) == (labels.classes.tolist(), labels.scores.tolist())
-    assert agreed(labels, found(), 100, 0.0).box_weights.tolist() == [0] * 4
-    assert len(agreed(labels[:0], mirror, 100, 0.6)) == 0
-
-
-def test_boxes_must_be_confirmed_and_sure_if_both_are_asked_for():
-    config = PseudoLabelConfig(score=0.5, box_score=0.8, box_agreement=0.5)
-    detections = found((1, 1, 20, 20, 0, 0.6), (5, 5, 30, 30, 1, 0.85))
-    labels = select(detections, torch.full((3,), 0.5), SIZE, config)
-    mirror = found((SIZE[1] - 20, 1, SIZE[1] - 1, 20, 0, 0.9), (SIZE[1] - 30, 5, SIZE[1] - 5, 30, 1, 0.9))
-    assert agreed(labels, mirror, SIZE[1], 0.5).box_weights.tolist() == [1, 0]  # best first
-
-
-def test_images_are_mirrored_within_their_own_size():
-    pixels = torch.arange(2 * 3 * 2 * 4).reshape(2, 3, 2, 4).float()
-    images = ImageBatch(pixels, ((2, 4), (1, 3)))
-    result = mirrored(images)
-    assert torch.equal(result.pixels[0], pixels[0].flip(-1))
-    assert torch.equal(result.pixels[1, :, :1, :3], pixels[1, :, :1, :3].flip(-1))
-    assert torch.equal(result.pixels[1, :, 1:], pixels[1, :, 1:])
-    assert torch.equal(result.pixels[1, :, :, 3:], pixels[1, :, :, 3:])
-    assert torch.equal(mirrored(result).pixels, pixels)
-
-
-def test_soft_labels_have_no_boxes_to_confirm():
-    with pytest.raises(UserError, match="box_agreement=0.5 has no effect with pseudo_labels.kind=soft; set null"):
-        load_config(None, ["pseudo_labels.kind=soft", "pseudo_labels.box_agreement=0.5"])
 
 
 def test_nothing_detected_is_nothing_kept():
