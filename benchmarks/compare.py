@@ -17,7 +17,7 @@ import torch
 from benchmarks.bootstrap import Resamples, resamples_of
 from benchmarks.burn_in import borrow, lenders_of
 from benchmarks.curves import draw_curves
-from benchmarks.page import page
+from benchmarks.page import NOTHING, page
 from benchmarks.runs import Run, Suite, planned
 from benchmarks.timing import PROGRAM
 from lossmix_det.config import as_dict, flat
@@ -89,7 +89,9 @@ def _check_paths(options: argparse.Namespace, output: Path) -> None:
 
 
 def _is_page_of(text: str, command: str) -> bool:
-    """Whether a page was made by a command, whatever Python it names."""
+    """Whether a page was made by a command, whatever Python it names; nobody misses one that shows no run."""
+    if text.rstrip().endswith(NOTHING):
+        return True
     lines = text.splitlines()
     commands = {line.partition(SCRIPT)[2] for line, before in zip(lines[1:], lines, strict=False) if before == "```"}
     return command.partition(SCRIPT)[2] in commands

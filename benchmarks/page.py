@@ -11,6 +11,7 @@ import numpy as np
 from benchmarks.bootstrap import Resamples, interval
 from benchmarks.runs import Part, Run, Suite
 
+NOTHING = "no run has finished"  # all that a page says then
 METRICS = ("AP50", "AP")
 MODELS = ("burn-in", "student", "teacher")  # of those that a run scores, what the last test set is also given of
 
@@ -31,7 +32,7 @@ def page(
     lines = [f"# {suite.title}", "", "```", command, "```", ""]
     finished = [run for run in runs if run.finished]
     if not finished:
-        return "\n".join([*lines, "no run has finished"]) + "\n"
+        return "\n".join([*lines, NOTHING]) + "\n"
     sets = list(finished[0].scores())
     lines += [suite.text, ""] if suite.text else []
     lines += [_about(finished), ""]
@@ -200,18 +201,24 @@ def _cell(values: list[float], error: bool = False) -> str:
 
 
 def _about(finished: list[Run]) -> str:
-    """Versions, steps and data of the first finished run, as it recorded them."""
+    """Steps and data of the first finished run, and the machines of all, as they recorded them."""
     abouts = [about for about in (run.about() for run in finished) if about]
     run, revisions = abouts[0], dict.fromkeys(str(about["git_revision"]) for about in abouts)
     train, data = run["config"]["train"], run["config"]["data"]
     adapts = any(about["config"]["data"].get("target") for about in abouts)
     target = data.get("target_batch_size") or data["batch_size"]
     more = f" (in adaptation and {target} of the target)" if adapts else ""
-    versions = ", ".join(f"{name} {run['versions'][name]}" for name in ("torch", "torchvision", "albumentations"))
+    machines = dict.fromkeys(_machine(about) for about in abouts)
     seeds = ", ".join(map(str, dict.fromkeys(one.seed for one in finished)))
     return (
         f"Seeds {seeds}; {train['steps']} steps of {data['batch_size']} source images each{more}; "
         f"scores of the last step in percent, mean ± standard deviation over seeds. "
-        f"Python {run['python']}, {versions}, on {run['device']} ({train['precision']}). "
+        f"{'; '.join(machines)}. "
         f"Revision {', '.join(revisions)}."
     )
+
+
+def _machine(about: dict[str, Any]) -> str:
+    """What a run was made with: another version or device rounds otherwise."""
+    versions = ", ".join(f"{name} {about['versions'][name]}" for name in ("torch", "torchvision", "albumentations"))
+    return f"Python {about['python']}, {versions}, on {about['device']} ({about['config']['train']['precision']})"

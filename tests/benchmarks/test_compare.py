@@ -62,6 +62,17 @@ def test_the_table_gives_mean_deviation_and_paired_gain(tmp_path):
     assert command + str(tmp_path) in text
 
 
+def test_runs_of_several_machines_are_said_to_be(tmp_path):
+    for seed in (1, 2):
+        results(tmp_path, "union", seed, 50, 50)
+    path = tmp_path / "shapes" / "union_seed2" / "run.json"
+    path.write_text(path.read_text().replace('"device": "cpu"', '"device": "cuda"'))
+    chosen = options(tmp_path, "--seeds", "1", "2", "--methods", "union")
+    text = page(suites.MIXING, planned(suites.MIXING, chosen), "")
+    versions = "Python 3.11, torch 1.0, torchvision 1.0, albumentations 1.0"
+    assert f"over seeds. {versions}, on cpu (32); {versions}, on cuda (32). Revision abc." in text
+
+
 @pytest.mark.parametrize("suite", [["--suite", "shapes"], ["--suite-dir", "configs/shapes_adapt"]])
 def test_the_printed_command_asks_for_what_was_asked(tmp_path, suite):
     words = ["--seeds", "1", "2", "--methods", "so*", "--jobs", "2", "--runs", str(tmp_path), "train.steps=2"]
@@ -77,6 +88,15 @@ def test_a_page_of_an_earlier_version_is_of_the_same_command():
         text = f"# Results\n\n```\n{page_of} tools/benchmark.py --suite mixing --seeds 1\n```\n"
         assert compare._is_page_of(text, ".venv/bin/python tools/benchmark.py --suite mixing --seeds 1")
         assert not compare._is_page_of(text, ".venv/bin/python tools/benchmark.py --suite mixing --seeds 1 2")
+
+
+def test_a_page_without_a_run_gives_way_to_another_command(tmp_path):
+    chosen = options(tmp_path, "--seeds", "1", "--methods", "union")
+    text = page(suites.MIXING, planned(suites.MIXING, chosen), compare.command_of(chosen))
+    assert compare._is_page_of(text, ".venv/bin/python tools/benchmark.py --suite mixing --seeds 1 2")
+    results(tmp_path, "union", 1, 50, 50)
+    text = page(suites.MIXING, planned(suites.MIXING, chosen), compare.command_of(chosen))
+    assert not compare._is_page_of(text, ".venv/bin/python tools/benchmark.py --suite mixing --seeds 1 2")
 
 
 def test_burn_in_student_and_teacher_stand_side_by_side_where_they_exist(tmp_path):

@@ -48,6 +48,8 @@ PEOPLE = {  # what may differ from mean_teacher
     "source_only": {"data.target"},
     "oracle": {"data.train", "data.target"},
     "mean_teacher_lossmix": {"mixing.probability"},
+    "mean_teacher_cutmix": {"mixing.mixer", "mixing.probability"},
+    "mean_teacher_comixup": {"mixing.mixer", "mixing.probability", "mixing.weighting"},
     "mean_teacher_soft": {"pseudo_labels.kind"},
     "mean_teacher_box_score": {"pseudo_labels.box_score"},
     "mean_teacher_box_agreement": {"pseudo_labels.box_agreement"},
