@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,7 @@ NETWORK = "R50-FPN"
 TRAIN = (sys.executable, "tools/train_net.py", "--config-file", "configs/quick.yaml")
 SHORT_RUN = (
     *("shapes.train_images=16", "shapes.test_images=8", "data.workers=0", "train.eval_every=0", "train.save_every=2"),
-    *("adaptation.burn_in_steps=3", "pseudo_labels.score=0.05", "train.steps=8"),
+    *("adaptation.burn_in_steps=3", "pseudo_labels.score=0.05", "train.steps=8", "train.report=false", "data.test=[]"),
 )
 
 
@@ -53,6 +54,10 @@ class Scale:
     def gpu(self) -> bool:
         """Whether memory is that of a GPU."""
         return self.device == "cuda"
+
+
+# By name: checks whose results are no times, so that they may run beside others.
+UNTIMED = ("killed and resumed", "two processes on one device")
 
 
 def detectron2_steps(words: tuple[str, ...], network: str, scale: Scale) -> str:
@@ -127,13 +132,14 @@ def killed_and_resumed(scale: Scale) -> str:
     """Weights of a run that was killed and resumed, beside those of one that was not."""
     with tempfile.TemporaryDirectory() as folder:
         whole, broken = Path(folder, "whole"), Path(folder, "broken")
-        _train(whole, scale)
         process = subprocess.Popen(_words(broken, scale), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while not any(broken.glob("checkpoints/step_*.pt")) and process.poll() is None:
             time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
-        process.wait()
-        _train(broken, scale, "--resume")
+        if process.wait() != -signal.SIGKILL:
+            raise UserError("the run that was to be killed had ended")
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda words: _train(*words), [(whole, scale), (broken, scale, "--resume")]))
         first, second = (torch.load(run / "export" / "student.pth", weights_only=True) for run in (whole, broken))
     gaps = [float((first[name].double() - second[name].double()).abs().max()) for name in first if first[name].numel()]
     return f"weights differ by {max(gaps):.1g} at most"
@@ -230,14 +236,15 @@ def checks_of(precisions: tuple[str, ...]) -> dict[str, Callable[[Scale], str]]:
     Args:
         precisions: of `train.precision` that the device has.
     """
-    result: dict[str, Callable[[Scale], str]] = {}
+    result: dict[str, Callable[[Scale], str]] = {
+        "killed and resumed": killed_and_resumed,
+        "two processes on one device": two_processes,
+    }
     for precision in precisions:
         words = (f"train.precision={precision}",)
         result[f"Detectron2 {NETWORK}, {precision}"] = partial(detectron2_steps, words, NETWORK)
         result[f"torchvision {NETWORK}, {precision}"] = partial(torchvision_steps, words)
     return result | {
-        "killed and resumed": killed_and_resumed,
-        "two processes on one device": two_processes,
         "every mixer": every_mixer,
         "torch.compile": compiled_backbone,
         "channels last, torchvision": partial(channels_last, torchvision_seconds),

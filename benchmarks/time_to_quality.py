@@ -21,6 +21,7 @@ from benchmarks.curves import rows_of, save_figure
 from benchmarks.passes import Passes, detectron2_version
 from benchmarks.timing import thread_words
 from lossmix_det.config import load_config
+from lossmix_det.errors import UserError
 from lossmix_det.files import write_atomically
 from lossmix_det.structures import StepBatch
 from lossmix_det.training.launch import launch
@@ -125,7 +126,7 @@ def measure_time_to_quality(options: argparse.Namespace, default_output: Path) -
         default_output: of the page.
 
     Raises:
-        UserError: Detectron2 is not installed.
+        UserError: Detectron2 is not installed, or a run was told to stop.
     """
     detectron2_version(options.suite)
     output = options.output or default_output
@@ -149,7 +150,8 @@ def _train(method: Method, seed: int, options: argparse.Namespace) -> Curve:
         folder.mkdir(parents=True, exist_ok=True)
         if folder != lender:
             borrow(lender, folder)
-        method.loop(config, launch(config), resume=True, console=Console(file=io.StringIO())).train()
+        if not method.loop(config, launch(config), resume=True, console=Console(file=io.StringIO())).train():
+            raise UserError(f"{folder} was told to stop; the same command goes on from there")
     return curve_of(folder, config.adaptation.burn_in_steps)
 
 

@@ -96,6 +96,11 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, list[Any]]
     return {key: [before.get(key), now.get(key)] for key in keys if before.get(key) != now.get(key)}
 
 
+def name_of(device: torch.device) -> str:
+    """A device as people call it: ``cpu``, or ``cuda:0 (NVIDIA H100)``."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
 def _start(step: int, device: str) -> dict[str, Any]:
     """When, where and with what a run is started."""
     return {

@@ -30,7 +30,7 @@ from lossmix_det.training.outputs import BURNED_IN, burned_in_folder, publish, w
 from lossmix_det.training.patience import Patience
 from lossmix_det.training.phases import Phases
 from lossmix_det.training.processes import anywhere, everywhere, mean_over_processes
-from lossmix_det.training.provenance import describe
+from lossmix_det.training.provenance import describe, name_of
 from lossmix_det.training.recovery import Recovery
 from lossmix_det.training.run_lock import run_lock
 from lossmix_det.training.runlog import images_seen, open_log
@@ -91,8 +91,9 @@ class Trainer:
         with run_lock(self.folder, self.fabric.is_global_zero, lambda here: everywhere(self.fabric, here)):
             if self.fabric.is_global_zero:
                 self.checkpoints.clear_drafts()
-                describe(self.folder, self.config, str(self.fabric.device), self.streams.sets, self.state.step)
-                log_summary(self.config, self.streams.by_use, self.state.detector, str(self.fabric.device))
+                device = name_of(self.fabric.device)
+                describe(self.folder, self.config, device, self.streams.sets, self.state.step)
+                log_summary(self.config, self.streams.by_use, self.state.detector, device)
                 warn_of_no_partners(self.config, self.fabric.world_size)
                 report_problems(self.streams.sets, self.state.unreadable, self.folder)
             self.recovery.prepare()

@@ -11,6 +11,7 @@ from runs import ROOT
 
 from benchmarks import gpu_check, gpu_checks
 from benchmarks.gpu_checks import Scale, checks_of
+from lossmix_det.errors import UserError
 
 SCALE = Scale("cpu", 64, 1)
 
@@ -31,24 +32,43 @@ def test_a_check_that_fails_is_a_row_and_the_next_one_runs(tmp_path, monkeypatch
     text = 'case "$4" in *32) echo "RuntimeError: no kernel | here" >&2; exit 1;; *) echo "found: step 0.5 s";; esac'
     monkeypatch.setattr(sys, "executable", program(tmp_path, text))
     names = ["torchvision R50-FPN, 32", "torchvision R50-FPN, bf16"]
-    assert gpu_check.main(options(tmp_path, "--only", *names)[1]) == 1
-    assert (tmp_path / "page.md").read_text().splitlines()[-2:] == [
-        "| torchvision R50-FPN, 32 | fails | RuntimeError: no kernel / here |",
-        "| torchvision R50-FPN, bf16 | runs | step 0.5 s |",
+    assert gpu_check.main(options(tmp_path, "--only", *names)[1]) == 2
+    text = (tmp_path / "page.md").read_text()
+    assert [line.rpartition(" | ")[0] for line in text.splitlines()[-2:]] == [
+        "| torchvision R50-FPN, 32 | fails | RuntimeError: no kernel / here",
+        "| torchvision R50-FPN, bf16 | runs | step 0.5 s",
     ]
+    assert "--minutes 9 --only 'torchvision R50-FPN, 32' 'torchvision R50-FPN, bf16'\n" in text
+
+
+def test_what_was_not_reached_stands_in_the_table_from_the_start(tmp_path, monkeypatch):
+    """A machine may be taken away at any time."""
+    pages = []
+    monkeypatch.setattr(gpu_check, "write_atomically", lambda path, text: pages.append(text))
+    monkeypatch.setattr(sys, "executable", program(tmp_path, 'echo "found: both ended well"'))
+    names = ["torch.compile", "two processes on one device"]
+    assert gpu_check.main(options(tmp_path, "--only", *names)[1]) == 0
+    kinds = [[line.split(" | ")[1] for line in text.splitlines()[-2:]] for text in pages]
+    assert kinds == [["not run", "not run"], ["not run", "runs"], ["runs", "runs"]]
+
+
+def test_a_run_that_ended_before_it_was_killed_shows_nothing(monkeypatch):
+    monkeypatch.setattr(gpu_checks, "TRAIN", ("true",))
+    with pytest.raises(UserError, match="had ended"):
+        gpu_checks.killed_and_resumed(SCALE)
 
 
 def test_no_check_runs_past_the_time(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", program(tmp_path, "exec sleep 60"))
     chosen, _ = options(tmp_path)
-    result, found = gpu_check._in_a_process("torch.compile", chosen, 0.2)
-    assert (result, found.endswith("out of time")) == ("not run", True)
-    assert gpu_check._in_a_process("torch.compile", chosen, -1.0) == ("not run", "out of time")
+    row = gpu_check._in_a_process("torch.compile", chosen, 0.2)
+    assert (row.result, row.found.endswith("out of time")) == ("not run", True)
+    assert gpu_check._in_a_process("torch.compile", chosen, -1.0) == gpu_check.Row("not run", "out of time")
 
 
 def test_wrong_words_are_one_sentence(tmp_path, monkeypatch, capsys):
     assert gpu_check.main(options(tmp_path, "--only", "torch.compil")[1]) == 2
-    assert "there is no check 'torch.compil'; there are Detectron2 R50-FPN, 32" in capsys.readouterr().err
+    assert "there is no check 'torch.compil'; there are killed and resumed, two processes" in capsys.readouterr().err
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert gpu_check.main(["--device", "cuda", "--output", str(tmp_path / "page.md")]) == 2
     assert "torch finds no GPU here" in capsys.readouterr().err

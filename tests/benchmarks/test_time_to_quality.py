@@ -64,3 +64,15 @@ def test_all_methods_start_from_one_burn_in_and_only_one_takes_other_passes(tmp_
     assert output.with_suffix(".png").is_file()
     assert main([*suite, *words]) == 0  # what has run is not run again
     assert seen == [2, 3]
+
+
+def test_a_run_that_is_told_to_stop_ends_the_suite(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(time_to_quality, "launch", lambda config: None)
+    monkeypatch.setattr(time_to_quality.Trainer, "__init__", lambda *_, **__: None)
+    monkeypatch.setattr(time_to_quality.Trainer, "train", lambda self: False)
+    words = ["--suite", "time_to_quality", "--runs", str(tmp_path), "--output", str(tmp_path / "page.md")]
+    assert main(words) == 2
+    assert "adaptive_teacher_seed1 was told to stop; the same command goes on from there" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "time_to_quality").iterdir()] == ["adaptive_teacher_seed1"]

@@ -11,7 +11,7 @@ from test_metrics import rows_of
 from lossmix_det.config import ModelConfig, flat, load_config
 from lossmix_det.data.catalog import load
 from lossmix_det.structures import ImageBatch, StepBatch, Views
-from lossmix_det.training.provenance import git_revision, read_run, settings_of
+from lossmix_det.training.provenance import git_revision, name_of, read_run, settings_of
 from lossmix_det.training.runlog import Remaining, RunLog, images_seen, memory_gib
 from lossmix_det.training.summary import warn_of_no_partners
 
@@ -248,3 +248,9 @@ def test_the_time_that_is_left_is_said_as_a_person_would(seconds, text):
     remaining = Remaining(1, 0)
     remaining.per_step = seconds
     assert remaining.text(0) == text
+
+
+def test_a_gpu_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", {torch.device("cuda:1"): "NVIDIA H100"}.get)
+    assert name_of(torch.device("cuda:1")) == "cuda:1 (NVIDIA H100)"
+    assert name_of(torch.device("cpu")) == "cpu"
