@@ -174,7 +174,7 @@ def _place_in_table(key: str, kind: Any, rest: str) -> tuple[Any, list[str]]:
 
 def _merge(config: DictConfig, content: DictConfig, origin: str) -> DictConfig:
     try:
-        return OmegaConf.merge(config, content)
+        return OmegaConf.unsafe_merge(config, content)  # in place: copying every setting for every file takes longest
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         key = getattr(error, "full_key", None)
         reason = f"{key}: {_in_words(error)}" if key else _in_words(error)
