@@ -159,7 +159,8 @@ def _page(options: argparse.Namespace, rows: dict[str, Row]) -> list[str]:
         "",
         f"torch {torch.__version__}, {device}. Two photos and two paintings in a step, {SIZES_TEXT[_sizes()]}, the "
         f"short side {options.short_side} pixels; weights at random. Steps take turns; medians, and the 10th and 90th "
-        "percentile of the ratio of each round. Seconds: of the whole check, with starting Python.",
+        "percentile of the ratio of each round. On a GPU every round is taken once before it is measured. Seconds: of "
+        "the whole check, with starting Python.",
         "",
         "| check | result | found | seconds |",
         "|---|---|---|---:|",

@@ -21,7 +21,7 @@ from torch import nn
 
 from benchmarks import mixer_cost, speed
 from benchmarks.steps import Setup, frame_of, longest_of
-from benchmarks.timing import ratio, seconds_of
+from benchmarks.timing import ratio, rounds_before, seconds_of
 from lossmix_det.errors import UserError
 from lossmix_det.mixing.mixers import MIXERS
 from lossmix_det.structures import ImageBatch, StepBatch
@@ -79,12 +79,14 @@ def torchvision_steps(words: tuple[str, ...], scale: Scale) -> str:
     with tempfile.TemporaryDirectory() as folder:
         bench = _bench(["mixup"], words, folder, scale)
         plain, ours = [], []
-        for number in range(-1, scale.rounds):
+        before = rounds_before(scale.rounds, bench.fabric.device)
+        for number in (*before, *range(scale.rounds)):
             batch = bench.batches[number % len(bench.batches)]
             plain.append(seconds_of(lambda batch=batch: _plain_step(bench.trainer, batch), bench.fabric.device))
-            ours.append(bench.take("mixup", max(number, 0))[1])
+            ours.append(bench.take("mixup", number)[1])
+        plain, ours = plain[len(before) :], ours[len(before) :]
         memory = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB at most" if scale.gpu else ""
-    return _joined(f"step {_median(ours[1:])}", f"{ratio(ours[1:], plain[1:])} of plain torchvision", memory)
+    return _joined(f"step {_median(ours)}", f"{ratio(ours, plain)} of plain torchvision", memory)
 
 
 def every_mixer(scale: Scale) -> str:
@@ -125,7 +127,8 @@ def torchvision_seconds(words: tuple[str, ...], scale: Scale) -> list[float]:
     """Of our step."""
     with tempfile.TemporaryDirectory() as folder:
         bench = _bench(["mixup"], words, folder, scale)
-        return [bench.take("mixup", max(number, 0))[1] for number in range(-1, scale.rounds)][1:]
+        before = rounds_before(scale.rounds, bench.fabric.device)
+        return [bench.take("mixup", number)[1] for number in (*before, *range(scale.rounds))][len(before) :]
 
 
 def killed_and_resumed(scale: Scale) -> str:

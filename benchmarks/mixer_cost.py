@@ -17,7 +17,7 @@ import torch
 from benchmarks.runs import matching
 from benchmarks.steps import SIZES, enlarged, longest_of, short_side_of, sizes_file
 from benchmarks.sweeps import OF_A_TEACHER
-from benchmarks.timing import clock_text, command_of, ratio, seconds_of
+from benchmarks.timing import clock_text, command_of, ratio, rounds_before, seconds_of
 from lossmix_det.config import Config, MixingConfig, choices, load_config
 from lossmix_det.files import write_atomically
 from lossmix_det.mixing.mixers import MIXERS
@@ -151,8 +151,9 @@ def measure(bench: Bench, rounds: int) -> dict[str, Measured]:
     """Take the steps of all rows in turns, in another order every round."""
     names = list(bench.phases)
     measured = {name: Measured() for name in names}
-    for name in names:
-        bench.take(name, 0)
+    for number in rounds_before(rounds, bench.fabric.device):
+        for name in names:
+            bench.take(name, number)
     for number in range(rounds):
         first = number % len(names)
         for name in (*names[first:], *names[:first]):

@@ -45,6 +45,19 @@ def clock_of(device: torch.device) -> Callable[[], float]:
     return time.process_time if alone else time.perf_counter
 
 
+def rounds_before(rounds: int, device: torch.device) -> range:
+    """The rounds to take once without measuring.
+
+    On a GPU these are all: it gets ready for every shape of tensor that it meets for the first time, which takes longer
+    than the step. Training meets a new shape less and less often.
+
+    Args:
+        rounds: that will be measured.
+        device: that they run on.
+    """
+    return range(rounds if device.type == "cuda" else min(rounds, 1))
+
+
 def clock_text(device: torch.device) -> str:
     """What the seconds of `seconds_of` are, as a sentence for a page."""
     return CLOCK_TEXTS[clock_of(device)]

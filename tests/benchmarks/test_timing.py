@@ -30,3 +30,10 @@ def test_seconds_are_between_two_readings_of_the_clock(monkeypatch):
     monkeypatch.setattr(timing, "clock_of", lambda _: iter((10.0, 13.5)).__next__)
     assert timing.seconds_of(lambda: None, CPU) == 3.5
     assert timing.seconds_of(lambda: None, CPU, iter((1.0, 1.25)).__next__) == 0.25
+
+
+def test_a_gpu_takes_every_round_before_it_is_measured():
+    """Each has shapes of its own, which it gets ready for."""
+    assert list(timing.rounds_before(5, torch.device("cuda"))) == [0, 1, 2, 3, 4]
+    assert list(timing.rounds_before(5, CPU)) == [0]
+    assert list(timing.rounds_before(0, CPU)) == []
