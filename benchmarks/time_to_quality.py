@@ -222,5 +222,5 @@ def _draw(curves: Sequence[dict[str, Curve]], path: Path) -> None:
                     label=None if index else method.name,
                 )
     axes[0].set_ylabel("AP50 of the teacher on the target")
-    axes[0].legend(fontsize=8)
+    axes[0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(METHODS), fontsize=8, frameon=False)
     save_figure(figure, path)
