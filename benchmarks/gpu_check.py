@@ -164,10 +164,7 @@ def _page(options: argparse.Namespace, rows: dict[str, Row]) -> list[str]:
         "",
         "| check | result | found | seconds |",
         "|---|---|---|---:|",
-        *(
-            f"| {name} | {row.result} | {row.found.replace('|', '/')} | {row.seconds:.0f} |"
-            for name, row in rows.items()
-        ),
+        *(f"| {name} | {row.result} | {row.text} | {row.seconds:.0f} |" for name, row in rows.items()),
     ]
 
 

@@ -78,13 +78,15 @@ def torchvision_steps(words: tuple[str, ...], scale: Scale) -> str:
     """Our adaptation step, with Mixup, beside torchvision's own losses of as many images and a teacher's detections."""
     with tempfile.TemporaryDirectory() as folder:
         bench = _bench(["mixup"], words, folder, scale)
-        plain, ours = [], []
-        before = rounds_before(scale.rounds, bench.fabric.device)
-        for number in (*before, *range(scale.rounds)):
+        device = bench.fabric.device
+
+        def take(number: int) -> tuple[float, float]:
             batch = bench.batches[number % len(bench.batches)]
-            plain.append(seconds_of(lambda batch=batch: _plain_step(bench.trainer, batch), bench.fabric.device))
-            ours.append(bench.take("mixup", number)[1])
-        plain, ours = plain[len(before) :], ours[len(before) :]
+            return seconds_of(lambda: _plain_step(bench.trainer, batch), device), bench.take("mixup", number)[1]
+
+        for number in rounds_before(scale.rounds, device):
+            take(number)
+        plain, ours = zip(*map(take, range(scale.rounds)), strict=True)
         memory = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB at most" if scale.gpu else ""
     return _joined(f"step {_median(ours)}", f"{ratio(ours, plain)} of plain torchvision", memory)
 
@@ -127,8 +129,9 @@ def torchvision_seconds(words: tuple[str, ...], scale: Scale) -> list[float]:
     """Of our step."""
     with tempfile.TemporaryDirectory() as folder:
         bench = _bench(["mixup"], words, folder, scale)
-        before = rounds_before(scale.rounds, bench.fabric.device)
-        return [bench.take("mixup", number)[1] for number in (*before, *range(scale.rounds))][len(before) :]
+        for number in rounds_before(scale.rounds, bench.fabric.device):
+            bench.take("mixup", number)
+        return [bench.take("mixup", number)[1] for number in range(scale.rounds)]
 
 
 def killed_and_resumed(scale: Scale) -> str:

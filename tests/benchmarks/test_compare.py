@@ -3,74 +3,17 @@
 import json
 import shlex
 import time
-from pathlib import Path
 
-import numpy as np
 import pytest
-from matplotlib import pyplot as plt
-from runs import ROOT, TINY, assert_same_tensors, last_checkpoint
+from comparing import options, planned, results
+from runs import ROOT, TINY
 
-from benchmarks import burn_in, compare, cost, curves, runs, suites
+from benchmarks import compare, cost, runs, suites
 from benchmarks.page import page
-from benchmarks.runs import Run, Suite, methods_in
-from lossmix_det.config import load_config
+from benchmarks.runs import Suite, methods_in
 from lossmix_det.errors import UserError
 
 pytestmark = pytest.mark.slow
-
-
-def results(folder, name, seed, photo, clipart):
-    path = folder / "shapes" / f"{name}_seed{seed}"
-    path.mkdir(parents=True)
-    scores = {
-        "shapes_photo_test": {"AP50": photo, "AP": photo / 2},
-        "shapes_clipart_test": {"AP50": clipart, "AP": 1.0},
-    }
-    for metrics in scores.values():
-        metrics["classes"] = {"star": {"AP50": metrics["AP50"] + 1}, "cross": {"AP50": None}}
-    other = {name: {"AP50": 0.0, "AP": 0.0} for name in scores}
-    (path / "results.json").write_text(json.dumps({"student": other, "teacher": scores}))
-    run = {
-        "config": {"train": {"steps": 5, "precision": "32"}, "data": {"batch_size": 4}},
-        "versions": dict.fromkeys(("torch", "torchvision", "albumentations"), "1.0"),
-        "python": "3.11",
-        "device": "cpu",
-        "git_revision": "abc",
-    }
-    (path / "run.json").write_text(json.dumps(run))
-
-
-def options(tmp_path, *words):
-    return suites.build_parser().parse_args(["--suite", "mixing", "--runs", str(tmp_path), *words])
-
-
-def test_the_table_gives_mean_deviation_and_paired_gain(tmp_path):
-    """Worked by hand: 70 and 74 are 72 ± 2.8; gains of 2 and 6 are +4 with a standard error of 2."""
-    for seed, (base, mixed) in enumerate([(68, 70), (68, 74)], start=1):
-        results(tmp_path, "source_only", seed, base, 40)
-        results(tmp_path, "lossmix", seed, mixed, 41)
-    chosen = options(tmp_path, "--seeds", "1", "2", "--methods", "source_only", "lossmix", "union")
-    text = page(suites.MIXING, planned(suites.MIXING, chosen), compare.command_of(chosen))
-    assert "| shapes_clipart_test AP | student: AP50 | teacher: AP50 | runs |" in text
-    assert "| lossmix | 72.0 ± 2.8 | 36.0 ± 1.4 | 41.0 ± 0.0 | 1.0 ± 0.0 | 0.0 ± 0.0 | 41.0 ± 0.0 | 2 of 2 |" in text
-    assert "| lossmix | +4.0 ± 2.0 | +1.0 ± 0.0 |" in text
-    assert "| union | – | – | – | – | – | – | 0 of 2 |" in text
-    assert "by class" not in text
-    command = (
-        ".venv/bin/python tools/benchmark.py --suite mixing --seeds 1 2 --methods source_only lossmix union --runs "
-    )
-    assert command + str(tmp_path) in text
-
-
-def test_runs_of_several_machines_are_said_to_be(tmp_path):
-    for seed in (1, 2):
-        results(tmp_path, "union", seed, 50, 50)
-    path = tmp_path / "shapes" / "union_seed2" / "run.json"
-    path.write_text(path.read_text().replace('"device": "cpu"', '"device": "cuda"'))
-    chosen = options(tmp_path, "--seeds", "1", "2", "--methods", "union")
-    text = page(suites.MIXING, planned(suites.MIXING, chosen), "")
-    versions = "Python 3.11, torch 1.0, torchvision 1.0, albumentations 1.0"
-    assert f"over seeds. {versions}, on cpu (32); {versions}, on cuda (32). Revision abc." in text
 
 
 @pytest.mark.parametrize("suite", [["--suite", "shapes"], ["--suite-dir", "configs/shapes_adapt"]])
@@ -97,45 +40,6 @@ def test_a_page_without_a_run_gives_way_to_another_command(tmp_path):
     results(tmp_path, "union", 1, 50, 50)
     text = page(suites.MIXING, planned(suites.MIXING, chosen), compare.command_of(chosen))
     assert not compare._is_page_of(text, ".venv/bin/python tools/benchmark.py --suite mixing --seeds 1 2")
-
-
-def test_burn_in_student_and_teacher_stand_side_by_side_where_they_exist(tmp_path):
-    """Source only has no burn-in and no teacher; with one model there are no such columns."""
-    for method in ("source_only", "mean_teacher"):
-        results(tmp_path, method, 1, 1, 60)
-    path = tmp_path / "shapes" / "mean_teacher_seed1" / "results.json"
-    models = json.loads(path.read_text())
-    models = {"burn-in": {name: {"AP50": 55.0, "AP": 9.0} for name in models["student"]}, **models}
-    models["student"]["shapes_clipart_test"]["AP50"] = 58.0
-    path.write_text(json.dumps(models))
-    alone = tmp_path / "shapes" / "source_only_seed1" / "results.json"
-    alone.write_text(json.dumps({"ema": models["teacher"]}))
-    names = ("source_only", "mean_teacher")
-    suite = Suite("s", "shapes", methods_in(Path("configs/shapes_adapt"), names))
-    chosen = options(tmp_path, "--seeds", "1", "--methods", *names)
-    lines = page(suite, planned(suite, chosen), "x").splitlines()
-    assert "| burn-in: AP50 | student: AP50 | teacher: AP50 | runs |" in lines[8]
-    assert "| source_only | 1.0 | 0.5 | 60.0 | 1.0 | – | – | – | 1 of 1 |" in lines
-    assert "| mean_teacher | 1.0 | 0.5 | 60.0 | 1.0 | 55.0 | 58.0 | 60.0 | 1 of 1 |" in lines
-    assert "burn-in, student, teacher: AP50 on shapes_clipart_test." in lines
-    chosen.methods = ["source_only"]
-    assert "| source_only | 1.0 | 0.5 | 60.0 | 1.0 | 1 of 1 |" in page(suite, planned(suite, chosen), "x")
-
-
-def test_one_seed_has_the_interval_of_resampled_images(tmp_path):
-    for method, value in (("source_only", 60), ("lossmix", 64)):
-        results(tmp_path, method, 1, 50, value)
-    chosen = options(tmp_path, "--seeds", "1", "--methods", "source_only", "lossmix")
-    steps = np.arange(1001) / 1000
-    resamples = {
-        ("source_only", "shapes_clipart_test"): 55 + 10 * steps,
-        ("lossmix", "shapes_clipart_test"): 58 + 12 * steps,
-    }
-    text = page(suites.MIXING, planned(suites.MIXING, chosen), "x", resamples=resamples)
-    assert "| 60.0 [55.2, 64.8] |" in text
-    assert "| lossmix | +0.0 | +4.0 [+3.0, +5.0] |" in text  # 3 to 5, less 2.5 % of each end: 3.05 and 4.95
-    assert "95 % of 1,000 resamples of the test images" in text
-    assert "resamples" not in page(suites.MIXING, planned(suites.MIXING, chosen), "x")
 
 
 def test_a_folder_of_ones_own_is_a_suite(tmp_path, monkeypatch, capsys):
@@ -181,64 +85,6 @@ def test_a_folder_of_ones_own_is_a_suite(tmp_path, monkeypatch, capsys):
     (folder / "bad.yaml").write_text("train: {stepz: 2}\n")
     assert suites.main(["--suite-dir", str(folder)]) == 2
     assert "stepz" in capsys.readouterr().err
-
-
-def planned(suite, chosen) -> list[Run]:
-    return runs.planned(suite, chosen.runs, chosen.methods, chosen.seeds)
-
-
-def adapted(folder, method: str, seed: int) -> None:
-    """What a finished run of adaptation leaves behind for the curves."""
-    path = folder / "shapes" / f"{method}_seed{seed}"
-    (path / "scores.csv").write_text("step,student/a/AP50,teacher/a/AP50\n5,10.0,\n10,20.0,30.0\n")
-    rows = "".join(f"{step},0.5,0.25\n" for step in range(1, 21))
-    (path / "metrics.csv").write_text("step,pseudo/precision,pseudo/recall\n" + rows)
-    (path / "detections_shapes_clipart_test.json").write_text(json.dumps([{"score": 0.9}, {"score": 0.05}]))
-
-
-def test_adaptation_has_classes_gains_over_both_baselines_and_curves(tmp_path):
-    suite = Suite("s", "shapes", methods_in(Path("configs/shapes"), ("a", "b")), ("a", "b"), adapts=True)
-    chosen = options(tmp_path, "--seeds", "1", "2", "--methods", "a", "b")
-    for seed, (one, two) in enumerate([(10, 20), (12, 26)], start=1):
-        for method, value in (("a", one), ("b", two)):
-            results(tmp_path, method, seed, 0, value)
-            adapted(tmp_path, method, seed)
-    compare._write(suite, planned(suite, chosen), chosen, tmp_path / "page.md")
-    text = (tmp_path / "page.md").read_text()
-    assert "| b | 24.0 ± 4.2 | – |" in text  # by class: one more than the mean
-    assert "minus that of `a`" in text
-    assert "| b | +0.0 ± 0.0 | +12.0 ± 2.0 |" in text
-    assert "| a | +0.0 ± 0.0 | -12.0 ± 2.0 |" in text
-    assert "![Scores and pseudo-labels over the steps](page.png)" in text
-    assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_curves_are_drawn_where_methods_part_and_what_is_far_off_is_named():
-    _, axis = plt.subplots()
-    for name, values in {"a": [0, 50, 60], "b": [0, 52, 64], "oracle": [80, 97, 98]}.items():
-        axis.plot([100, 200, 300], values, label=name)
-    curves._zoom(axis)
-    assert axis.get_xlim()[0] == 150
-    assert axis.get_ylim() == (48, 66)
-    assert axis.get_xlabel() == "step; oracle ends at 98.0"
-    _, spread = plt.subplots()
-    curves._line(spread, "a", {("a", 100): [0.0], ("a", 300): [40.0, 60.0]}, (0, 0, 0))
-    curves._zoom(spread)
-    assert spread.get_ylim() == (38, 62)
-    _, empty = plt.subplots()
-    curves._zoom(empty)
-    plt.close("all")
-
-
-def test_curves_are_means_over_seeds_of_the_model_that_is_reported(tmp_path):
-    chosen = options(tmp_path, "--seeds", "1", "2", "--methods", "a")
-    for seed in (1, 2):
-        results(tmp_path, "a", seed, 0, 1)
-        adapted(tmp_path, "a", seed)
-    both = planned(Suite("s", "shapes", methods_in(Path("configs/shapes"), ("a",))), chosen)
-    assert dict(curves._scores(both)) == {("a", 5): [10.0, 10.0], ("a", 10): [30.0, 30.0]}
-    assert dict(curves._metric(both, "pseudo/recall")) == {("a", 10): [0.25, 0.25], ("a", 20): [0.25, 0.25]}
-    assert curves._detection_scores(both[0]) == [0.9]
 
 
 def test_several_jobs_share_the_machine(monkeypatch):
@@ -321,47 +167,6 @@ def test_told_to_stop_it_begins_no_other_run(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         compare.compare(suites.MIXING, chosen, tmp_path / "unused.md")
     assert len(begun) <= 2  # one may begin before it is known
-
-
-def test_methods_share_a_burn_in_and_end_as_if_each_had_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    methods = ("adaptive_teacher", "adaptive_teacher_lossmix")
-    suite = Suite("small", "shapes_adapt", methods_in(ROOT / "configs" / "shapes_adapt", methods), adapts=True)
-    words = [*TINY, "data.target=[shapes_clipart_train]", "adaptation.burn_in_steps=4", "train.steps=6"]
-    words += ["train.eval_every=2", "train.save_every=2", "pseudo_labels.score=0.05"]
-    for folder, own in (("shared", methods), ("alone", methods[1:])):
-        words_of = ["--seeds", "5", "--methods", *own, "--output", str(tmp_path / f"{folder}.md")]
-        chosen = options(tmp_path / folder, *words_of)
-        chosen.overrides = words
-        compare.compare(suite, chosen, tmp_path / "unused.md")
-    shared, alone = (
-        tmp_path / folder / "shapes_adapt" / "adaptive_teacher_lossmix_seed5" for folder in ("shared", "alone")
-    )
-    assert "resuming at step 4 of 6" in (shared / "log.txt").read_text()
-    assert "resuming" not in (alone / "log.txt").read_text()
-    for name in ("metrics.csv", "scores.csv", "results.json", "burn_in/detections_shapes_clipart_test.json"):
-        assert (shared / name).read_bytes() == (alone / name).read_bytes(), name
-    assert_same_tensors(last_checkpoint(shared)["student"], last_checkpoint(alone)["student"])
-
-
-@pytest.mark.parametrize(
-    ("words", "alike"),
-    [
-        (["mixing.burn_in_probability=0"], True),
-        (["mixing.burn_in_probability=0", "pseudo_labels.score=0.3"], True),
-        ([], False),  # burn-in mixes, by another rule
-        (["mixing.burn_in_probability=0", "train.seed=2"], False),
-        (["mixing.burn_in_probability=0", "adaptation.burn_in_steps=5"], False),
-        (["mixing.burn_in_probability=0", "alignment.parts=[image]"], False),
-        (["mixing.burn_in_probability=0", "data.target=[]"], False),
-    ],
-)
-def test_a_burn_in_is_shared_only_if_it_is_the_same(words, alike):
-    adapts = ["data.target=[shapes_clipart_train]", "ema.decay=0.9"]
-    first = load_config(None, [*adapts, "mixing.probability=0.0", "output_dir=a", "mixing.burn_in_probability=0"])
-    second = load_config(None, [*adapts, "mixing.rule=lossmix", "output_dir=b", *words])
-    lenders = burn_in.lenders_of({Path("a"): first, Path("b"): second})
-    assert lenders == ({Path("b"): Path("a")} if alike else {})
 
 
 def test_an_unknown_method_is_refused(tmp_path, monkeypatch, capsys):

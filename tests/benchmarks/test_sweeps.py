@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from comparing import results
 from runs import ROOT, TINY
-from test_compare import results
 
 from benchmarks import compare, suites, sweeps
 from benchmarks.burn_in import lenders_of

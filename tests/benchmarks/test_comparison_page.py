@@ -1,0 +1,128 @@
+"""The page of a comparison: its tables worked by hand, and its curves."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from comparing import adapted, options, planned, results
+from matplotlib import pyplot as plt
+
+from benchmarks import compare, curves, suites
+from benchmarks.page import page
+from benchmarks.runs import Suite, methods_in
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_table_gives_mean_deviation_and_paired_gain(tmp_path):
+    """Worked by hand: 70 and 74 are 72 ± 2.8; gains of 2 and 6 are +4 with a standard error of 2."""
+    for seed, (base, mixed) in enumerate([(68, 70), (68, 74)], start=1):
+        results(tmp_path, "source_only", seed, base, 40)
+        results(tmp_path, "lossmix", seed, mixed, 41)
+    chosen = options(tmp_path, "--seeds", "1", "2", "--methods", "source_only", "lossmix", "union")
+    text = page(suites.MIXING, planned(suites.MIXING, chosen), compare.command_of(chosen))
+    assert "| shapes_clipart_test AP | student: AP50 | teacher: AP50 | runs |" in text
+    assert "| lossmix | 72.0 ± 2.8 | 36.0 ± 1.4 | 41.0 ± 0.0 | 1.0 ± 0.0 | 0.0 ± 0.0 | 41.0 ± 0.0 | 2 of 2 |" in text
+    assert "| lossmix | +4.0 ± 2.0 | +1.0 ± 0.0 |" in text
+    assert "| union | – | – | – | – | – | – | 0 of 2 |" in text
+    assert "by class" not in text
+    command = (
+        ".venv/bin/python tools/benchmark.py --suite mixing --seeds 1 2 --methods source_only lossmix union --runs "
+    )
+    assert command + str(tmp_path) in text
+
+
+def test_runs_of_several_machines_are_said_to_be(tmp_path):
+    for seed in (1, 2):
+        results(tmp_path, "union", seed, 50, 50)
+    path = tmp_path / "shapes" / "union_seed2" / "run.json"
+    path.write_text(path.read_text().replace('"device": "cpu"', '"device": "cuda"'))
+    chosen = options(tmp_path, "--seeds", "1", "2", "--methods", "union")
+    text = page(suites.MIXING, planned(suites.MIXING, chosen), "")
+    versions = "Python 3.11, torch 1.0, torchvision 1.0, albumentations 1.0"
+    assert f"over seeds. {versions}, on cpu (32); {versions}, on cuda (32). Revision abc." in text
+
+
+def test_burn_in_student_and_teacher_stand_side_by_side_where_they_exist(tmp_path):
+    """Source only has no burn-in and no teacher; with one model there are no such columns."""
+    for method in ("source_only", "mean_teacher"):
+        results(tmp_path, method, 1, 1, 60)
+    path = tmp_path / "shapes" / "mean_teacher_seed1" / "results.json"
+    models = json.loads(path.read_text())
+    models = {"burn-in": {name: {"AP50": 55.0, "AP": 9.0} for name in models["student"]}, **models}
+    models["student"]["shapes_clipart_test"]["AP50"] = 58.0
+    path.write_text(json.dumps(models))
+    alone = tmp_path / "shapes" / "source_only_seed1" / "results.json"
+    alone.write_text(json.dumps({"ema": models["teacher"]}))
+    names = ("source_only", "mean_teacher")
+    suite = Suite("s", "shapes", methods_in(Path("configs/shapes_adapt"), names))
+    chosen = options(tmp_path, "--seeds", "1", "--methods", *names)
+    lines = page(suite, planned(suite, chosen), "x").splitlines()
+    assert "| burn-in: AP50 | student: AP50 | teacher: AP50 | runs |" in lines[8]
+    assert "| source_only | 1.0 | 0.5 | 60.0 | 1.0 | – | – | – | 1 of 1 |" in lines
+    assert "| mean_teacher | 1.0 | 0.5 | 60.0 | 1.0 | 55.0 | 58.0 | 60.0 | 1 of 1 |" in lines
+    assert "burn-in, student, teacher: AP50 on shapes_clipart_test." in lines
+    chosen.methods = ["source_only"]
+    assert "| source_only | 1.0 | 0.5 | 60.0 | 1.0 | 1 of 1 |" in page(suite, planned(suite, chosen), "x")
+
+
+def test_one_seed_has_the_interval_of_resampled_images(tmp_path):
+    for method, value in (("source_only", 60), ("lossmix", 64)):
+        results(tmp_path, method, 1, 50, value)
+    chosen = options(tmp_path, "--seeds", "1", "--methods", "source_only", "lossmix")
+    steps = np.arange(1001) / 1000
+    resamples = {
+        ("source_only", "shapes_clipart_test"): 55 + 10 * steps,
+        ("lossmix", "shapes_clipart_test"): 58 + 12 * steps,
+    }
+    text = page(suites.MIXING, planned(suites.MIXING, chosen), "x", resamples=resamples)
+    assert "| 60.0 [55.2, 64.8] |" in text
+    assert "| lossmix | +0.0 | +4.0 [+3.0, +5.0] |" in text  # 3 to 5, less 2.5 % of each end: 3.05 and 4.95
+    assert "95 % of 1,000 resamples of the test images" in text
+    assert "resamples" not in page(suites.MIXING, planned(suites.MIXING, chosen), "x")
+
+
+def test_adaptation_has_classes_gains_over_both_baselines_and_curves(tmp_path):
+    suite = Suite("s", "shapes", methods_in(Path("configs/shapes"), ("a", "b")), ("a", "b"), adapts=True)
+    chosen = options(tmp_path, "--seeds", "1", "2", "--methods", "a", "b")
+    for seed, (one, two) in enumerate([(10, 20), (12, 26)], start=1):
+        for method, value in (("a", one), ("b", two)):
+            results(tmp_path, method, seed, 0, value)
+            adapted(tmp_path, method, seed)
+    compare._write(suite, planned(suite, chosen), chosen, tmp_path / "page.md")
+    text = (tmp_path / "page.md").read_text()
+    assert "| b | 24.0 ± 4.2 | – |" in text  # by class: one more than the mean
+    assert "minus that of `a`" in text
+    assert "| b | +0.0 ± 0.0 | +12.0 ± 2.0 |" in text
+    assert "| a | +0.0 ± 0.0 | -12.0 ± 2.0 |" in text
+    assert "![Scores and pseudo-labels over the steps](page.png)" in text
+    assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_curves_are_drawn_where_methods_part_and_what_is_far_off_is_named():
+    _, axis = plt.subplots()
+    for name, values in {"a": [0, 50, 60], "b": [0, 52, 64], "oracle": [80, 97, 98]}.items():
+        axis.plot([100, 200, 300], values, label=name)
+    curves._zoom(axis)
+    assert axis.get_xlim()[0] == 150
+    assert axis.get_ylim() == (48, 66)
+    assert axis.get_xlabel() == "step; oracle ends at 98.0"
+    _, spread = plt.subplots()
+    curves._line(spread, "a", {("a", 100): [0.0], ("a", 300): [40.0, 60.0]}, (0, 0, 0))
+    curves._zoom(spread)
+    assert spread.get_ylim() == (38, 62)
+    _, empty = plt.subplots()
+    curves._zoom(empty)
+    plt.close("all")
+
+
+def test_curves_are_means_over_seeds_of_the_model_that_is_reported(tmp_path):
+    chosen = options(tmp_path, "--seeds", "1", "2", "--methods", "a")
+    for seed in (1, 2):
+        results(tmp_path, "a", seed, 0, 1)
+        adapted(tmp_path, "a", seed)
+    both = planned(Suite("s", "shapes", methods_in(Path("configs/shapes"), ("a",))), chosen)
+    assert dict(curves._scores(both)) == {("a", 5): [10.0, 10.0], ("a", 10): [30.0, 30.0]}
+    assert dict(curves._metric(both, "pseudo/recall")) == {("a", 10): [0.25, 0.25], ("a", 20): [0.25, 0.25]}
+    assert curves._detection_scores(both[0]) == [0.9]
