@@ -54,6 +54,14 @@ class EmaConfig(Settings):
     start: str = choice("copy", "follow", "restart")
 
 
+# Setting, the kind of pseudo-labels that reads it, its default, and how that is written.
+READ_FOR = (
+    ("box_score", "hard", None, "null"),
+    ("box_agreement", "hard", None, "null"),
+    ("temperature", "soft", 1.0, "1"),
+)
+
+
 @dataclass
 class PseudoLabelConfig(Settings):
     """Which detections of the teacher are kept as truth for target images."""
@@ -79,9 +87,12 @@ class PseudoLabelConfig(Settings):
         """Scores of classes; boxes are chosen only where they are taught as such."""
         return [
             *weights("class_scores", self.class_scores),
-            (
-                self.kind == "hard" or self.box_agreement is None,
-                f"box_agreement={self.box_agreement} has no effect with pseudo_labels.kind={self.kind}; set null",
+            *(
+                (
+                    kind == self.kind or getattr(self, key) == unset,
+                    f"{key}={getattr(self, key)} has no effect with pseudo_labels.kind={self.kind}; set {said}",
+                )
+                for key, kind, unset, said in READ_FOR
             ),
         ]
 

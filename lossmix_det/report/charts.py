@@ -17,7 +17,7 @@ PARTS = (
     ("Learning rate", {"learning rate": "lr"}, "rate"),
     ("Pseudo-labels per image", {"kept": "pseudo/per_image"}, "labels per image"),
     ("Images without a pseudo-label", {"share": "pseudo/images_without"}, "share of images"),
-    ("Pseudo-labels held to the truth", {"precision": "pseudo/precision", "recall": "pseudo/recall"}, "share"),
+    ("Pseudo-labels compared with the truth", {"precision": "pseudo/precision", "recall": "pseudo/recall"}, "share"),
 )
 SPEEDS = (
     ("Speed", {"images": "images_per_s"}, "images per second"),

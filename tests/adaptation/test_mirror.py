@@ -59,9 +59,13 @@ def test_images_are_mirrored_within_their_own_size():
     assert torch.equal(mirrored(result).pixels, pixels)
 
 
-def test_soft_labels_have_no_boxes_to_confirm():
-    with pytest.raises(UserError, match="box_agreement=0.5 has no effect with pseudo_labels.kind=soft; set null"):
-        load_config(None, ["pseudo_labels.kind=soft", "pseudo_labels.box_agreement=0.5"])
+@pytest.mark.parametrize(
+    ("kind", "key", "unset"),
+    [("soft", "box_agreement=0.5", "null"), ("soft", "box_score=0.5", "null"), ("hard", "temperature=2.0", "1")],
+)
+def test_what_the_kind_of_labels_does_not_read_is_refused(kind, key, unset):
+    with pytest.raises(UserError, match=f"{key} has no effect with pseudo_labels.kind={kind}; set {unset}"):
+        load_config(None, [f"pseudo_labels.kind={kind}", f"pseudo_labels.{key}"])
 
 
 def test_boxes_teach_where_the_teacher_finds_them_in_the_mirror_image(tmp_path, monkeypatch):

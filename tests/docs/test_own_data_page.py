@@ -58,7 +58,7 @@ def test_the_page_from_two_folders_to_an_exported_detector(two_folders, capsys):
     assert "pip install" in installing
     lines = [line for block in commands for line in block.splitlines()]
     assert [line.split()[1] for line in lines] == (
-        ["init_config", "check_dataset", "train", "train", "report", "predict", "export", "predict"]
+        ["init_config", "check_dataset", "train", "train", "report", "predict", "export", "predict", "train"]
     )
     for line in lines:
         run(line)
@@ -70,6 +70,9 @@ def test_the_page_from_two_folders_to_an_exported_detector(two_folders, capsys):
     for path in ("dataset_check/check.html", "runs/my/report.html", "my.onnx", "my.md", "runs/my/export/teacher.pth"):
         assert Path(path).is_file(), path
     assert read_checkpoint(Path("runs/my/checkpoints/step_0000003.pt"))["step"] == 3
+    alone, adapted = (load_config(f"runs/{name}/config.yaml") for name in ("source_only", "my"))
+    assert (alone.data.target, alone.mixing.probability) == ([], 0.0)
+    assert (alone.train.steps, alone.data.views, alone.ema) == (adapted.train.steps, adapted.data.views, adapted.ema)
     for found in ("found", "found_by_onnx"):
         written = json.loads((Path(found) / "predictions.json").read_text())
         assert len(written["images"]) == 4
