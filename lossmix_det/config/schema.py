@@ -198,7 +198,13 @@ class Config(Settings):
 
     def rules(self) -> list[Rule]:
         """What settings of several groups must fulfil together."""
-        return [*self._batch_rules(), *self._name_rules(), *self._target_rules(), *self._adaptation_rules()]
+        return [
+            *self._batch_rules(),
+            *self._name_rules(),
+            *self._mixing_rules(),
+            *self._target_rules(),
+            *self._adaptation_rules(),
+        ]
 
     def _batch_rules(self) -> list[Rule]:
         data, parts = self.data, self.train.accumulate
@@ -213,6 +219,17 @@ class Config(Settings):
         return [
             (not set("/\\") & set(str(name)), f"data set name {name!r} must be without slashes; use root")
             for name in (*self.data.train, *self.data.target, *self.data.test)
+        ]
+
+    def _mixing_rules(self) -> list[Rule]:
+        """Only views that the student sees can be mixed; of the target these are the strong ones."""
+        views, mixing = [*self.data.views, *(["strong"] if self.data.target else [])], self.mixing
+        return [
+            (
+                not (mixing.probability or mixing.burn_in_probability) or set(views) & set(mixing.views),
+                f"mixing.views={mixing.views} names no view that the student sees; name one of data.views="
+                f"{self.data.views}, or set mixing.probability=0",
+            )
         ]
 
     def _target_rules(self) -> list[Rule]:

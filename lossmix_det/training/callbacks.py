@@ -53,15 +53,14 @@ class Callbacks:
 
     Args:
         paths: such as ``my_module.MyCallback``.
-        active: this is the first process; on the others nothing is called.
+        active: this is the first process; on the others nothing is built or called.
 
     Raises:
         UserError: one of them cannot be imported or built.
     """
 
     def __init__(self, paths: Sequence[str], active: bool) -> None:
-        self.called = {path: _built(path) for path in paths}
-        self.active = active
+        self.called = {path: _built(path) for path in paths if active}
 
     def on_step(self, state: RunState, losses: dict[str, float]) -> None:
         """As `Callback.on_step`."""
@@ -81,7 +80,7 @@ class Callbacks:
         Raises:
             UserError: one of them fails; the sentence says in which line.
         """
-        for path, callback in self.called.items() if self.active else ():
+        for path, callback in self.called.items():
             try:
                 getattr(callback, method, _nothing)(state, *values)
             except Exception as error:  # the user's code, which may fail in any way

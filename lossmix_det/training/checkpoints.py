@@ -48,7 +48,9 @@ class Checkpoints:
         return self.folder / "burned_in.pt"
 
     def save(self, content: dict[str, Any], *copies: Path) -> Path:
-        """Write ``step_<step>.pt`` once, and make it known under further names; then delete what is over.
+        """Write ``step_<step>.pt`` once, and make it known under further names; then delete earlier ones that are over.
+
+        Later ones are of a run that fell back from them; they count for nothing until they are written anew.
 
         Args:
             content: of the checkpoint.
@@ -56,7 +58,8 @@ class Checkpoints:
         """
         path = self.folder / f"step_{content['step']:07d}.pt"
         save_tensors(content, path, *copies)
-        for old in self.paths()[: -self.keep_last]:
+        paths = self.paths()
+        for old in paths[: paths.index(path) + 1][: -self.keep_last]:
             old.unlink()
         return path
 

@@ -49,7 +49,7 @@ class CleanPass:
         return {"loss": self.share * self.loss} if self.learned else {}
 
     def __call__(self, batch: StudentBatch, share: float = 1.0) -> Tensor:
-        """(P, H, W) norm over the colours of the loss's gradient by each pixel.
+        """(P, H, W) norm over the colours of the loss's gradient by each pixel; in fp16 times the scale of the loss.
 
         Args:
             batch: images as they are, and what is known of them.
@@ -76,5 +76,6 @@ class CleanPass:
             self.fabric.backward(total * self.share)
             gradient = pixels.grad
         else:
-            (gradient,) = torch.autograd.grad(total, pixels)
+            scaler = self.state.scaler  # in fp16 a small gradient would become 0; only its relative size is asked for
+            (gradient,) = torch.autograd.grad(total if scaler is None else scaler.scale(total), pixels)
         return gradient.detach().float().square().sum(1).sqrt()

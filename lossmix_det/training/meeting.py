@@ -18,6 +18,7 @@ from lossmix_det.errors import Silent, UserError, first_line
 
 PAUSE = 0.1  # seconds between two looks
 FAREWELL = 5.0  # seconds that a process which fails waits for the others to notice
+TOGETHER = timedelta(minutes=30)  # how far processes may be apart once all have come: one may be reading weights
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,10 @@ def meet(place: Place, backend: str) -> Store:
         )
         store = PrefixStore(f"lossmix_det/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         _sign_in(store, place, deadline)
-        torch.distributed.init_process_group(backend, store=store, rank=place.rank, world_size=place.world)
+        store.set_timeout(TOGETHER)  # NCCL looks here for the others when the first gradient or weight is sent
+        torch.distributed.init_process_group(
+            backend, store=store, rank=place.rank, world_size=place.world, timeout=TOGETHER
+        )
     except (RuntimeError, OSError) as error:  # of the store, of gloo, of NCCL
         raise UserError(
             f"the processes of the run cannot reach each other at {place.address} ({first_line(error)}); check that "

@@ -80,11 +80,11 @@ def build_schedule(optimizer: Optimizer, config: OptimizerConfig, steps: int, bu
     """Linear warm-up from ``warmup_factor``, then multi-step, cosine to zero, or constant; stepped once a step.
 
     With ``restart_lr`` the whole schedule is run through by the end of burn-in, and again from there to the end at that
-    rate, so that burn-in ends as an ordinary training does.
+    rate, so that burn-in ends as an ordinary training does. If there is no burn-in, all steps are at that rate.
     """
-    restart = burn_in_steps if config.restart_lr is not None and burn_in_steps < steps else 0
-    parts = _parts(optimizer, config, restart or steps, config.lr, start=0)
-    if restart:
+    restart = steps if config.restart_lr is None else min(burn_in_steps, steps)
+    parts = _parts(optimizer, config, restart, config.lr, start=0) if restart else []
+    if restart < steps:
         parts += _parts(optimizer, config, steps - restart, config.restart_lr, start=restart)
     milestones = [start for start, _ in parts[1:]]
     return SequentialLR(optimizer, [schedule for _, schedule in parts], milestones)

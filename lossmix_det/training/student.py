@@ -63,6 +63,11 @@ class StudentStep(nn.Module):
                     f"train.loss_weights leaves out {name} of one kind only; give source/{name} and mixed/{name} a "
                     f"weight above 0 both, or 0 both, because an image may be either"
                 )
+            if self.weight(f"target/{name}") > self.weight(f"source/{name}") == 0:
+                raise UserError(
+                    f"train.loss_weights gives {name} a weight for the target alone, but what only pseudo-labels teach "
+                    f"is not trained; give source/{name} and mixed/{name} a weight too, or target/{name} 0"
+                )
 
     def forward(self, batch: StudentBatch) -> dict[str, Tensor]:
         """Losses by ``<kind>/<loss>``, summed over the supervisions of a kind.

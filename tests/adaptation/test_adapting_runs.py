@@ -122,6 +122,14 @@ def test_burn_in_may_come_from_a_checkpoint_or_an_export(tmp_path):
         (["data.target=[nowhere]"], "unknown data set 'nowhere'"),
         (["data.target=[]", "adaptation.burn_in_from=x.pt"], "needs data.target"),
         (["train.loss_weights={source/roi_box: 0.0}"], "give source/roi_box and mixed/roi_box a weight above 0 both"),
+        (
+            ["train.loss_weights={source/roi_box: 0.0, mixed/roi_box: 0.0}"],
+            "gives roi_box a weight for the target alone.*give source/roi_box and mixed/roi_box a weight too",
+        ),
+        (
+            ["mixing.views=[weak]", "data.views=[strong]", "mixing.probability=0.5"],
+            r"\['weak'\] names no view that the student sees; name one of",
+        ),
     ],
 )
 def test_settings_that_cannot_be_meant_are_one_sentence(tmp_path, words, message):
@@ -141,6 +149,18 @@ def test_the_schedule_starts_anew_at_the_restart(tmp_path):
     assert rates[6] == pytest.approx(0.004)
     assert rates[4] < rates[3] < rates[2]
     assert rates[9] < rates[8] < rates[7]
+
+
+def test_without_burn_in_all_steps_are_at_the_rate_of_the_restart(tmp_path):
+    """As where adaptation begins from a detector that was trained before."""
+    words = ["optimizer.lr=0.01", "optimizer.restart_lr=0.004", "optimizer.schedule=constant"]
+    it = trainer(tmp_path, *ADAPT, *words, "optimizer.warmup_steps=1")
+    rates = []
+    for _ in range(4):
+        rates.append(it.state.optimizer.param_groups[0]["lr"])
+        it.state.optimizer.step()
+        it.state.schedule.step()
+    assert rates[1:] == pytest.approx([0.004] * 3)
 
 
 def test_bf16_trains_with_everything_on(tmp_path):

@@ -63,10 +63,10 @@ def test_a_run_tells_its_callbacks_in_their_order(tmp_path, module):
     assert told[6:] == [("saved", 2, "step_0000002.pt", True)]
 
 
-def test_only_the_first_process_calls(module):
+def test_only_the_first_process_builds_and_calls(module):
     callbacks = Callbacks([f"{module}.Tells"], active=False)
     callbacks.on_step(None, {})
-    assert sys.modules[module].told == []
+    assert module not in sys.modules
 
 
 @pytest.mark.slow

@@ -28,6 +28,15 @@ def test_only_the_last_are_kept_and_the_best_beside_them(tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
+def test_what_is_written_after_falling_back_from_a_later_one_stays(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep_last=1)
+    (tmp_path / "step_0000020.pt").write_bytes(b"damaged")
+    for step in (10, 15):
+        assert read_checkpoint(checkpoints.save(content(step)))["step"] == step
+    assert names(checkpoints) == ["step_0000015.pt", "step_0000020.pt"]
+    assert checkpoints.load_latest()["step"] == 15
+
+
 def test_one_state_under_several_names_is_written_once(tmp_path, monkeypatch):
     checkpoints, written = Checkpoints(tmp_path, 1), []
     save = torch.save

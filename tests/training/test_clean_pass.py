@@ -41,6 +41,16 @@ def test_the_map_is_the_norm_over_the_colours_of_the_plain_losss_gradient(tmp_pa
     assert_close(found, expected.square().sum(1).sqrt())
 
 
+def test_in_fp16_the_loss_is_scaled_before_its_gradient_is_taken(tmp_path):
+    """As for weights: where a loss is small, the gradient of a pixel would be 0 in fp16."""
+    it = trainer(tmp_path, *CLEAN)
+    it.state.detector.train()
+    plain = CleanPass(it.state, it.fabric)(source_batch())
+    it.state.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaled = CleanPass(it.state, it.fabric)(source_batch())
+    assert_close(scaled, plain * 1024)
+
+
 def test_without_a_share_nothing_is_learned_from_it(tmp_path):
     it = trainer(tmp_path, *CLEAN)
     clean = CleanPass(it.state, it.fabric)
@@ -107,6 +117,21 @@ def test_the_step_is_the_weighted_sum_of_both_passes(tmp_path):
         zero = torch.zeros_like(value)
         expected = 0.6 * found[0.0].get(name, zero) + 0.4 * found[1.0].get(name, zero)
         assert_close(value, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_alignment_keeps_its_weight_beside_a_clean_loss(tmp_path):
+    """The clean pass aligns nothing, so the discriminator's gradient is the same whatever its share."""
+    found = {}
+    for share in (0.0, 0.6, 1.0):
+        words = [f"mixing.clean_share={share}", "mixing.probability=0.5", "alignment.parts=[image]"]
+        it = adapting(tmp_path / str(share), *CLEAN, *words)
+        it.state.detector.train()
+        it._accumulate([it.compose(batch())])
+        found[share] = [each.grad for each in it.state.alignment.parameters()]
+    assert found[0.0][0].abs().max() > 0
+    for share in (0.6, 1.0):
+        for grad, expected in zip(found[share], found[0.0], strict=True):
+            assert_close(grad, expected, rtol=1e-3, atol=1e-6)
 
 
 def test_the_logged_loss_is_the_weighted_sum_of_both_losses_computed_apart(tmp_path):

@@ -17,7 +17,7 @@ from torch.distributed import HashStore
 
 from lossmix_det.errors import Silent, UserError
 from lossmix_det.training import meeting
-from lossmix_det.training.meeting import Place, ending_together, meet
+from lossmix_det.training.meeting import TOGETHER, Place, ending_together, meet
 
 LIMIT = 200.0  # seconds, after which a test fails
 
@@ -69,6 +69,7 @@ def test_one_process_is_a_group():
         store = meet(place(0, world=1, port=find_free_network_port(), patience=20), "gloo")
         assert torch.distributed.get_world_size() == 1
         assert store.add("here", 0) == 1
+        assert store.underlying_store.timeout == TOGETHER  # and not the patience of the meeting
     finally:
         with suppress(ValueError):
             torch.distributed.destroy_process_group()

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from lossmix_det.data.loaders import training_loader
 from lossmix_det.data.workers import WorkerLost
 from lossmix_det.errors import UserError
-from lossmix_det.structures import StepBatch
+from lossmix_det.structures import StepBatch, Supervision
 from lossmix_det.training.phases import SourceOnly
 
 pytestmark = pytest.mark.slow
@@ -67,6 +67,19 @@ def test_micro_batches_of_mixed_images_give_losses_and_gradient_of_the_batch(tmp
     for name, gradient in whole.items():
         scale = gradient.abs().max().clamp(min=1e-3)
         assert_close(cut[name] / scale, gradient / scale, rtol=1e-5, atol=1e-5)
+
+
+def test_a_micro_batch_in_which_no_truth_has_a_weight_teaches_nothing(tmp_path):
+    """ConfMix gives weight 0 to an image that shows no sure box; two such images may be alone in a micro-batch."""
+    it = trainer(tmp_path)
+    views, _ = next(iter(training_loader(it.streams.train_sets, it.config.data, seed=0)))
+    student_batch = it.compose(StepBatch(source=views))
+    for supervisions in ({}, {"source": [Supervision.full(views.truths, 0.0)]}):
+        student_batch.supervisions = supervisions
+        losses = it._accumulate([student_batch])
+        assert losses["loss"] == 0.0
+        learned = [each for each in it.state.student.parameters() if each.requires_grad]
+        assert all(each.grad is not None and not each.grad.any() for each in learned)
 
 
 def weights_of(student_batch):

@@ -92,8 +92,11 @@ class Detectron2RoI(SecondStage):
         self.shares_scores = not any(isinstance(module, _BatchNorm) for module in head.modules())
 
     def pool(self, canvas: EncodedCanvas, boxes: list[Tensor]) -> Tensor:
-        """As `SecondStage.pool`, by Detectron2's pooler."""
-        levels = [canvas.features[name] for name in self.part.in_features]
+        """As `SecondStage.pool`, by Detectron2's pooler.
+
+        In single precision: the pooler rounds boxes to the precision of the features, which is up to 4 pixels in bf16.
+        """
+        levels = [canvas.features[name].float() for name in self.part.in_features]
         return self.pooler(levels, [Boxes(of_image) for of_image in boxes])
 
     def judge(self, pooled: Tensor) -> Scores:

@@ -113,6 +113,19 @@ def test_detections_are_stocks(detector):
         assert ours.classes.tolist() == theirs.pred_classes.tolist()
 
 
+def test_boxes_are_not_rounded_to_the_precision_of_the_features(detector):
+    """In bf16 the boxes of a wide image would move by up to 4 pixels, and other pixels would be pooled."""
+    boxes = [torch.tensor([[70.3, 10.2, 90.6, 40.7]]), torch.tensor([[61.1, 3.3, 81.7, 33.9]])]
+    with torch.no_grad():
+        (canvas,) = detector.encode(images()).canvases
+        coarse, exact = (
+            {name: value.bfloat16().to(dtype) for name, value in canvas.features.items()}
+            for dtype in (torch.bfloat16, torch.float32)
+        )
+        pooled = [detector.roi.pool(replace(canvas, features=features), boxes) for features in (coarse, exact)]
+    assert torch.equal(*pooled)
+
+
 def test_the_same_images_with_keys_get_the_same_samples_in_any_batch(detector):
     if not detector.roi.shares_scores:
         pytest.skip("BatchNorm makes an image depend on its batch")
