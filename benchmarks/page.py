@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def page(
         lines += [BOOTSTRAP, ""]
     if suite.parts:
         lines += ["Columns of differences: to the row they name, with the same seed, mean ± standard error.", ""]
-        for part in suite.parts:
+        for part in _shown(suite.parts, runs):
             lines += _part(part, runs, sets)
     else:
         lines += _summary(runs, sets, resamples)
@@ -90,6 +91,12 @@ def _bracket(metric: str, values: np.ndarray | None, sign: str = "") -> str:
         return ""
     low, high = interval(values)
     return f" [{low:{sign}.1f}, {high:{sign}.1f}]"
+
+
+def _shown(parts: Sequence[Part], runs: list[Run]) -> list[Part]:
+    """Those with a row that no larger part has: rows such as the oracle stand in several."""
+    rows = [{run.method for run in runs} & set(part.rows.values()) for part in parts]
+    return [part for part, own in zip(parts, rows, strict=True) if not any(own < others for others in rows)]
 
 
 def _part(part: Part, runs: list[Run], sets: list[str]) -> list[str]:

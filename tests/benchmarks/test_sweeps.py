@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -131,6 +132,23 @@ def test_a_table_for_each_part_gives_mean_deviation_and_the_difference_with_the_
     assert "| shapes_photo_test AP50, difference to 1 (default) |" in first
     assert "| 1 (default) | 68.0 ± 0.0 | 34.0 ± 0.0 | – | 40.0 ± 0.0 | 1.0 ± 0.0 | – | 2 of 2 |" in first
     assert "| 2 | 72.0 ± 2.8 | 36.0 ± 1.4 | +4.0 ± 2.0 | 41.0 ± 0.0 | 1.0 ± 0.0 | +1.0 ± 0.0 | 2 of 2 |" in first
+
+
+@pytest.mark.parametrize(
+    ("rows", "titles"),
+    [
+        (["adaptive_teacher", "adaptive_teacher_sage_union", "oracle"], ["Adaptation"]),
+        (["source_only_sage_union", "oracle"], ["Source only"]),
+        (["source_only", "adaptive_teacher", "oracle"], ["Source only", "Adaptation"]),
+        (["oracle"], ["Source only", "Adaptation"]),
+    ],
+)
+def test_a_part_is_left_out_if_another_shows_all_its_rows_and_more(tmp_path, rows, titles):
+    suite = replace(suites.MIXERS, name="shapes")  # the folder that results are written to
+    for name in rows:
+        results(tmp_path, name, 1, 60, 40)
+    text = page(suite, planned(suite, tmp_path, rows, [1]), "the command")
+    assert [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")] == titles
 
 
 def test_a_mean_over_rows_is_taken_seed_by_seed_where_all_rows_have_the_seed(tmp_path):

@@ -8,6 +8,8 @@ import pytest
 from pages import read
 from runs import ROOT
 
+from lossmix_det.mixing.mixers import MIXERS
+
 ROW = re.compile(r"^\| \[([^\]]+)\]\(([^)]+)\) \| `(\w+)` \| (.*) \|$", re.MULTILINE)
 NUMBER = re.compile(r"([+-][\d.]+) ± ([\d.]+)")
 SECTIONS = {part.partition("\n")[0]: part for part in read("docs/choosing.md").split("\n## ")[1:]}
@@ -46,6 +48,37 @@ def test_a_difference_passes_the_test_where_the_page_says_so():
 def passes(cell: str) -> bool:
     mean, error = map(float, NUMBER.match(cell).groups())
     return abs(mean) >= LEAST * error
+
+
+def gains_of_mixers() -> dict[str, str]:
+    """By row, the differences to no mixing in adaptation."""
+    adaptation = read("docs/results/mixers.md").partition("## Adaptation")[2]
+    rows = re.findall(r"^\| ([\w, ]+) \| (?:[^|]+ \| )+?([+-][\d.]+ ± [\d.]+) \|", adaptation, re.MULTILINE)
+    return dict(rows)
+
+
+def test_the_table_of_mixers_is_that_of_its_page():
+    page, kinds = gains_of_mixers(), ("share", "visibility", "union")
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", SECTIONS["Which mixer?"], re.MULTILINE)
+    assert {name for name, _ in rows} == MIXERS.keys()
+    for mixer, cells in rows:
+        for kind, cell in zip(kinds, cells.split(" | "), strict=True):
+            expected = page.get(f"{mixer}, {kind}", "the same")
+            assert cell == (f"**{expected}**" if expected != "the same" and passes(expected) else expected), mixer
+
+
+def test_what_the_text_says_of_mixers():
+    page, text = gains_of_mixers(), " ".join(SECTIONS["Which mixer?"].split())
+    mixed = {name: float(cell.split()[0]) for name, cell in page.items() if " and " not in name and ", all" not in name}
+    mixed.pop("oracle")
+    assert len(mixed) == 31
+    assert min(mixed.values()) > 0
+    assert max(mixed, key=mixed.get) == "classmix, visibility"
+    assert {name for name, gain in mixed.items() if gain < 1} == {
+        f"{each}, union" for each in ("cutmix", "confmix", "fmix")
+    }
+    for kind in ("share", "visibility", "union"):
+        assert f"{page[f'{kind}, all mixers with masks']} with `{kind}`" in text
 
 
 def test_what_the_text_says_of_mixing_alone():
