@@ -81,6 +81,21 @@ def test_what_the_text_says_of_mixers():
         assert f"{page[f'{kind}, all mixers with masks']} with `{kind}`" in text
 
 
+def test_what_the_settings_do_is_that_of_its_page():
+    parts = dict(part.split("\n", 1) for part in read("docs/results/ablation.md").split("\n## ")[1:])
+    rows = re.findall(r"^\| `([\w.]+)` \| (.*) \|$", SECTIONS["What do the settings do?"], re.MULTILINE)
+    assert len(rows) == 10
+    for setting, cells in rows:
+        (page,) = (text for title, text in parts.items() if title.startswith(f"`{setting}`"))
+        default, value, gain = cells.split(" | ")
+        assert f"| {default} (default) |" in page
+        (found,) = re.findall(
+            rf"^\| {re.escape(value)} \|.* \| ([+-][\d.]+ ± [\d.]+) \| 3 of 3 \|$", page, re.MULTILINE
+        )
+        assert gain == (f"**{found}**" if passes(found) else found)
+        assert found.startswith(("-", "+0.0"))
+
+
 def test_what_the_text_says_of_mixing_alone():
     few, many = (differences(f"results/shapes_mixing{size}.md", "source_only") for size in ("_60_images", ""))
     both = {"union", "lossmix", "lossmix_instance"}
