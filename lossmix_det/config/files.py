@@ -64,6 +64,9 @@ def save_config(config: Config, path: Path) -> None:
 
 # ------------------------------------------------------------------------------------------------ reading, merging
 
+# Tables that are one value: a new one takes the place of the old, and is not merged with it.
+CHOICES = ("mixing.mixer",)
+
 
 def _read_files(path: str | Path | None, seen: tuple[Path, ...] = ()) -> list[tuple[Path, DictConfig]]:
     """The file and its chain of bases, the base first."""
@@ -173,6 +176,9 @@ def _place_in_table(key: str, kind: Any, rest: str) -> tuple[Any, list[str]]:
 
 
 def _merge(config: DictConfig, content: DictConfig, origin: str) -> DictConfig:
+    for key in CHOICES:
+        if isinstance(OmegaConf.select(content, key), DictConfig):
+            OmegaConf.update(config, key, None)
     try:
         return OmegaConf.unsafe_merge(config, content)  # in place: copying every setting for every file takes longest
     except (OmegaConfBaseException, ValueError, TypeError) as error:

@@ -19,7 +19,7 @@ GONE_RULES = {
 
 @dataclass
 class PairsConfig(Settings):
-    """Relative frequency of the kinds of pairs; burn-in has no target×target."""
+    """For each image, the odds of a partner of its own domain and of the other; burn-in has no target×target."""
 
     source_source: float = number(1.0, 0, 1e3)
     source_target: float = number(1.0, 0, 1e3)

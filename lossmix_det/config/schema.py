@@ -48,7 +48,9 @@ class EmaConfig(Settings):
     """The running average of the student's weights; in adaptation it is the teacher."""
 
     decay: float = number(0.0, 0, 1)  # share of the average that is kept per step; 0: no average
-    warmup: bool = True  # start at (1 + step) / (10 + step), so that a short run is not its initial weights
+    warmup: bool = (
+        True  # start at (1 + step) / (10 + step), so that a short run is not its initial weights; not from a copy
+    )
     # Adaptation: the teacher is a copy of the student as burn-in ends; or the average kept since the first step; or
     # that average, from which the student starts again too.
     start: str = choice("copy", "follow", "restart")

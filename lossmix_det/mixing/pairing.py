@@ -72,7 +72,7 @@ class AcrossDomains:
 
     Args:
         sources, targets: how many images there are of each; the source's come first.
-        pairs: relative frequency of the kinds of pairs.
+        pairs: odds of the kinds of pairs, for each image: those of a source image are source×source : source×target.
         both: pair the images of both domains; otherwise those of the source alone, with partners of either (burn-in).
         sizes: (height, width) of each image; absent: all are alike.
     """

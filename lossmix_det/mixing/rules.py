@@ -8,8 +8,9 @@ A rule sees the truths of all sources of an image, and how much of each source i
     union              one: the boxes of both                            1 for every box
     own                one: A's                                          1
 
-`lossmix` is the literal reading of the paper and drives confidence towards λ; `lossmix_instance` scales the gradient
-but leaves confidence at 1 (the reading of GluonCV's YOLOv3). The paper's rule "Noise" is `own` with λ close to 1.
+`lossmix` is the literal reading of the paper and drives the confidence in an object of A below 1, to λ where both
+truths draw the same samples; `lossmix_instance` scales the gradient but leaves confidence at 1 (the reading of
+GluonCV's YOLOv3). The paper's rule "Noise" is `own` with λ close to 1.
 ``weight_sum`` rescales the weights of a mixed image, so that rules can be compared at equal supervision: it is K for
 `union` (K truths at full weight), 1 for the others.
 """

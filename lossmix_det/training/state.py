@@ -141,10 +141,13 @@ class RunState:
         self.begin_adaptation(fabric)
 
     def begin_adaptation(self, fabric: Fabric) -> None:
-        """From here on there is a teacher, a copy of the student if there was no average, and discriminators learn."""
+        """From here on there is a teacher, a copy of the student if there was no average, and discriminators learn.
+
+        A copy of what has been trained needs no warm-up of its average: it would be lost within a few steps.
+        """
         self.adapting = True
         if self.teacher is None:
-            self.teacher = averaged(self.detector, self.config.ema)
+            self.teacher = averaged(self.detector, replace(self.config.ema, warmup=False))
         if self.alignment is not None:
             self.alignment.requires_grad_(True)
             self.student = fabric.setup_module(self.student_step)  # DDP takes stock of what learns only once

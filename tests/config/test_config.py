@@ -22,6 +22,19 @@ def test_a_file_overrides_the_defaults_and_key_value_the_file(tmp_path):
     assert config.optimizer.lr == 0.001
 
 
+def test_a_choice_of_mixers_takes_the_place_of_that_of_the_base(tmp_path):
+    (tmp_path / "base.yaml").write_text("mixing: {mixer: {mixup: 2, sage: 1}}\ntrain: {loss_weights: {source: 2}}\n")
+    (tmp_path / "own.yaml").write_text(
+        "_BASE_: base.yaml\nmixing: {mixer: {cutmix: 1}}\ntrain: {loss_weights: {mixed: 3}}\n"
+    )
+    config = load_config(tmp_path / "own.yaml")
+    assert config.mixing.mixer == {"cutmix": 1}
+    assert config.train.loss_weights == {"source": 2, "mixed": 3}  # by name: each is a setting of its own
+    assert load_config(tmp_path / "base.yaml").mixing.mixer == {"mixup": 2, "sage": 1}
+    for word, mixer in (("{fmix: 1}", {"fmix": 1}), ("mixup", "mixup")):
+        assert load_config(tmp_path / "own.yaml", [f"mixing.mixer={word}"]).mixing.mixer == mixer
+
+
 def test_bases_are_read_first_and_found_beside_the_file(tmp_path):
     (tmp_path / "sub").mkdir()
     write(tmp_path / "root.yaml", "train: {steps: 1, seed: 1, log_every: 1}\n")

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from adapting import adapting
 from runs import trainer
 from torch.testing import assert_close
 
@@ -42,6 +43,16 @@ def test_the_warm_up_of_the_decay_starts_low(tmp_path):
     assert_close(
         it.state.teacher.module.state_dict()[name], 2 / 11 * start + 9 / 11 * it.state.detector.state_dict()[name]
     )
+
+
+def test_a_teacher_that_is_a_copy_needs_no_warm_up(tmp_path):
+    it = adapting(tmp_path, "ema.decay=0.9", "ema.warmup=true")
+    name = "model.roi_heads.box_head.fc6.bias"
+    start = it.state.detector.state_dict()[name].clone()
+    with torch.no_grad():
+        dict(it.state.detector.named_parameters())[name].add_(1.0)
+    it.state.teacher.update_parameters(it.state.detector)
+    assert_close(it.state.teacher.module.state_dict()[name], start + 0.1)
 
 
 def test_the_average_gets_no_gradient(tmp_path):
