@@ -34,7 +34,7 @@ def page(
     finished = [run for run in runs if run.finished]
     if not finished:
         return "\n".join([*lines, NOTHING]) + "\n"
-    sets = list(finished[0].scores())
+    sets = list(dict.fromkeys(name for run in finished for name in run.scores()))
     lines += [suite.text, ""] if suite.text else []
     lines += [_about(finished), ""]
     if resamples and not suite.parts:
@@ -76,11 +76,12 @@ def _summary(runs: list[Run], sets: list[str], resamples: Resamples) -> list[str
         finished = [run.results() for run in of_method if run.finished]
         reported = [list(results.values())[-1] for results in finished]
         cells = [
-            _cell([scores[name][metric] for scores in reported]) + _bracket(metric, resamples.get((method, name)))
+            _cell([_score(scores, name, metric) for scores in reported])
+            + _bracket(metric, resamples.get((method, name)))
             for name, metric in columns
         ]
         for model in models:
-            cells.append(_cell([results[model][sets[-1]]["AP50"] for results in finished if model in results]))
+            cells.append(_cell([_score(results.get(model, {}), sets[-1]) for results in finished]))
         lines.append(f"| {method} | " + " | ".join(cells) + f" | {len(finished)} of {len(of_method)} |")
     return [*lines, *(["", f"{', '.join(models)}: AP50 on {sets[-1]}."] if models else [])]
 
@@ -113,8 +114,8 @@ def _part(part: Part, runs: list[Run], sets: list[str]) -> list[str]:
         finished, cells = _scores_by_seed(methods[method]), []
         pairs = [(scores, base[seed]) for seed, scores in finished.items() if seed in base and method != part.baseline]
         for name in sets:
-            cells += [_cell([scores[name][metric] for scores in finished.values()]) for metric in METRICS]
-            cells.append(_cell([one[name]["AP50"] - two[name]["AP50"] for one, two in pairs], error=True))
+            cells += [_cell([_score(scores, name, metric) for scores in finished.values()]) for metric in METRICS]
+            cells.append(_cell([_gain(one, two, name) for one, two in pairs], error=True))
         lines.append(f"| {label} | " + " | ".join(cells) + f" | {len(finished)} of {len(methods[method])} |")
     return [*lines, "", *_groups(part, methods, sets)]
 
@@ -128,13 +129,10 @@ def _groups(part: Part, methods: dict[str, list[Run]], sets: list[str]) -> list[
         seeds = [seed for seed in base if all(seed in of_method for of_method in scores)]
         if len(scores) < len(names) or not seeds:  # a mean over a part of them would not be comparable
             continue
-        cells = [
-            _cell(
-                [statistics.mean(of[seed][name]["AP50"] - base[seed][name]["AP50"] for of in scores) for seed in seeds],
-                error=True,
-            )
-            for name in sets
-        ]
+        cells = []
+        for name in sets:
+            gains = [[_gain(of[seed], base[seed], name) for of in scores] for seed in seeds]
+            cells.append(_cell([statistics.mean(row) for row in gains if None not in row], error=True))
         rows.append(f"| {label} | " + " | ".join([str(len(names)), *cells, str(len(seeds))]) + " |")
     if not rows:
         return []
@@ -163,7 +161,7 @@ def _gains(runs: list[Run], baseline: str, sets: list[str], resamples: Resamples
         if method == baseline or not pairs:
             continue
         cells = [
-            _cell([one[name]["AP50"] - two[name]["AP50"] for one, two in pairs], error=True)
+            _cell([_gain(one, two, name) for one, two in pairs], error=True)
             + _bracket(METRICS[0], _difference(resamples, name, method, baseline), sign="+")
             for name in sets
         ]
@@ -181,13 +179,26 @@ def _by_class(runs: list[Run], test_set: str) -> list[str]:
     methods = {
         method: [run.scores() for run in of_method if run.finished] for method, of_method in _by_method(runs).items()
     }
-    classes = list(next(scored for scored in methods.values() if scored)[0][test_set]["classes"])
+    tested = (scores[test_set] for scored in methods.values() for scores in scored if test_set in scores)
+    classes = list(next(tested)["classes"])
     lines = [f"AP50 by class on {test_set}: mean ± standard deviation.", ""]
     lines += ["| method | " + " | ".join(classes) + " |", "|---|" + "---:|" * len(classes)]
     for method, scored in methods.items():
-        values = ([scores[test_set]["classes"][name]["AP50"] for scores in scored] for name in classes)
-        lines.append(f"| {method} | " + " | ".join(_cell([v for v in row if v is not None]) for row in values) + " |")
+        by_class = [scores[test_set]["classes"] for scores in scored if test_set in scores]
+        cells = [_cell([_score(of_class, name) for of_class in by_class]) for name in classes]
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return lines
+
+
+def _score(scores: dict[str, Any], name: str, metric: str = "AP50") -> float | None:
+    """Of a test set or class; None where the run did not test on it, or there was nothing to find."""
+    return scores.get(name, {}).get(metric)
+
+
+def _gain(one: dict[str, Any], other: dict[str, Any], name: str) -> float | None:
+    """AP50 of one run minus that of another, where both have it."""
+    values = _score(one, name), _score(other, name)
+    return None if None in values else values[0] - values[1]
 
 
 def _failures(runs: list[Run]) -> list[str]:
@@ -197,7 +208,9 @@ def _failures(runs: list[Run]) -> list[str]:
     return ["Not finished:", "", *(f"* {run.method}, seed {run.seed}: {run.complaint()}" for run in failed)]
 
 
-def _cell(values: list[float], error: bool = False) -> str:
+def _cell(given: list[float | None], error: bool = False) -> str:
+    """Mean and spread of what there is."""
+    values = [value for value in given if value is not None]
     if not values:
         return "–"
     sign = "+" if error else ""

@@ -16,6 +16,14 @@ class UserError(ValueError):
     """
 
 
+class NoSuchSplit(UserError):
+    """A data set is there, but not the part of it that was named."""
+
+
+class LostSplit(NoSuchSplit):
+    """The data set itself names that part, but its files are not there."""
+
+
 class Silent(Exception):
     """A process ends because another one failed, which has said why."""
 

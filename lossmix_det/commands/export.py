@@ -37,8 +37,9 @@ def _run(options: argparse.Namespace) -> int:
     output: Path = options.output
     if output.suffix.lower() != ".onnx":
         raise UserError(f"--output {output} must end in .onnx")
-    if output.exists():
-        raise UserError(f"{output} exists; give another --output, because nothing is written over")
+    for path in (output, output.with_suffix(".md")):
+        if path.exists():
+            raise UserError(f"{path} exists; give another --output, because nothing is written over")
     from lossmix_det.engines.onnx import library, write_onnx  # loads torch
     from lossmix_det.evaluation.predictor import ONNX, Predictor, find_weights
     from lossmix_det.files import write_atomically

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,9 @@ from lossmix_det.data.formats.voc_folders import LISTS
 from lossmix_det.data.paths import visible
 from lossmix_det.data.problems import SkippedProblems
 from lossmix_det.data.records import RawImage
-from lossmix_det.errors import UserError
+from lossmix_det.errors import LostSplit, NoSuchSplit, UserError
+
+log = logging.getLogger(__name__)
 
 # Names of the parts to train on, to choose by, and to test on, the usual one first.
 TRAIN, VALIDATION, TEST = ("train", "trainval", "training"), ("val", "valid", "validation"), ("test", "testing")
@@ -50,14 +53,26 @@ class Place:
         return cls(Path(os.path.abspath(folder)), split)
 
     def part(self, names: tuple[str, ...]) -> DatasetConfig | None:
-        """The first of some splits that is there; None if none is."""
+        """The first of some splits that is there; None if none is.
+
+        Raises:
+            UserError: it is there, but cannot be read.
+        """
+        lost = set()
         for name in names:
             try:
                 entry = self._recognised(name)
-                if FORMATS[entry.format].read_images(entry, SkippedProblems()):
-                    return entry
             except UserError:
                 continue
+            try:
+                if FORMATS[entry.format].read_images(entry, SkippedProblems()):
+                    return entry
+            except LostSplit as error:
+                lost.add(str(error))
+            except NoSuchSplit:
+                continue
+        for message in sorted(lost):
+            log.warning("%s; this split is left out", message)
         return None
 
     def whole(self) -> DatasetConfig:

@@ -1,6 +1,7 @@
 """The page of a comparison: its tables worked by hand, and its curves."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,23 @@ def test_adaptation_has_classes_gains_over_both_baselines_and_curves(tmp_path):
     assert "| a | +0.0 ± 0.0 | -12.0 ± 2.0 |" in text
     assert "![Scores and pseudo-labels over the steps](page.png)" in text
     assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_methods_may_have_other_test_sets_and_sets_without_a_score(tmp_path):
+    """As where the oracle is not tested on the source, and a class or set has no object."""
+    results(tmp_path, "source_only", 1, 60, 40)
+    results(tmp_path, "oracle", 1, 70, 90)
+    path = tmp_path / "shapes" / "oracle_seed1" / "results.json"
+    scores = json.loads(path.read_text())["teacher"]
+    del scores["shapes_photo_test"]
+    scores["shapes_clipart_test"]["AP"] = None
+    path.write_text(json.dumps({"teacher": scores}))
+    for rows in (["source_only", "oracle"], ["oracle", "source_only"]):
+        runs = planned(suites.MIXING, options(tmp_path, "--seeds", "1", "--methods", *rows))
+        text = page(suites.MIXING, runs, "the command")
+        (line,) = re.findall(r"^\| oracle \| (.*) \| 1 of 1 \|$", text, re.MULTILINE)
+        assert sorted(line.split(" | ")[:4]) == ["90.0", "–", "–", "–"]
+        assert re.search(r"^\| oracle \| .*\+50\.0", text, re.MULTILINE)
 
 
 def test_the_curves_are_drawn_where_methods_part_and_what_is_far_off_is_named():

@@ -130,6 +130,29 @@ def test_what_cannot_be_read_gets_a_sentence(tmp_path, monkeypatch, capsys, word
     assert said in capsys.readouterr().err
 
 
+def test_a_part_that_is_there_and_cannot_be_read_is_not_passed_over(tmp_path, capsys):
+    for name in ("train", "val"):
+        write_image(tmp_path / "coco" / "images" / f"{name}.png", 32, 40)
+        content = {"images": [{"id": 1, "file_name": f"{name}.png"}], "categories": [{"id": 1, "name": "cat"}]}
+        content["annotations"] = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 9, 9]}]
+        path = tmp_path / "coco" / "annotations" / f"instances_{name}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(content)[: -5 if name == "val" else None])
+    assert check(tmp_path / "coco", "--output", tmp_path / "out") == 2
+    assert "instances_val.json:1: malformed JSON" in capsys.readouterr().err
+
+
+def test_a_part_that_a_data_set_names_and_lacks_is_told_once(tmp_path, capsys):
+    write_image(tmp_path / "yolo" / "images" / "train" / "a.png", 32, 40)
+    (tmp_path / "yolo" / "labels" / "train").mkdir(parents=True)
+    (tmp_path / "yolo" / "labels" / "train" / "a.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    (tmp_path / "yolo" / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [cat]\n")
+    assert check(tmp_path / "yolo", "--output", tmp_path / "out") == 0
+    printed = "".join(capsys.readouterr())
+    assert printed.count("data.yaml: val: 'images/val' is no folder") == 1
+    assert "this split is left out" in printed
+
+
 def test_nothing_is_written_over(sound, tmp_path, capsys):
     assert check(sound / "voc", "--output", tmp_path / "out", "--write-clean", sound / "voc") == 2
     assert "is not empty; name a new folder by --write-clean" in capsys.readouterr().err

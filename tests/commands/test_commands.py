@@ -9,6 +9,17 @@ from runs import ROOT, env
 
 from lossmix_det import commands
 
+
+def test_an_export_writes_nothing_over(tmp_path, capsys):
+    for name in ("model.onnx", "model.md"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).write_text("by hand")
+        assert commands.main(["export", "runs/none", "--output", str(folder / "model.onnx")]) == 2
+        assert f"{name} exists; give another --output" in capsys.readouterr().err
+        assert (folder / name).read_text() == "by hand"
+
+
 TOY = """
 from lossmix_det.commands.options import new_parser, parse, run_tool
 from lossmix_det.config import load_config

@@ -10,7 +10,7 @@ from lossmix_det.data.images import SUFFIXES
 from lossmix_det.data.paths import Listing, contained, listed
 from lossmix_det.data.problems import Problems
 from lossmix_det.data.records import RawImage
-from lossmix_det.errors import UserError
+from lossmix_det.errors import NoSuchSplit, UserError
 
 
 class Folder(Format):
@@ -60,5 +60,5 @@ class Folder(Format):
     def _listing(self, entry: DatasetConfig) -> Listing:
         folder = self.image_folder(entry)
         if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder of images")
+            raise NoSuchSplit(f"{folder}: no such folder of images")
         return listed(folder)

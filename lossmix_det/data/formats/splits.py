@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from lossmix_det.errors import UserError
+from lossmix_det.errors import NoSuchSplit, UserError
 
 # What people call the same part.
 SAME = ({"train", "training"}, {"valid", "val", "validation"}, {"test", "testing"})
@@ -26,7 +26,8 @@ def choose(root: Path, paths: list[str], split: str, key: str) -> str:
         key: the setting that names the path instead, for messages.
 
     Raises:
-        UserError: none or several of the paths fit.
+        NoSuchSplit: none of the paths fits.
+        UserError: several do.
     """
     fitting = [path for path in paths if not split or names(split) & set(re.split(r"[^a-z]+", path.lower()))]
     if len(fitting) == 1:
@@ -34,4 +35,5 @@ def choose(root: Path, paths: list[str], split: str, key: str) -> str:
     problem = f"split {split!r} is in" if split else "the data set is not one file but"
     found = ", ".join(fitting or paths)
     how_many = "several of these" if fitting else "none of these"
-    raise UserError(f"{root}: {problem} {how_many}: {found}; set split, or {key} to one of them")
+    kind = UserError if fitting or not split else NoSuchSplit
+    raise kind(f"{root}: {problem} {how_many}: {found}; set split, or {key} to one of them")

@@ -12,7 +12,7 @@ from lossmix_det.data.formats.voc_folders import Folders
 from lossmix_det.data.images import SUFFIXES
 from lossmix_det.data.paths import composed, contained, read_text, visible
 from lossmix_det.data.problems import Problems
-from lossmix_det.errors import UserError
+from lossmix_det.errors import NoSuchSplit, UserError
 
 FLAG = re.compile(r"\s+(-1|0|1)$")
 LONGEST_NAME = 255  # bytes that a file system takes
@@ -94,4 +94,4 @@ def _lines(listing: Path) -> list[str]:
         return read_text(listing).splitlines()
     except FileNotFoundError:
         splits = ", ".join(path.stem for path in visible(listing.parent, "*.txt")) or "none"
-        raise UserError(f"{listing}: no such split (found: {splits})") from None
+        raise NoSuchSplit(f"{listing}: no such split (found: {splits})") from None

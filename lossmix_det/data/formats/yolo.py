@@ -1,7 +1,8 @@
 """YOLO: a text file for each image, with a line ``class x y width height`` for each box in shares of the image.
 
-A line may also give a polygon, ``class x1 y1 x2 y2 x3 y3 …``, which becomes the box around it. The names of the classes
-stand in ``data.yaml``, in ``classes.txt`` or in ``obj.names``.
+A line may also give a polygon, ``class x1 y1 x2 y2 x3 y3 …``, which becomes the box around it, or, where ``data.yaml``
+has ``kpt_shape``, a box and keypoints, which are not read. The names of the classes stand in ``data.yaml``, in
+``classes.txt`` or in ``obj.names``.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 from lossmix_det.config import DatasetConfig
@@ -22,13 +24,13 @@ from lossmix_det.data.formats.yolo_yaml import DataYaml, find_yaml
 from lossmix_det.data.paths import ImageFolder, Listing, contained, is_image, listed, read_text
 from lossmix_det.data.problems import Problems
 from lossmix_det.data.records import RawImage, RawObject
-from lossmix_det.errors import UserError
+from lossmix_det.errors import NoSuchSplit, UserError
 
 NAME_FILES = ("classes.txt", "obj.names", "labels/classes.txt", "images/classes.txt", "train/classes.txt")
 NO_LABELS = {"classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt"}  # text files that belong to no image
 NO_IMAGE = ": not read, because it has no image"
 SLACK = 0.5  # a share may be so far outside of 0…1 before the line is taken to be in pixels
-LOOKED_AT = 20  # label files that are tried to tell the format
+LOOKED_AT = 20  # label files that are tried to tell the format; empty ones, of images without objects, tell nothing
 
 
 class Yolo(Format):
@@ -49,8 +51,8 @@ class Yolo(Format):
                 return replace(entry, annotations=yaml.relative_to(root).as_posix())
         elif not (root / entry.annotations).is_dir():
             return entry if entry.annotations.lower().endswith((".yaml", ".yml")) else None
-        labels = list(_Folders(entry).labels.values())[:LOOKED_AT]
-        return entry if any(_is_label_file(path) for path in labels) else None
+        filled = (path for path in _Folders(entry).labels.values() if path.stat().st_size)
+        return entry if any(_is_label_file(path) for path in islice(filled, LOOKED_AT)) else None
 
     def read(self, entry: DatasetConfig, problems: Problems) -> tuple[list[RawImage], dict[str, int]]:
         """The images of the split with their boxes; classes are numbered from 0, as in the text files.
@@ -60,7 +62,7 @@ class Yolo(Format):
         """
         folders = _Folders(entry)
         paths = folders.images(problems)
-        reader = _Reader(folders.names(), problems)
+        reader = _Reader(folders.names(), problems, folders.yaml.keypoints() if folders.yaml is not None else 0)
         label_of = {path: folders.label(path) for _, path in paths}
         times, images = Counter(label_of.values()), []
         for where, path in paths:
@@ -162,7 +164,7 @@ class _Folders:
         places = [contained(self.root, way, "split") for way in ways]
         place = next((place for place in places if os.path.exists(place)), None)
         if place is None:
-            raise UserError(f"{self.root}: no split {split!r}; looked for {', '.join(ways)}")
+            raise NoSuchSplit(f"{self.root}: no split {split!r}; looked for {', '.join(ways)}")
         return place
 
     def _below(self, folder: Path) -> Iterator[tuple[str, Path]]:
@@ -205,6 +207,7 @@ class _Reader:
 
     names: list[str]
     problems: Problems
+    keypoints: int = 0  # numbers behind each box that are not read
     surrounded: list[str] = field(default_factory=list)
     unlabelled: list[str] = field(default_factory=list)
 
@@ -235,6 +238,8 @@ class _Reader:
             raise ValueError("is not a class number and four numbers x y width height") from None
         if not number.is_integer() or not 0 <= number < len(self.names):
             raise ValueError(f"is of class {words[0]:.20}, but the {len(self.names)} names are numbered from 0")
+        if self.keypoints and len(values) == 4 + self.keypoints:
+            values = values[:4]
         if any(not -SLACK <= value <= 1 + SLACK for value in values if math.isfinite(value)):
             raise ValueError("is not in shares of the image, from 0 to 1; is it in pixels?")
         box, outline = self._box(values, where), None if len(values) == 4 else [values]

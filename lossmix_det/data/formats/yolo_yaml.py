@@ -11,7 +11,7 @@ import yaml
 
 from lossmix_det.data.formats import splits
 from lossmix_det.data.paths import contained, is_absolute, read_text, visible
-from lossmix_det.errors import UserError
+from lossmix_det.errors import LostSplit, NoSuchSplit, UserError
 
 KEYS = ("train", "val", "valid", "test")
 NOTHING = ("", "~", "null", [])  # how YAML writes that there is no value
@@ -89,6 +89,17 @@ class DataYaml:
             raise UserError(f"{self.path}: names has {twice!r} twice")
         return result
 
+    def keypoints(self) -> int:
+        """How many numbers of keypoints follow the box of an object (``kpt_shape``); 0 if there are none."""
+        shape = self.content.get("kpt_shape")
+        if not shape:
+            return 0
+        try:
+            count, numbers = map(int, shape)
+        except (TypeError, ValueError):
+            raise UserError(f"{self.path}: kpt_shape must be [keypoints, numbers of each], such as [17, 3]") from None
+        return count * numbers
+
     def places(self, split: str) -> list[Path]:
         """The folders of images and lists of images of a split.
 
@@ -96,7 +107,8 @@ class DataYaml:
             split: a key of the file; ``val`` and ``valid`` are one; empty: the only one there is.
 
         Raises:
-            UserError: there is no such split, several and none is named, or its folder is missing.
+            NoSuchSplit: there is no such split, or its folder is missing.
+            UserError: there are several, and none is named.
         """
         present = [key for key in KEYS if self.content.get(key, "") not in NOTHING]
         found = [key for key in present if (not split or key in splits.names(split))]
@@ -104,7 +116,7 @@ class DataYaml:
             raise UserError(f"{self.path}: has the splits {', '.join(found)}; set split to one of them")
         if not found:
             known = ", ".join(present) or "none"
-            raise UserError(f"{self.path}: no such split, {split!r} (found: {known})")
+            raise NoSuchSplit(f"{self.path}: no such split, {split!r} (found: {known})")
         given = self.content[found[0]]
         given = given if isinstance(given, list) else [given]
         return [self._place(str(value), found[0]) for value in given]
@@ -127,7 +139,7 @@ class DataYaml:
                     return place
             except (UserError, ValueError, OSError):  # out of the root, or no path at all
                 continue
-        raise UserError(f"{self.path}: {key}: {value!r:.100} is no folder and no list of images below {self.root}")
+        raise LostSplit(f"{self.path}: {key}: {value!r:.100} is no folder and no list of images below {self.root}")
 
 
 def _ends(path: str) -> Iterator[str]:

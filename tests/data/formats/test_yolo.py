@@ -130,6 +130,29 @@ def test_polygons_become_the_box_around_them_and_are_noted(yolo):
     assert "1 polygons became the upright box around them" in found.problems.notes[0]
 
 
+@pytest.mark.parametrize(
+    ("shape", "keypoints"), [("[2, 2]", "0.1 0.2 0.7 0.8"), ("[2, 3]", "0.1 0.2 2 0.7 0.8 1"), ("[1, 3]", "0.1 0.2 2")]
+)
+def test_the_box_of_a_pose_is_read_and_its_keypoints_are_not(yolo, shape, keypoints):
+    (yolo / "data.yaml").write_text(f"{YAML}kpt_shape: {shape}\n")
+    (yolo / "labels" / "train" / "a.txt").write_text(f"1 0.5 0.5 0.5 0.25 {keypoints}\n")
+    found = read(yolo, TRAIN, "data.classes=[cat,dog]")
+    np.testing.assert_allclose(found.records[0].boxes, [[15, 15, 45, 25]])
+
+
+def test_a_shape_of_keypoints_that_is_none_is_one_sentence(yolo):
+    (yolo / "data.yaml").write_text(f"{YAML}kpt_shape: many\n")
+    with pytest.raises(UserError, match=r"data.yaml: kpt_shape must be \[keypoints, numbers of each\]"):
+        read(yolo, TRAIN)
+
+
+def test_images_without_objects_do_not_hide_what_the_format_is(tmp_path):
+    for number in range(25):
+        put(tmp_path, f"{number:03}.png", "" if number < 24 else BOX)
+    (tmp_path / "classes.txt").write_text("cat\n")
+    assert sum(len(record.boxes) for record in read(tmp_path).records) == 1
+
+
 def test_images_without_text_file_have_no_object_and_are_noted(yolo):
     write_image(yolo / "images" / "train" / "c.png")
     found = read(yolo, TRAIN)
