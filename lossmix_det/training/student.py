@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from lossmix_det.adaptation.alignment import Alignment
@@ -98,6 +99,19 @@ class StudentStep(nn.Module):
     def total(self, losses: dict[str, Tensor]) -> Tensor:
         """The weighted sum."""
         return sum(self.weight(name) * value for name, value in losses.items())
+
+    def objective(self, losses: dict[str, Tensor], clean_share: float = 0.0) -> Tensor:
+        """What a micro-batch descends on, where a share of the loss was learned from unmixed images.
+
+        Alignment has its whole weight, because the pass over unmixed images aligns nothing. Where no truth of the
+        micro-batch has a weight, it is 0, and the gradient of every parameter is 0 too.
+        """
+        aligned = {name: value for name, value in losses.items() if name in ALIGNMENTS}
+        taught = {name: value for name, value in losses.items() if name not in ALIGNMENTS}
+        total = (1 - clean_share) * self.total(taught) + self.total(aligned)
+        if torch.is_tensor(total) and total.requires_grad:
+            return total
+        return total + 0.0 * sum(each.sum() for each in self.parameters() if each.requires_grad)
 
 
 def weight_of(name: str, loss_weights: dict[str, float]) -> float:

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from rich.console import Console
-from torch import Tensor
 
 from lossmix_det.config import Config, TrainConfig
 from lossmix_det.errors import UserError
@@ -38,7 +37,6 @@ from lossmix_det.training.runlog import images_seen, open_log
 from lossmix_det.training.signals import catching_signals
 from lossmix_det.training.state import RunState
 from lossmix_det.training.streams import Streams
-from lossmix_det.training.student import ALIGNMENTS
 from lossmix_det.training.student_batch import StudentBatch
 from lossmix_det.training.summary import log_summary, warn_of_no_partners
 
@@ -204,7 +202,7 @@ class Trainer:
         for number, micro_batch in enumerate(micro_batches, start=1):
             with self.fabric.no_backward_sync(student, enabled=number < count):
                 losses = student(micro_batch)
-                total = self._weighted(losses, share)
+                total = student.objective(losses, share)
                 if not everywhere(self.fabric, bool(torch.isfinite(total))):
                     return None
                 self.fabric.backward(total / count)
@@ -215,19 +213,6 @@ class Trainer:
             return {"loss": 0.0}  # nobody asks, and a GPU need not be waited for
         values = {name: float(value) for name, value in sums.items()}
         return mean_over_processes(self.fabric, values, ["loss", *self.state.student_step.loss_names])
-
-    def _weighted(self, losses: dict[str, Tensor], clean_share: float) -> Tensor:
-        """The step's loss of a micro-batch; alignment has its whole weight, because the clean pass aligns nothing.
-
-        Where no truth of the micro-batch has a weight, it is 0, and the gradient of every parameter is 0 too.
-        """
-        student = self.state.student
-        aligned = {name: value for name, value in losses.items() if name in ALIGNMENTS}
-        taught = {name: value for name, value in losses.items() if name not in ALIGNMENTS}
-        total = (1 - clean_share) * student.total(taught) + student.total(aligned)
-        if torch.is_tensor(total) and total.requires_grad:
-            return total
-        return total + 0.0 * sum(each.sum() for each in student.parameters() if each.requires_grad)
 
     def _descend(self) -> float:
         """Clip, and step the optimizer unless the gradient is not finite; returns the gradient's norm."""

@@ -97,7 +97,8 @@ def test_with_a_teacher_sources_are_those_of_adaptation(tmp_path, shown):
 
 
 def test_where_no_view_is_mixed_it_is_one_sentence(tmp_path, capsys):
-    assert draw(tmp_path / "x.png", "--sources", "data.views=[weak]", "mixing.views=[strong]") == 2
+    words = ["--sources", *ADAPT, "data.views=[weak]", "mixing.views=[strong]"]  # in adaptation the target would be
+    assert draw(tmp_path / "x.png", *words) == 2
     assert "no view of data.views=['weak'] is mixed" in capsys.readouterr().err
 
 
