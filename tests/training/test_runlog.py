@@ -213,7 +213,6 @@ def test_parameters_that_learn_are_told_from_those_that_are_frozen():
         (["data.batch_size=2"], 2, "because a step has one image for each process, which has no partner"),
         (["data.batch_size=2"], 1, ""),
         (["data.batch_size=1", "mixing.probability=0"], 1, ""),
-        (["data.batch_size=1", "mixing.views=[strong]"], 1, ""),
         (["data.batch_size=1", "data.target=[shapes_clipart_train]", "ema.decay=0.9"], 1, ""),
     ],
 )
