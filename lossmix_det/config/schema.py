@@ -7,7 +7,7 @@ they are of several groups.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from lossmix_det.config.data import DataConfig, DatasetConfig, ShapesConfig
 from lossmix_det.config.fields import Rule, Settings, among, choice, items, names, number, path, shares, weights
@@ -48,20 +48,14 @@ class EmaConfig(Settings):
     """The running average of the student's weights; in adaptation it is the teacher."""
 
     decay: float = number(0.0, 0, 1)  # share of the average that is kept per step; 0: no average
-    warmup: bool = (
-        True  # start at (1 + step) / (10 + step), so that a short run is not its initial weights; not from a copy
-    )
+    # Start at (1 + step) / (10 + step), so that a short run is not its initial weights; not if the teacher is a copy.
+    warmup: bool = True
     # Adaptation: the teacher is a copy of the student as burn-in ends; or the average kept since the first step; or
     # that average, from which the student starts again too.
     start: str = choice("copy", "follow", "restart")
 
 
-# Setting, the kind of pseudo-labels that reads it, its default, and how that is written.
-READ_FOR = (
-    ("box_score", "hard", None, "null"),
-    ("box_agreement", "hard", None, "null"),
-    ("temperature", "soft", 1.0, "1"),
-)
+NOT_READ = {"soft": ("box_score", "box_agreement"), "hard": ("temperature",)}  # by kind of pseudo-labels
 
 
 @dataclass
@@ -87,14 +81,16 @@ class PseudoLabelConfig(Settings):
 
     def rules(self) -> list[Rule]:
         """Scores of classes; boxes are chosen only where they are taught as such."""
+        defaults = {spec.name: spec.default for spec in fields(self)}
         return [
             *weights("class_scores", self.class_scores),
             *(
                 (
-                    kind == self.kind or getattr(self, key) == unset,
-                    f"{key}={getattr(self, key)} has no effect with pseudo_labels.kind={self.kind}; set {said}",
+                    getattr(self, key) == defaults[key],
+                    f"{key}={getattr(self, key)} has no effect with pseudo_labels.kind={self.kind}; set "
+                    + ("null" if defaults[key] is None else str(defaults[key])),
                 )
-                for key, kind, unset, said in READ_FOR
+                for key in NOT_READ.get(self.kind, ())
             ),
         ]
 

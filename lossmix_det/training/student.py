@@ -100,7 +100,7 @@ class StudentStep(nn.Module):
         """The weighted sum."""
         return sum(self.weight(name) * value for name, value in losses.items())
 
-    def objective(self, losses: dict[str, Tensor], clean_share: float = 0.0) -> Tensor:
+    def objective(self, losses: dict[str, Tensor], clean_share: float) -> Tensor:
         """What a micro-batch descends on, where a share of the loss was learned from unmixed images.
 
         Alignment has its whole weight, because the pass over unmixed images aligns nothing. Where no truth of the

@@ -29,7 +29,7 @@ def warn_of_no_partners(config: Config, processes: int) -> None:
         processes: that share the images of a step.
     """
     alone = config.data.batch_size == processes and not config.data.target
-    if alone and config.mixing.probability and set(config.mixing.views) & set(config.data.views):
+    if alone and config.mixing.probability:
         log.warning(
             "nothing will be mixed, because a step has one image%s, which has no partner: raise data.batch_size, or "
             "set mixing.probability=0",

@@ -61,7 +61,7 @@ def test_images_are_mirrored_within_their_own_size():
 
 @pytest.mark.parametrize(
     ("kind", "key", "unset"),
-    [("soft", "box_agreement=0.5", "null"), ("soft", "box_score=0.5", "null"), ("hard", "temperature=2.0", "1")],
+    [("soft", "box_agreement=0.5", "null"), ("soft", "box_score=0.5", "null"), ("hard", "temperature=2.0", "1.0")],
 )
 def test_what_the_kind_of_labels_does_not_read_is_refused(kind, key, unset):
     with pytest.raises(UserError, match=f"{key} has no effect with pseudo_labels.kind={kind}; set {unset}"):

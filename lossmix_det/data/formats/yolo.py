@@ -51,8 +51,8 @@ class Yolo(Format):
                 return replace(entry, annotations=yaml.relative_to(root).as_posix())
         elif not (root / entry.annotations).is_dir():
             return entry if entry.annotations.lower().endswith((".yaml", ".yml")) else None
-        filled = (path for path in _Folders(entry).labels.values() if path.stat().st_size)
-        return entry if any(_is_label_file(path) for path in islice(filled, LOOKED_AT)) else None
+        verdicts = (_is_label_file(path) for path in _Folders(entry).labels.values())
+        return entry if any(islice((each for each in verdicts if each is not None), LOOKED_AT)) else None
 
     def read(self, entry: DatasetConfig, problems: Problems) -> tuple[list[RawImage], dict[str, int]]:
         """The images of the split with their boxes; classes are numbered from 0, as in the text files.
@@ -269,11 +269,13 @@ class _Reader:
         note_all(self.unlabelled, f"{root}: {{count}} images have no text file, and count as images without objects")
 
 
-def _is_label_file(path: Path) -> bool:
-    """Whether the first line has a class number and at least four shares."""
+def _is_label_file(path: Path) -> bool | None:
+    """Whether the first line has a class number and at least four shares; None if the file is empty."""
     try:
-        words = read_text(path).split("\n", 1)[0].split()
-        number, *values = map(float, words)
+        text = read_text(path).strip()
+        if not text:
+            return None
+        number, *values = map(float, text.split("\n", 1)[0].split())
     except (ValueError, OSError):
         return False
     return number.is_integer() and len(values) >= 4 and all(-SLACK <= value <= 1 + SLACK for value in values)
