@@ -48,7 +48,7 @@ PEOPLE = {  # what may differ from mean_teacher
     "source_only": {"data.target"},
     "oracle": {"data.train", "data.target"},
     "mean_teacher_lossmix": {"mixing.probability"},
-    "mean_teacher_cutmix": {"mixing.mixer", "mixing.probability"},
+    "mean_teacher_classmix": {"mixing.mixer", "mixing.probability", "mixing.weighting"},
     "mean_teacher_comixup": {"mixing.mixer", "mixing.probability", "mixing.weighting"},
     "mean_teacher_soft": {"pseudo_labels.kind"},
     "mean_teacher_box_score": {"pseudo_labels.box_score"},
