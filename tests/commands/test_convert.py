@@ -142,6 +142,13 @@ def test_a_set_without_splits_is_read_back_without_one(voc_folder, tmp_path, cap
     assert len(load("mine", load_config(None, [f"datasets.mine.root={tmp_path / 'new'}"]))) == 2
 
 
+@pytest.mark.parametrize("kind", ["coco", "yolo"])
+def test_a_split_of_any_name_is_read_back_by_it(voc_folder, tmp_path, capsys, kind):
+    (voc_folder / "ImageSets" / "Main" / "trainval_2.txt").write_text("one\n")
+    assert convert(voc_folder, tmp_path / "new", "--to", kind, "--splits", "trainval_2", "train") == 0
+    assert len(read(tmp_path / "new", "trainval_2").records) == 1
+
+
 def test_settings_of_the_data_set_are_heard(voc_folder, tmp_path, capsys):
     convert(voc_folder, tmp_path / "new", "--to", "coco", "--splits", "train", "pixel_origin=0", "format=voc")
     first = json.loads((tmp_path / "new" / "annotations" / "train.json").read_text())["annotations"][0]

@@ -14,6 +14,7 @@ from lossmix_det.data.paths import contained, is_absolute, read_text, visible
 from lossmix_det.errors import LostSplit, NoSuchSplit, UserError
 
 KEYS = ("train", "val", "valid", "test")
+OTHERS = ("names", "nc", "path", "kpt_shape", "flip_idx", "download", "channels")  # are no splits
 NOTHING = ("", "~", "null", [])  # how YAML writes that there is no value
 LARGEST = 1 << 20  # bytes; a file that names classes and folders is far smaller
 
@@ -104,13 +105,14 @@ class DataYaml:
         """The folders of images and lists of images of a split.
 
         Args:
-            split: a key of the file; ``val`` and ``valid`` are one; empty: the only one there is.
+            split: a key of the file, of any name; ``val`` and ``valid`` are one; empty: the only one of the usual.
 
         Raises:
             NoSuchSplit: there is no such split, or its folder is missing.
             UserError: there are several, and none is named.
         """
-        present = [key for key in KEYS if self.content.get(key, "") not in NOTHING]
+        own = [key for key in self.content if key == split and key not in (*KEYS, *OTHERS)]
+        present = [key for key in (*KEYS, *own) if self.content.get(key, "") not in NOTHING]
         found = [key for key in present if (not split or key in splits.names(split))]
         if not split and len(found) > 1:
             raise UserError(f"{self.path}: has the splits {', '.join(found)}; set split to one of them")

@@ -87,6 +87,14 @@ def test_val_and_valid_are_one_split(yolo):
         assert files(read(yolo, f"datasets.mine.split={split}")) == ["images/val/b.png"]
 
 
+def test_a_split_may_have_any_name_in_the_yaml(yolo):
+    (yolo / "data.yaml").write_text(f"{YAML}trainval: [images/train, images/val]\nfold_1: images/val\n")
+    assert files(read(yolo, "datasets.mine.split=trainval")) == ["images/train/a.png", "images/val/b.png"]
+    assert files(read(yolo, "datasets.mine.split=fold_1")) == ["images/val/b.png"]
+    with pytest.raises(UserError, match="no such split, 'names'"):
+        read(yolo, "datasets.mine.split=names")
+
+
 def test_a_split_must_be_named_where_there_are_several(yolo):
     with pytest.raises(UserError, match="data.yaml: has the splits train, val; set split to one of them"):
         read(yolo)
