@@ -145,7 +145,7 @@ class VocWriter(Writer):
 
 
 class CocoWriter(Writer):
-    """``annotations/<split>.json`` and ``images/<split>``; loses at most the numbers of classes."""
+    """``annotations/<split>.json`` and ``images/<split>``; loses the numbers of classes, and outlines but their areas."""
 
     def write(self, split: str, image_set: ImageSet) -> None:
         """As `Writer.write`."""
@@ -168,6 +168,7 @@ class CocoWriter(Writer):
                     "iscrowd": int(record.crowd[index]),
                 }
                 annotations.append(annotation | ({"ignore": 1} if record.difficult[index] else {}))
+            self.lose("outlines, if there were any, but their areas", _own_areas(record))
         categories = [{"id": number, "name": name} for name, number in category.items()]
         path = self.folder / "annotations" / f"{split}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
