@@ -66,7 +66,7 @@ def survey(root: Path):
 
 
 def check(*words) -> int:
-    return lossmix(["check_dataset", *map(str, words), "--workers", "0"])
+    return lossmix(["check_dataset", "--workers", "0", *map(str, words)])
 
 
 def cut_image(path: Path, rng: random.Random) -> None:

@@ -58,6 +58,8 @@ def _run(options: argparse.Namespace) -> int:
     clean = options.write_clean
     if clean is not None and os.path.lexists(clean) and (not clean.is_dir() or any(clean.iterdir())):
         raise UserError(f"{clean} is not empty; name a new folder by --write-clean, because nothing is written over")
+    if options.workers < 0:
+        raise UserError(f"--workers {options.workers}: 0 reads in this process, else give how many")
     from rich.console import Console
 
     from lossmix_det.data.surveys import compare  # loads torch

@@ -38,7 +38,7 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Run the command; returns its exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    settings = [word for word in words if word.startswith("data.") or word.partition("=")[0] in KEYS and "=" in word]
+    settings = [word for word in words if "=" in word and (word.startswith("data.") or word.partition("=")[0] in KEYS)]
     options = build_parser(prog).parse_args([word for word in words if word not in settings])
     return run_tool(lambda: _run(options, settings))
 
@@ -51,7 +51,7 @@ def _run(options: argparse.Namespace, settings: list[str]) -> int:
     _check(options)
     sets = {split or ONE_SPLIT.get(options.to, ALL): _load(config, split) for split in options.splits}
     classes = list(dict.fromkeys(name for image_set in sets.values() for name in image_set.classes))
-    with _draft(options.output) as draft:
+    with _draft(options.output.resolve()) as draft:  # a link to an empty folder stays one
         writer = kind(draft, classes, put)
         for split, image_set in sets.items():
             writer.write(split, image_set)
@@ -72,6 +72,8 @@ def _check(options: argparse.Namespace) -> None:
     output = options.output
     if os.path.lexists(output) and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} is not empty; give a new folder")
+    if output.resolve() == Path.cwd():
+        raise UserError(f"{output} is the folder that you are in, which cannot be replaced; give a new one")
     if any(set("/\\") & set(split) or split.startswith(".") for split in options.splits):
         raise UserError(f"--splits {' '.join(options.splits)}: a split is a name, not a path")
 

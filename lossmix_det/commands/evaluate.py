@@ -76,11 +76,20 @@ def evaluate(config: Config, fabric: Fabric, overrides: list[str]) -> int:
     console = Console()
     scored = score_models({"model": detector}, test_sets, config, fabric, console)
     if fabric.is_global_zero:
-        folder = Path(config.output_dir) / "inference" / Path(weights).stem
+        folder = Path(config.output_dir) / "inference" / _name_of(Path(weights), Path(config.output_dir))
         _write(scored, test_sets, folder)
         print_tables(scored.results, console)
         console.print(Text(f"scores and detections are in {folder}"), soft_wrap=True)
     return 0
+
+
+def _name_of(weights: Path, output_dir: Path) -> str:
+    """What the folder of the scores is called: as the file, and after its own run if that is another one."""
+    weights, output_dir = weights.resolve(), output_dir.resolve()
+    if weights.is_relative_to(output_dir):
+        return weights.stem
+    run = next((name for name in weights.parts[-2::-1] if name not in ("checkpoints", "export")), "")
+    return f"{run}_{weights.stem}".strip("/_")
 
 
 def _choose_weights(config: Config, overrides: list[str]) -> tuple[str, str]:

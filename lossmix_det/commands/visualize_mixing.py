@@ -57,6 +57,8 @@ def _run(options: argparse.Namespace) -> int:
     from lossmix_det.evaluation.drawing import save
     from lossmix_det.report.sheets import draw_sheet
 
+    if not config.data.train:
+        raise UserError("data.train is empty; name at least one data set")
     source = load_to_train(config.data.train[0], config)
     _check_stages(config, source)
     if options.sources:

@@ -140,12 +140,13 @@ def _orientation(image: Image.Image) -> int:
 def _full_range(values: np.ndarray) -> tuple[float, float]:
     """16 bits, unless the file holds floats of another usual range."""
     is_float = np.issubdtype(values.dtype, np.floating)
-    return 0.0, next((top for top in (1.0, 255.0, 65535.0) if is_float and values.max() <= top), 65535.0)
+    highest = values.max(initial=0)
+    return 0.0, next((top for top in (1.0, 255.0, 65535.0) if is_float and highest <= top), 65535.0)
 
 
 def _used_range(values: np.ndarray) -> tuple[float, float]:
     """From the 1st to the 99th percentile."""
-    low, high = np.percentile(values.astype(np.float64), (1, 99))
+    low, high = np.percentile(values.astype(np.float64), (1, 99)) if values.size else (0.0, 1.0)
     return low, high
 
 
@@ -154,5 +155,7 @@ RANGES: dict[str, Callable[[np.ndarray], tuple[float, float]]] = {"full": _full_
 
 
 def _to_eight_bits(values: np.ndarray, range_of: Callable[[np.ndarray], tuple[float, float]]) -> np.ndarray:
-    low, high = range_of(values)
-    return np.clip((values.astype(np.float64) - low) / max(high - low, 1e-9) * 255 + 0.5, 0, 255).astype(np.uint8)
+    """As 8 bits; what is no number is black, infinite ones are white and black."""
+    low, high = range_of(values[np.isfinite(values)])
+    scaled = (values.astype(np.float64) - low) / max(high - low, 1e-9) * 255 + 0.5
+    return np.clip(np.nan_to_num(scaled, posinf=255.0, neginf=0.0), 0, 255).astype(np.uint8)

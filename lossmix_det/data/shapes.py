@@ -108,7 +108,8 @@ def _write_split(root: Path, domain: str, split: str, config: ShapesConfig) -> N
     for index, name in enumerate(progress(names, f"drawing shapes {domain} {split}")):
         rng = np.random.default_rng([config.seed, *stream, index])
         image, objects = draw_scene(rng, domain, config.size, config.gap)
-        cv2.imwrite(str(root / "JPEGImages" / f"{name}.jpg"), image, [cv2.IMWRITE_JPEG_QUALITY, 92])
+        _, content = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 92])
+        (root / "JPEGImages" / f"{name}.jpg").write_bytes(content.tobytes())  # a full disk is an OSError
         (root / "Annotations" / f"{name}.xml").write_text(_annotation(f"{name}.jpg", image.shape, objects))
     (root / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names) + "\n")
 

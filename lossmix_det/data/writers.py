@@ -145,7 +145,7 @@ class VocWriter(Writer):
 
 
 class CocoWriter(Writer):
-    """``annotations/<split>.json`` and ``images/<split>``; loses the numbers of classes, and outlines but their areas."""
+    """``annotations/<split>.json`` and ``images/<split>``; loses numbers of classes, and outlines but their areas."""
 
     def write(self, split: str, image_set: ImageSet) -> None:
         """As `Writer.write`."""

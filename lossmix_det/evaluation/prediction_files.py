@@ -23,6 +23,7 @@ from lossmix_det.files import growing, write_atomically
 from lossmix_det.structures import Instances
 
 QUALITY = 92  # of JPEG
+LARGEST = 65_500  # pixels that a side of a JPEG file may have
 CODEC = "mp4v"
 
 
@@ -39,7 +40,7 @@ class Sink(Protocol):
 
 
 class Drawn:
-    """``drawn/<stem>.jpg`` for each image, and ``drawn/<stem>.mp4`` for each video."""
+    """``drawn/<stem>.jpg`` for each image (smaller where JPEG cannot hold it), ``drawn/<stem>.mp4`` for each video."""
 
     def __init__(self, folder: Path, classes: list[str]) -> None:
         self.folder, self.classes = folder / "drawn", classes
@@ -61,6 +62,9 @@ class Drawn:
             self.video.add(picture)
             return
         bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+        if max(bgr.shape) > LARGEST:
+            height, width = (max(1, side * LARGEST // max(bgr.shape)) for side in bgr.shape[:2])
+            bgr = cv2.resize(bgr, (width, height), interpolation=cv2.INTER_AREA)
         _, content = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
         write_atomically(self.folder / f"{frame.stem}.jpg", content.tobytes())
 

@@ -122,6 +122,7 @@ def test_source_and_target_stand_side_by_side(sound, tmp_path, capsys):
         (["one", "two", "three"], "three: give the folder of a source and one of a target"),
         (["x.yaml", "two"], "two: give one configuration, or folders"),
         (["x.yaml"], "x.yaml: no such configuration file"),
+        (["absent", "--workers", "-1"], "--workers -1: 0 reads in this process"),
     ],
 )
 def test_what_cannot_be_read_gets_a_sentence(tmp_path, monkeypatch, capsys, words, said):

@@ -94,7 +94,7 @@ def test_coco_keeps_flags_areas_and_ids(source, tmp_path):
 
 
 LOSSES = {
-    "coco": ["lost: 2 numbers of classes; they count from 1"],
+    "coco": ["lost: 2 numbers of classes; they count from 1", "lost: 6 outlines, if there were any, but their areas"],
     "voc": [
         "lost: 4 ids of images",
         "lost: 3 boxes of crowds, for which VOC has no flag",
@@ -203,6 +203,28 @@ def test_a_folder_with_anything_in_it_is_not_written_to(voc_folder, tmp_path, ca
 def test_an_empty_folder_may_be_there(voc_folder, tmp_path, capsys):
     (tmp_path / "new").mkdir()
     assert convert(voc_folder, tmp_path / "new", "--to", "yolo") == 0
+
+
+def test_the_folder_that_one_is_in_is_not_replaced(voc_folder, tmp_path, capsys, monkeypatch):
+    (tmp_path / "new").mkdir()
+    monkeypatch.chdir(tmp_path / "new")
+    assert convert(voc_folder, ".", "--to", "yolo") == 2
+    assert ". is the folder that you are in" in capsys.readouterr().err
+
+
+def test_a_link_to_an_empty_folder_is_filled(voc_folder, tmp_path, capsys):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "new").symlink_to(tmp_path / "disk")
+    assert convert(voc_folder, tmp_path / "new", "--to", "yolo") == 0
+    assert (tmp_path / "new").is_symlink()
+    assert (tmp_path / "disk" / "data.yaml").is_file()
+
+
+def test_a_folder_may_be_called_like_a_setting(voc_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    voc_folder.rename(tmp_path / "data.v1")
+    assert convert("data.v1", "data.v2", "--to", "yolo") == 0
+    assert (tmp_path / "data.v2" / "data.yaml").is_file()
 
 
 @pytest.mark.parametrize("kind", ["voc", "yolo"])

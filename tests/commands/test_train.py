@@ -170,7 +170,7 @@ def test_any_weights_of_a_run_can_be_evaluated(tmp_path, name):
     trainer(tmp_path / "run", "train.steps=2").train()
     words = [*TINY, f"output_dir={tmp_path / 'other'}", f"model.weights={tmp_path / 'run' / name}"]
     assert main("--eval-only", *words) == 0
-    stem = name.split("/")[1].split(".")[0]
+    stem = "run_" + name.split("/")[1].split(".")[0]  # two runs may have a file of the same name
     found = json.loads((tmp_path / "other" / "inference" / stem / "results.json").read_text())
     assert found["model"] == json.loads((tmp_path / "run" / "results.json").read_text())["student"]
     assert (tmp_path / "other" / "inference" / stem / "detections_shapes_clipart_test.json").is_file()

@@ -108,6 +108,11 @@ def test_a_teacher_needs_a_target(tmp_path, capsys, words):
     assert "--teacher needs data.target" in capsys.readouterr().err
 
 
+def test_without_a_data_set_it_is_one_sentence(tmp_path, capsys):
+    assert draw(tmp_path / "x.png", "data.train=[]") == 2
+    assert "error: data.train is empty; name at least one data set" in capsys.readouterr().err
+
+
 def test_a_mistake_is_one_sentence(tmp_path, capsys):
     assert draw(tmp_path / "x.png", "data.train=[nowhere]") == 2
     assert "unknown data set 'nowhere'" in capsys.readouterr().err

@@ -128,6 +128,22 @@ def test_float_images_are_taken_by_their_usual_range(tmp_path, top, expected):
     assert read(path).min() == 0
 
 
+@pytest.mark.parametrize("mode", ["full", "stretch"])
+def test_values_that_are_no_numbers_do_not_change_the_rest(tmp_path, mode):
+    values = np.linspace(0, 1, 200, dtype=np.float32).reshape(10, 20)
+    whole = read(save(tmp_path / "a.tif", Image.fromarray(values)), mode)
+    values[0, :3] = np.nan, np.inf, -np.inf
+    holed = read(save(tmp_path / "b.tif", Image.fromarray(values)), mode)
+    np.testing.assert_allclose(holed[1:].astype(int), whole[1:], atol=4)
+    assert holed[0, :3, 0].tolist() == [0, 255, 0]
+
+
+def test_an_image_without_any_number_is_black(tmp_path):
+    path = save(tmp_path / "a.tif", Image.fromarray(np.full((4, 5), np.nan, dtype=np.float32)))
+    assert not read(path).any()
+    assert not read(path, "stretch").any()
+
+
 def test_a_broken_chunk_is_an_os_error(tmp_path):
     path = save(tmp_path / "a.png", Image.new("L", (30, 20)))
     content = bytearray(path.read_bytes())

@@ -93,6 +93,13 @@ def test_pictures_are_of_the_image_with_boxes_in_the_colours_of_their_classes(fo
     assert np.abs(np.subtract(edge, (red, green, blue))).max() < 60
 
 
+def test_a_picture_that_jpeg_cannot_hold_is_drawn_smaller(tmp_path):
+    write_image(tmp_path / "shots" / "a.png", 66_000, 20)
+    write(tmp_path / "shots", tmp_path / "out", "drawn")
+    with Image.open(tmp_path / "out" / "drawn" / "a.jpg") as picture:
+        assert picture.size[0] == 65_500
+
+
 def test_a_video_becomes_a_video_of_as_many_frames(tmp_path):
     (tmp_path / "shots").mkdir()
     for name in ("clip.avi", "other.avi"):
