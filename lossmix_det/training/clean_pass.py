@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lossmix_det.engines import SoftTeacher
 from lossmix_det.training.state import RunState
@@ -17,6 +20,8 @@ class CleanPass:
     """Forward and backward over unmixed images (SAGE, PuzzleMix), for one step.
 
     The same pass may teach the student: with a share above 0 the gradient of its weights is kept, times that share.
+    Without one the pass leaves no trace in the student. As in the code of PuzzleMix and Co-Mixup, norms that learn then
+    go by their running statistics; else these would see the images of a step twice.
 
     Args:
         state: of the run.
@@ -67,7 +72,8 @@ class CleanPass:
             kind: [supervision.take(indices) for supervision in of_kind] for kind, of_kind in batch.supervisions.items()
         }
         passed = StudentBatch(replace(images, pixels=pixels), supervisions, soft_teacher=self.soft_teacher)
-        with self.fabric.autocast():
+        norms = nullcontext() if self.share else _resting_norms(step)
+        with norms, self.fabric.autocast():
             total = step.total(step(passed)) * part
         if not torch.is_tensor(total) or not total.requires_grad:  # nothing is known of these images
             return torch.zeros_like(pixels[:, 0])
@@ -79,3 +85,16 @@ class CleanPass:
             scaler = self.state.scaler  # in fp16 a small gradient would become 0; only its relative size is asked for
             (gradient,) = torch.autograd.grad(total if scaler is None else scaler.scale(total), pixels)
         return gradient.detach().float().square().sum(1).sqrt()
+
+
+@contextmanager
+def _resting_norms(module: nn.Module) -> Iterator[None]:
+    """BatchNorm by its running statistics, which stay as they are."""
+    learning = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.training]
+    for part in learning:
+        part.eval()
+    try:
+        yield
+    finally:
+        for part in learning:
+            part.train()

@@ -60,6 +60,17 @@ def test_without_a_share_nothing_is_learned_from_it(tmp_path):
     assert clean.losses == {}
 
 
+@pytest.mark.parametrize(("share", "counted"), [(0.0, 0), (0.5, 1)])
+def test_norms_learn_from_the_pass_only_if_the_student_does(tmp_path, share, counted):
+    it = trainer(tmp_path, *CLEAN, "model.norm=batch")
+    it.state.detector.train()
+    norms = [part for part in it.state.detector.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    assert norms
+    CleanPass(it.state, it.fabric, share)(source_batch())
+    assert {int(norm.num_batches_tracked) for norm in norms} == {counted}
+    assert all(norm.training for norm in norms)
+
+
 def test_a_share_is_learned_as_that_share_of_the_plain_loss(tmp_path):
     it = trainer(tmp_path, *CLEAN)
     it.state.detector.train()
