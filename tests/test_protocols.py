@@ -230,6 +230,7 @@ def test_methods_of_tllibs_protocol_differ_in_what_makes_them_alone(folder):
         assert {key for key in base if base[key] != own[key]} == allowed
     assert base["data.train"] == ["voc_2007_trainval", "voc_2012_trainval"]
     assert (base["data.augment.test_size"], base["train.best_metric"]) == (608, "VOC07_AP50")
+    assert base["optimizer.backbone_lr_factor"] == 0.1
     assert base["data.classes"] == (None if "clipart" in folder else PAINTED_CLASSES)
     assert (base["data.target"] == base["data.test"] == ["clipart1k_all"]) == ("clipart" in folder)
     oracle = settings(CONFIGS / folder / "oracle.yaml")
@@ -247,7 +248,9 @@ def test_aldi_pp_is_what_was_published():
     assert (config.data.views, config.mixing.probability) == (["strong"], 0)
     burn_in, steps = config.adaptation.burn_in_steps, config.train.steps
     assert burn_in * config.data.batch_size == 10_000 * 48  # images that burn-in sees
-    assert (steps - burn_in, 2 * config.data.batch_size, config.optimizer.restart_lr) == (15_000, 48, 0.06)
+    assert (steps - burn_in, 2 * config.data.batch_size) == (15_000, 48)
+    # Published: 0.06 times half the loss of either domain. Here: the sum of both losses.
+    assert config.optimizer.restart_lr * (1 + config.adaptation.unsupervised_weight) == 0.06 * (0.5 + 0.5)
     base = settings(CONFIGS / ALDI / "aldi_pp.yaml")
     changed = {"aldi_pp_lossmix": {"mixing.probability"}, "source_only": {"data.target"}}
     changed["oracle"] = {"data.train", "data.target"}
