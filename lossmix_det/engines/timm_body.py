@@ -7,6 +7,7 @@ running it once on a small image, because timm's families differ in how they are
 from __future__ import annotations
 
 import math
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
@@ -92,6 +93,24 @@ class TimmBody(nn.Module):
         features, last = _features(self.net, images), _channels_last(self.net)
         levels = ((level, features[index]) for level, index in self.places.items())
         return OrderedDict((level, found.permute(0, 3, 1, 2) if last else found) for level, found in levels)
+
+    def in_timms_names(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The tensors of a classifier whose publisher named them otherwise than timm does, by timm's own rules.
+
+        Args:
+            state: of the published file.
+
+        Returns:
+            As it is if timm has no rules for the network, or they do not fit.
+        """
+        name = self.arguments["model_name"]
+        with torch.random.fork_rng(devices=()):  # its weights are drawn, and looked at by nobody
+            network = import_timm(name).create_model(name)
+        convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+        try:
+            return convert(dict(state), network) if convert else state
+        except Exception:  # of any of timm's families
+            return state
 
     # ------------------------------------------------------------------------------------------------ stages
 

