@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
+from runs import trainer
 from stock import detectron2_inputs, options
 from torch.testing import assert_close
 
@@ -208,6 +211,24 @@ def test_a_module_adds_keys_to_detectron2s_configuration(tmp_path, monkeypatch):
         build_detector(ModelConfig(engine="detectron2", detectron2_config=str(tmp_path / "mine.yaml")), 3)
     monkeypatch.setitem(cfg_module.NEW_KEYS, "mine", add_mine)
     assert build(*words).cfg.MODEL.MINE.DEPTH == 5
+
+
+@pytest.mark.slow
+def test_a_module_of_ones_own_is_named_in_data_imports(tmp_path, monkeypatch):
+    """As docs/backbones.md says it: a training that knows the keys because a module adds them."""
+    monkeypatch.setattr(cfg_module, "NEW_KEYS", dict(cfg_module.NEW_KEYS))
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "keys_of_mine.py").write_text(
+        "from lossmix_det.engines.detectron2 import cfg\n"
+        "cfg.NEW_KEYS['mine'] = lambda node: node.MODEL.update({'MINE': type(node)({'DEPTH': 3})})\n"
+    )
+    words = ["model.engine=detectron2", "train.steps=1", "shapes.test_images=2"]
+    words.append(f"model.detectron2_options={json.dumps([*map(str, options('timm')), 'MODEL.MINE.DEPTH', '5'])}")
+    with pytest.raises(UserError, match="data.imports adds keys of your own"):
+        trainer(tmp_path / "without", *words)
+    it = trainer(tmp_path / "run", "data.imports=[keys_of_mine]", *words)
+    assert it.train()
+    assert it.state.detector.cfg.MODEL.MINE.DEPTH == 5
 
 
 def test_keys_that_cannot_be_added_are_named(monkeypatch):
