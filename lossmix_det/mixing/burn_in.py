@@ -1,6 +1,6 @@
-"""Burn-in mixes source images with target images whose truth nobody knows yet: three rules for these pairs.
+"""Burn-in mixes source images with target images whose truth nobody knows yet: three rules for these images.
 
-The paper's rule is unknown (docs/method.md).
+The paper's rule is unknown (docs/method.md). Boxes are taught as far as they are seen, like those of any mixed image.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from lossmix_det.mixing.blend import Mix, confined
 from lossmix_det.mixing.rules import Rule
 from lossmix_det.structures import ImageBatch
 
-# From a mix, the (B,) bool of images that have a target partner, and the pool, to the mix that is applied, and (B,) the
-# weight of the image's own truth (nan for all other images, which the mixing rule weighs).
-BurnInRule = Callable[[Mix, Tensor, ImageBatch], tuple[Mix, Tensor]]
+# From a mix, the (B,) bool of images that have a target partner, and the pool, to the mix that is applied.
+BurnInRule = Callable[[Mix, Tensor, ImageBatch], Mix]
 
 
 @dataclass(frozen=True)
@@ -33,18 +32,18 @@ class AsNoise:
     share: float
     shrink: bool
 
-    def __call__(self, mix: Mix, across: Tensor, pool: ImageBatch) -> tuple[Mix, Tensor]:
+    def __call__(self, mix: Mix, across: Tensor, pool: ImageBatch) -> Mix:
         lam = as_noise(mix.lam, self.share) if self.shrink else mix.lam
-        return _applied(mix.with_lam(lam), mix, across), torch.where(across, torch.ones_like(lam), torch.nan)
+        return _applied(mix.with_lam(lam), mix, across)
 
 
-def as_drawn(mix: Mix, across: Tensor, pool: ImageBatch) -> tuple[Mix, Tensor]:
-    """``lam``: λ as it was drawn, and the image's own truth weighs λ."""
-    return mix, torch.where(across, mix.lam, torch.nan)
+def as_drawn(mix: Mix, across: Tensor, pool: ImageBatch) -> Mix:
+    """``lam``: λ as it was drawn; the image's own truth weighs λ, and those of labelled partners their shares."""
+    return mix
 
 
-def largest(mix: Mix, across: Tensor, pool: ImageBatch) -> tuple[Mix, Tensor]:
-    """``max``: the image itself is given the largest share, which its own truth weighs: max(λ, 1 - λ).
+def largest(mix: Mix, across: Tensor, pool: ImageBatch) -> Mix:
+    """``max``: the image itself is given the largest share, max(λ, 1 - λ); truths weigh the shares of their images.
 
     Where masks are exchanged, a partner is seen only where both it and the image have pixels.
     """
@@ -52,7 +51,7 @@ def largest(mix: Mix, across: Tensor, pool: ImageBatch) -> tuple[Mix, Tensor]:
     exchanged = across & (mix.shares.argmax(1) > 0)
     if moved.masks is not None and exchanged.any():
         moved = confined(moved, exchanged, pool)
-    return moved, torch.where(across, moved.lam, torch.nan)
+    return moved
 
 
 BURN_IN_RULES: dict[str, Callable[[MixingConfig, Rule], BurnInRule]] = {
@@ -60,6 +59,10 @@ BURN_IN_RULES: dict[str, Callable[[MixingConfig, Rule], BurnInRule]] = {
     "lam": lambda config, rule: as_drawn,
     "max": lambda config, rule: largest,
 }
+
+
+# The rule of mixing by which the truths that are known are taught then; what is not known weighs nothing.
+TRUTHS = {"noise": "own", "lam": "lossmix", "max": "lossmix"}
 
 
 def as_noise(lam: Tensor, share: float) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import zip_longest
 from typing import Protocol
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 from lossmix_det.config import Config, MixingConfig
 from lossmix_det.engines import Detector, FeatureMix, MixesFeatures, require
 from lossmix_det.errors import UserError, not_one_of
-from lossmix_det.mixing import BURN_IN_RULES, PIXELS, AcrossDomains, Among, Mix, Recipe
+from lossmix_det.mixing import BURN_IN_RULES, PIXELS, RULES, TRUTHS, AcrossDomains, Among, Mix, Recipe, supervise
 from lossmix_det.structures import MAP_CELL, Domains, ImageBatch, Instances, StepBatch, Supervision, Views
 from lossmix_det.training.student_batch import StudentBatch, join_images, mixed_images
 
@@ -157,6 +158,7 @@ class BurnIn:
     def __init__(self, config: Config, mixing: MixingConfig) -> None:
         self.recipe, self.views, self.pairs = Recipe(mixing), mixing.views, mixing.pairs
         self.across_rule = BURN_IN_RULES[mixing.burn_in_rule](mixing, self.recipe.rule)
+        self.across_truths = RULES[TRUTHS[mixing.burn_in_rule]](replace(mixing, weight_sum=None))
         self.supervised_weight = config.adaptation.supervised_weight
 
     def compose(
@@ -204,22 +206,24 @@ class BurnIn:
             pairing = AcrossDomains(pool.sources, targets, self.pairs, both=both, sizes=sizes)
             gradient = clean_pass and partial(clean_pass, pool.unmixed())
             mix = recipe.draw(pool.images, pairing, rng, pool.supervision.truths, gradient)
-        mix, weights = self._weigh_unknown(mix, pool)
+        mix, across = self._with_unknown(mix, pool)
         images = mixed_images(pool.images, mix)
-        # Where the partner has nothing to teach in any rule, the rule is that of an unmixed image.
-        supervisions = recipe.supervise(pool.supervision, mix.where(weights.isnan()), images[0])
-        supervisions = [supervision.scaled(weights.nan_to_num(1.0)) for supervision in supervisions]
+        supervisions = recipe.supervise(pool.supervision, mix.where(~across), images[0])
+        if not self.teaches_target:
+            unknown = replace(mix.where(across), factors=None)
+            visible = recipe.weighting, recipe.least_visible
+            known = supervise(pool.supervision, unknown, images[0], self.across_truths, *visible)
+            supervisions = _either(supervisions, known, across)
         from_target = pool.is_target[mix.sources].float()
         maps = None if mix.masks is None else _cells(mix.masks, from_target, pool.images)
         target_shares = (mix.shares * from_target).sum(1).clamp(max=1.0)  # rounded, a sum of several may be more
         return MixedView(images, supervisions, pool.is_target[: pool.slots], mix.mixed, target_shares, maps)
 
-    def _weigh_unknown(self, mix: Mix, pool: Pool) -> tuple[Mix, Tensor]:
-        """The mix to apply, and (S,) the weight of the truth of images that have a target partner, nan for others."""
+    def _with_unknown(self, mix: Mix, pool: Pool) -> tuple[Mix, Tensor]:
+        """The mix to apply, and (S,) bool: which images have a partner that nothing is known of."""
         partners = (mix.shares[:, 1:] > 0) & pool.is_target[mix.sources[:, 1:]]
         across = mix.mixed & partners.any(1)
-        # Their truth is taught as that of an unmixed image.
-        return self.across_rule(mix.whole(across), across, pool.images)
+        return self.across_rule(mix.whole(across), across, pool.images), across
 
 
 class Adaptation(BurnIn):
@@ -227,9 +231,24 @@ class Adaptation(BurnIn):
 
     teaches_target = True
 
-    def _weigh_unknown(self, mix: Mix, pool: Pool) -> tuple[Mix, Tensor]:
+    def _with_unknown(self, mix: Mix, pool: Pool) -> tuple[Mix, Tensor]:
         """Nothing is unknown any more."""
-        return mix, torch.full((len(mix),), torch.nan)
+        return mix, torch.zeros(len(mix), dtype=torch.bool)
+
+
+def _either(first: Sequence[Supervision], second: Sequence[Supervision], chosen: Tensor) -> list[Supervision]:
+    """Of the images chosen by a (S,) bool the supervisions of the second list, of all others those of the first."""
+    nothing = first[0].scaled(0.0)
+    result = []
+    for one, other in zip_longest(first, second, fillvalue=nothing):
+        triples = zip(one.truths, other.truths, chosen.tolist(), strict=True)
+        truths = (new if is_chosen else old for old, new, is_chosen in triples)
+        weights = {
+            name: torch.where(chosen, getattr(other, name), getattr(one, name))
+            for name in ("class_weights", "box_weights")
+        }
+        result.append(replace(one, truths=tuple(truths), **weights))
+    return result
 
 
 def _join(views: Sequence[MixedView]) -> StudentBatch:

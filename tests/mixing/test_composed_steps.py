@@ -10,7 +10,7 @@ import torch
 from torch.testing import assert_close
 
 from lossmix_det.config import Config, MixingConfig
-from lossmix_det.mixing import BURN_IN_RULES, MIXERS, RULES, WEIGHTINGS
+from lossmix_det.mixing import BURN_IN_RULES, MIXERS, RULES, WEIGHTINGS, Mix
 from lossmix_det.structures import MAP_CELL, ImageBatch, Instances, StepBatch, Supervision, Views
 from lossmix_det.training.phases import Adaptation, BurnIn, SourceOnly
 
@@ -74,6 +74,49 @@ def test_every_phase_teaches_what_is_seen_under_every_rule_and_weighting(mixer, 
         if student.domains is not None:
             known = [student.domains.shares] + ([] if student.domains.maps is None else [student.domains.maps])
             assert all(bool(((values >= 0) & (values <= 1)).all()) for values in known)
+
+
+@pytest.mark.parametrize("rule", BURN_IN_RULES)
+@pytest.mark.parametrize("mixer", [name for name in MIXERS if name not in {"mixup", "manifold", "puzzlemix"}])
+def test_burn_in_teaches_boxes_that_can_be_seen(mixer, rule):
+    """The source is dark and the target bright, so that the pixels tell what is seen of a box in each image."""
+    dark, bright, side, taught = 0.2, 0.9, 96, []
+    truth = Instances(torch.tensor([[4.0, 4, 36, 36], [50, 50, 90, 90]]), torch.tensor([0, 1]))
+
+    def plain(value: float) -> ImageBatch:
+        return ImageBatch(torch.full((2, 3, side, side), value), ((side, side),) * 2)
+
+    for seed in range(12):
+        mixing = MixingConfig(mixer=mixer, burn_in_rule=rule, probability=1.0)
+        mixing.pairs.source_source = 0.0
+        step = StepBatch(Views(None, plain(dark), (truth, truth)), Views(plain(bright), plain(bright), None))
+        student = BurnIn(Config(mixing=mixing), mixing).compose(step, np.random.default_rng(seed))
+        seen = (bright - student.images.pixels[:, 0]) / (bright - dark)
+        for supervision in itertools.chain(*student.supervisions.values()):
+            for index in supervision.active:
+                for x1, y1, x2, y2 in supervision.truths[index].boxes.round().int().tolist():
+                    taught.append(float(seen[index, y1:y2, x1:x2].mean()))
+    assert taught
+    assert min(taught) >= 0.1 - 0.02  # mixing.least_visible; Co-Mixup shows one source of the two in each cell
+
+
+@pytest.mark.parametrize("rule", BURN_IN_RULES)
+def test_burn_in_teaches_labelled_partners_beside_unlabelled_ones(rule):
+    """Four images of a mosaic: those of the source weigh their shares, or nothing beside a truth of full weight."""
+    more, mixing = [], MixingConfig(mixer="mosaic", probability=1.0)
+    for seed in range(20):
+        drawn: list[Mix] = []
+        student = composed(rule, mixing, seed, lambda pool, mix, saliency, drawn=drawn: drawn.append(mix))
+        (mix,) = drawn
+        known = mix.sources < len(SOURCE)
+        across = (~known & (mix.shares > 0)).any(1)
+        taught = sum(supervision.class_weights for supervision in itertools.chain(*student.supervisions.values()))
+        if rule == "noise":
+            assert_close(taught[across], torch.ones(int(across.sum())))
+        if rule == "lam":
+            assert_close(taught[across], (mix.shares * known).sum(1)[across])
+        more += (taught[across] > mix.shares[across].amax(1) + 1e-5).tolist()
+    assert any(more)
 
 
 @pytest.mark.parametrize("mixer", [name for name in MIXERS if name not in {"mixup", "manifold"}])
