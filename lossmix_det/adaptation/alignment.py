@@ -111,7 +111,7 @@ class Alignment(nn.Module):
         logits = self.discriminators["image"](ReverseGradient.apply(features.levels[self.level]))[:, 0].float()
         weights = self.weigh(domains)[list(features.indices)].to(logits)
         inside = cells_inside(sizes, features.canvas, logits.shape[1:]).to(logits)
-        labels = target_of_cells(domains, features, logits.shape[1:]).to(logits)
+        labels = target_of_cells(domains, features, logits.shape[1:], sizes).to(logits)
         losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
         return (weights * (losses * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)).sum()
 
@@ -127,19 +127,28 @@ class Alignment(nn.Module):
         return (weights * F.binary_cross_entropy_with_logits(logits, shares, reduction="none")).sum()
 
 
-def target_of_cells(domains: Domains, features: Features, cells: Size) -> Tensor:
+def target_of_cells(domains: Domains, features: Features, cells: Size, sizes: Sequence[Size]) -> Tensor:
     """(b, h, w) in [0, 1]: how much of the target is seen in each cell of a level of b images.
 
     Args:
         domains: of all images of the batch.
         features: of the images on one canvas.
         cells: (h, w) of the level.
+        sizes: (height, width) of the b images in pixels; what of a cell lies beyond its image does not count.
     """
     indices = list(features.indices)
     if domains.maps is None:
         return domains.shares[indices].view(-1, 1, 1).expand(-1, *cells)
     rows, columns = (-(-side // MAP_CELL) for side in features.canvas)
-    return F.adaptive_avg_pool2d(domains.maps[indices, None, :rows, :columns], tuple(cells))[:, 0]
+    maps = domains.maps[indices, None, :rows, :columns]
+    limits = torch.tensor(sizes, device=maps.device)
+    down, right = (
+        ((limits[:, side, None] - MAP_CELL * torch.arange(count, device=maps.device)) / MAP_CELL).clamp(0, 1)
+        for side, count in enumerate((rows, columns))
+    )
+    inside = (down[:, :, None] * right[:, None, :])[:, None].to(maps)
+    shown, inside = (F.adaptive_avg_pool2d(values, tuple(cells))[:, 0] for values in (maps * inside, inside))
+    return (shown / inside.clamp(min=1e-6)).clamp(max=1.0)
 
 
 def cells_inside(sizes: Sequence[Size], canvas: Size, cells: Size) -> Tensor:

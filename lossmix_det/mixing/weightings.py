@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lossmix_det.mixing.blend import Mix
 from lossmix_det.structures import ImageBatch, Instances, Size
@@ -34,8 +35,8 @@ def by_visibility(mix: Mix, source: int, truths: Sequence[Instances], images: Im
     masks = mix.masks[:, source]
     scale = torch.tensor([masks.shape[2] / width, masks.shape[1] / height] * 2, dtype=torch.float64)
     return [
-        seen_of(truth, truth.boxes.double() * scale.to(truth.boxes.device), mask).to(truth.boxes)
-        for mask, truth in zip(masks, truths, strict=True)
+        seen_of(truth, truth.boxes.double() * scale.to(truth.boxes.device), mask).to(truth.boxes) if mixed else None
+        for mask, truth, mixed in zip(masks, truths, mix.mixed.tolist(), strict=True)
     ]
 
 
@@ -129,17 +130,23 @@ def clipped_to_mask(
 
 def _around(mask: Tensor, cells: Tensor) -> Tensor:
     """(N, 4) the smallest box around what a (h, w) mask shows of each box; a box that is not seen stays."""
-    low, high = cells[:, :2].floor().long().clamp(min=0), cells[:, 2:].ceil().long()
-    clipped = cells.clone()
-    for index, ((left, top), (right, bottom)) in enumerate(zip(low.tolist(), high.tolist(), strict=True)):
-        inside = mask[top:bottom, left:right] > 0
-        rows, columns = inside.any(1).nonzero(), inside.any(0).nonzero()
-        if len(rows):
-            limits = [left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1]
-            limits = torch.stack([limit.reshape(()) for limit in limits]).to(cells)
-            clipped[index, :2] = torch.maximum(cells[index, :2], limits[:2])
-            clipped[index, 2:] = torch.minimum(cells[index, 2:], limits[2:])
-    return clipped
+    height, width = mask.shape
+    shown = (mask > 0).int()
+    above, before = F.pad(shown.cumsum(0), (0, 0, 1, 0)), F.pad(shown.cumsum(1), (1, 0))  # up to each edge of a cell
+    low, high = cells[:, :2].floor().long().clamp(min=0), cells[:, 2:].ceil().long().clamp(min=0)
+    left, right = low[:, 0].clamp(max=width), high[:, 0].clamp(max=width)
+    top, bottom = low[:, 1].clamp(max=height), high[:, 1].clamp(max=height)
+    limits, found = torch.empty_like(cells), []
+    for axis, (counts, first, last) in enumerate(
+        ((above[bottom] - above[top], left, right), ((before[:, right] - before[:, left]).T, top, bottom))
+    ):
+        place = torch.arange(counts.shape[1], device=cells.device)
+        lines = (counts > 0) & (place >= first[:, None]) & (place < last[:, None])  # (N, columns), or rows
+        limits[:, axis] = lines.int().argmax(1).to(cells)
+        limits[:, axis + 2] = (lines.shape[1] - lines.flip(1).int().argmax(1)).to(cells)
+        found.append(lines.any(1))
+    clipped = [torch.maximum(cells[:, :2], limits[:, :2]), torch.minimum(cells[:, 2:], limits[:, 2:])]
+    return torch.where((found[0] & found[1])[:, None], torch.cat(clipped, dim=1), cells)
 
 
 def _around_objects(masks: Tensor, shown: Tensor, boxes: Tensor) -> Tensor:

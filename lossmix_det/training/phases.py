@@ -215,7 +215,7 @@ class BurnIn:
             known = supervise(pool.supervision, unknown, images[0], self.across_truths, *visible)
             supervisions = _either(supervisions, known, across)
         from_target = pool.is_target[mix.sources].float()
-        maps = None if mix.masks is None else _cells(mix.masks, from_target, pool.images)
+        maps = None if mix.masks is None else _cells(mix.masks, from_target, images[0])
         target_shares = (mix.shares * from_target).sum(1).clamp(max=1.0)  # rounded, a sum of several may be more
         return MixedView(images, supervisions, pool.is_target[: pool.slots], mix.mixed, target_shares, maps)
 
@@ -279,11 +279,19 @@ def _join(views: Sequence[MixedView]) -> StudentBatch:
     return batch
 
 
-def _cells(masks: Tensor, from_target: Tensor, pool: ImageBatch) -> Tensor:
-    """(S, h, w) share of the target in each cell, given (S, K, …) masks and (S, K) whether a source is of it."""
-    cells = [-(-side // MAP_CELL) for side in pool.canvas]
+def _cells(masks: Tensor, from_target: Tensor, images: ImageBatch) -> Tensor:
+    """(S, h, w) share of the target in each cell, as far as it lies on the image.
+
+    Args:
+        masks: (S, K, …) of each source.
+        from_target: (S, K) whether a source is of the target.
+        images: after mixing.
+    """
+    cells = [-(-side // MAP_CELL) for side in images.canvas]
     shown = (masks * from_target[:, :, None, None]).sum(1, keepdim=True).clamp(max=1.0)
-    return F.adaptive_avg_pool2d(shown, cells)[:, 0]
+    inside = F.adaptive_avg_pool2d(images.valid().to(shown), shown.shape[2:])
+    shown, inside = (F.adaptive_avg_pool2d(values, cells)[:, 0] for values in (shown * inside, inside))
+    return (shown / inside.clamp(min=1e-6)).clamp(max=1.0)
 
 
 def _join_maps(views: Sequence[MixedView], images: ImageBatch) -> Tensor | None:

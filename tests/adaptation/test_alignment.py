@@ -175,5 +175,16 @@ def test_a_canvas_reads_its_part_of_the_map():
     maps = torch.arange(96.0).view(1, 8, 12) / 96
     known = Domains(torch.zeros(1), torch.ones(1), torch.ones(1), maps)
     features = Features((0,), {}, (32, 64))
-    assert torch.equal(target_of_cells(known, features, (4, 8)), maps[:, :4, :8])
-    assert_close(target_of_cells(known, features, (2, 4))[0, 0, 0], maps[0, :2, :2].mean())
+    assert torch.equal(target_of_cells(known, features, (4, 8), [(32, 64)]), maps[:, :4, :8])
+    assert_close(target_of_cells(known, features, (2, 4), [(32, 64)])[0, 0, 0], maps[0, :2, :2].mean())
+
+
+def test_what_lies_beyond_an_image_does_not_count_in_a_cell():
+    """An image 40 pixels wide, its last 8 the target's: they are all there is of the second cell of 32 pixels."""
+    maps = torch.zeros(1, 8, 12)
+    maps[0, :4, 4] = 1.0
+    known = Domains(torch.zeros(1), torch.ones(1), torch.ones(1), maps)
+    found = target_of_cells(known, Features((0,), {}, (32, 64)), (1, 2), [(32, 40)])
+    assert found.tolist() == [[[0.0, 1.0]]]
+    wider = target_of_cells(known, Features((0,), {}, (32, 64)), (1, 2), [(32, 44)])
+    assert_close(wider, torch.tensor([[[0.0, 2 / 3]]]))

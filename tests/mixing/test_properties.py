@@ -94,6 +94,7 @@ def test_nothing_beyond_an_image_is_seen_and_what_is_not_mixed_is_untouched(give
         assert images.sizes[index] == (height, width)
         assert torch.equal(images.pixels[index, :, :height, :width], pool.pixels[index, :, :height, :width])
         assert torch.equal(taught[0].truths[index].boxes, supervision.truths[index].boxes)
+        assert taught[0].truths[index].weights is None
         assert float(taught[0].class_weights[index]) == float(supervision.class_weights[index])
         assert not any(float(other.class_weights[index]) for other in taught[1:])
 
