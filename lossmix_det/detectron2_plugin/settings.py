@@ -11,7 +11,6 @@ from detectron2.config import CfgNode
 
 from lossmix_det.config import MixingConfig, Settings, check
 from lossmix_det.errors import UserError
-from lossmix_det.mixing import Recipe
 
 SETTINGS = (
     *("mixer", "rule", "weighting", "alpha", "probability", "weight_sum", "background_weight", "lam_range"),
@@ -45,7 +44,7 @@ def mixing_of(cfg: CfgNode) -> MixingConfig:
     mixing = _read(MixingConfig(), cfg.get("LOSSMIX", {}), SETTINGS, "LOSSMIX.")
     mixing = replace(mixing, mixer=_table(mixing.mixer), stages=[str(stage) for stage in mixing.stages])
     check(mixing, "LOSSMIX.")
-    if Recipe(mixing).needs_gradient:
+    if mixing.saliency == "gradient":  # also where no mixer would ask for it
         raise UserError("LOSSMIX.SALIENCY: gradient needs a student that looks twice; use spectral or boxes")
     return mixing
 

@@ -133,17 +133,17 @@ def test_stock_random_sampling_is_kept_when_images_have_no_keys():
         assert_close(ours[name], stock[name], **CLOSE)
 
 
-@pytest.mark.parametrize("lam", [0.3, 0.85])
-def test_two_truths_give_the_interpolated_stock_losses_and_gradients(detector, lam):
+@pytest.mark.parametrize("shares", [(0.3, 0.7), (0.2, 0.5, 0.3)])
+def test_two_and_three_truths_give_the_interpolated_stock_losses_and_gradients(detector, shares):
     batch = images()
-    total_stock = 0.0
+    sources = list(zip((TRUTHS_A, TRUTHS_B, TRUTHS_A[1:] + TRUTHS_A[:1]), shares, strict=False))
     stock: dict[str, torch.Tensor] = defaultdict(float)
-    for truths, weight in ((TRUTHS_A, lam), (TRUTHS_B, 1 - lam)):
+    for truths, weight in sources:
         for name, value in stock_losses(detector, batch, truths).items():
             stock[name] = stock[name] + weight * value
     total_stock = sum(stock.values())
     stock_gradients = gradients(detector, total_stock)
-    ours = losses(detector, batch, weighted(TRUTHS_A, [lam] * 3), weighted(TRUTHS_B, [1 - lam] * 3))
+    ours = losses(detector, batch, *(weighted(truths, [share] * 3) for truths, share in sources))
     for name in detector.loss_names:
         assert_close(ours[name], stock[name], **CLOSE)
     for name, gradient in gradients(detector, sum(ours.values())).items():
