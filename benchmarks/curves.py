@@ -29,8 +29,11 @@ BINS = np.linspace(0, 1, 21)
 Points = dict[tuple[str, int], list[float]]
 
 
+SCORES = "AP50 of the reported model on the target"
+
+
 def draw_curves(runs: list[Run], path: Path) -> bool:
-    """Four panels: target AP50, precision and recall of pseudo-labels, and how confident the reported model is.
+    """Up to four panels: target AP50, precision and recall of pseudo-labels, and how confident the reported model is.
 
     Args:
         runs: finished or not.
@@ -40,23 +43,29 @@ def draw_curves(runs: list[Run], path: Path) -> bool:
         Whether there was anything to draw.
     """
     panels = {
-        "AP50 of the reported model on the target": _scores(runs),
+        SCORES: _scores(runs),
         "precision of pseudo-labels": _metric(runs, "pseudo/precision"),
         "recall of pseudo-labels": _metric(runs, "pseudo/recall"),
     }
-    if not any(panels.values()):
+    panels = {title: points for title, points in panels.items() if points}  # without adaptation there are fewer
+    if not panels:
         return False
     methods = list(dict.fromkeys(run.method for run in runs))
     colours = dict(zip(methods, _colours(len(methods)), strict=True))
-    figure, axes = plt.subplots(2, 2, figsize=(11, 7.5))
-    for axis, (title, points) in zip(axes.flat, panels.items(), strict=False):
+    rows = -(-(len(panels) + 1) // 2)
+    figure, grid = plt.subplots(rows, 2, figsize=(11, 3.75 * rows), squeeze=False)
+    axes = list(grid.flat)
+    for unused in axes[len(panels) + 1 :]:
+        unused.remove()
+    for axis, (title, points) in zip(axes, panels.items(), strict=False):
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("step")
         for method in methods:
             _line(axis, method, points, colours[method])
-    _zoom(axes[0][0])
-    _confidence(axes[1][1], runs, colours)
-    axes[0][0].legend(fontsize=7)
+    if SCORES in panels:
+        _zoom(axes[0])
+    _confidence(axes[len(panels)], runs, colours)
+    axes[0].legend(fontsize=7)
     save_figure(figure, path)
     return True
 

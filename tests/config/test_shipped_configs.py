@@ -45,8 +45,8 @@ def test_methods_differ_from_adaptive_teacher_in_what_makes_them_alone(folder):
 
 
 PEOPLE = {  # what may differ from mean_teacher
-    "source_only": {"data.target"},
-    "oracle": {"data.train", "data.target"},
+    "source_only": {"data.target", "pseudo_labels.score", "pseudo_labels.empty"},
+    "oracle": {"data.train", "data.target", "pseudo_labels.score", "pseudo_labels.empty"},
     "mean_teacher_lossmix": {"mixing.probability"},
     "mean_teacher_classmix": {"mixing.mixer", "mixing.probability", "mixing.weighting"},
     "mean_teacher_comixup": {"mixing.mixer", "mixing.probability", "mixing.weighting"},
