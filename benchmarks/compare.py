@@ -144,7 +144,8 @@ def _environment(slot: int, jobs: int) -> dict[str, str]:
 
 def _write(suite: Suite, runs: list[Run], options: argparse.Namespace, output: Path) -> None:
     picture = output.with_suffix(".png") if suite.adapts and draw_curves(runs, output.with_suffix(".png")) else None
-    write_atomically(output, page(suite, runs, command_of(options), picture, _resamples(runs, options)))
+    resamples = {} if suite.parts else _resamples(runs, options)  # tables of parts have no column for them
+    write_atomically(output, page(suite, runs, command_of(options), picture, resamples))
 
 
 def _resamples(runs: list[Run], options: argparse.Namespace) -> Resamples:
