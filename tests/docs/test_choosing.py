@@ -104,6 +104,24 @@ def test_what_the_text_says_of_mixing_alone():
     assert all(photos.startswith("-") for photos, _ in many.values())
 
 
+def test_what_the_text_says_of_mixers_without_adaptation():
+    page = read("docs/results/mixers_source_only.md")
+    rows = dict(re.findall(r"^\| ([\w, ]+) \| (?:[^|]+ \| )+?([+-][\d.]+ ± [\d.]+) \|", page, re.MULTILINE))
+    text = " ".join(SECTIONS["Does mixing pay without adaptation?"].split())
+    assert "is " + re.search(r"^\| no mixing \| ([\d.]+ ± [\d.]+)", page, re.MULTILINE)[1] in text
+    for kind in ("share", "visibility", "union"):
+        assert f"{rows[f'{kind}, all mixers with masks']} with `{kind}`" in text
+    assert f"`mixup` with `lossmix` changed it by {rows['mixup, share']}" in text
+    of_methods = {name: cell for name, cell in rows.items() if " and " not in name and ", all" not in name}
+    of_methods.pop("oracle")
+    assert len(of_methods) == 28
+    assert [name for name, cell in of_methods.items() if cell.startswith("+")] == ["classmix, visibility"]
+    assert f"positive mean, {of_methods['classmix, visibility']}, which is none" in text
+    means = {name: float(cell.split()[0]) for name, cell in rows.items() if name.endswith("share and visibility")}
+    ranked = [name.partition(",")[0] for name in sorted(means, key=means.get)]
+    assert (ranked[0], ranked[-2]) == ("mosaic", "saliencymix")
+
+
 def test_the_overview_has_the_means_of_the_tables():
     kinds = ("", "_noise", "_union", "_lossmix")
     methods = ["source_only", *(f"adaptive_teacher{kind}" for kind in kinds), "oracle"]
