@@ -144,7 +144,7 @@ def test_weights_on_the_command_line_win_over_the_last_checkpoint(two_runs, fini
     weights = two_runs / "other" / "export" / "student.pth"
     words = [*TINY, f"output_dir={finished}", "model.score_threshold=0", form.format(weights)]
     assert commands.main(["evaluate", *words]) == 0
-    assert_scored(finished, "student", two_runs / "other")
+    assert_scored(finished, "other_student", two_runs / "other")
     assert f"scoring {weights}: model.weights is given on the command line" in capsys.readouterr().err
 
 
@@ -153,7 +153,7 @@ def test_without_a_checkpoint_the_weights_of_the_file_are_scored_and_the_log_say
 ):
     run = tmp_path / "new"
     assert main("--config-file", protocol, "--eval-only", *TINY, f"output_dir={run}") == 0
-    assert_scored(run, "student", two_runs / "other")
+    assert_scored(run, "other_student", two_runs / "other")
     assert f"{run} has no checkpoint, so model.weights of the file is scored" in capsys.readouterr().err
 
 
