@@ -68,7 +68,7 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: str, strict
     if odd:
         raise UserError(f"model.weights={source}: {odd} holds numbers that are not finite; use an earlier checkpoint")
     if not any(name in own for name in state):
-        state = _of_classifier(model, own, state)
+        state = of_classifier(model, own, state)
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
     if len(fitting) < len(state) * LEAST_FITTING or not fitting:
         raise UserError(
@@ -96,8 +96,14 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: str, strict
             log.info("  %s (%d): %s", title, len(names), _shorten(names))
 
 
-def _of_classifier(model: nn.Module, own: Collection[str], state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a bare classifier under the names that they have in the body of a detector."""
+def of_classifier(model: nn.Module, own: Collection[str], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As `as_named_in_body`, of files too whose publisher named the tensors otherwise than timm does.
+
+    Args:
+        model: the detector.
+        own: its names.
+        state: tensors of the classifier.
+    """
     named = as_named_in_body(own, state)
     convert = next((part.in_timms_names for part in model.modules() if hasattr(part, "in_timms_names")), None)
     if convert is None or not _fresh_in_body(own, named):

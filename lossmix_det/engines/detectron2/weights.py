@@ -11,12 +11,13 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 
 from lossmix_det.engines.timm_weights import NAMED
-from lossmix_det.engines.weights import COUNTERS, as_named_in_body
+from lossmix_det.engines.weights import COUNTERS, of_classifier
 from lossmix_det.errors import UserError, first_line
 from lossmix_det.files import Damaged, read_model
 
 log = logging.getLogger(__name__)
 
+BODY = "backbone.bottom_up.net."  # where a network of timm lies
 MOST_FRESH = 0.95  # of a model that any weights were meant for; a few names are alike in any two networks
 
 
@@ -67,10 +68,10 @@ def load_weights(model: nn.Module, path: str, strict: bool, architecture: str = 
         model.load_state_dict(fitting, strict=False)
         if fitting.keys() != own.keys():
             log.info("model.weights: %d of %d parts fit and were loaded, the rest start fresh", len(fitting), len(own))
-    elif architecture and (fitting := _fitting(own, named := as_named_in_body(own, state))):
+    elif architecture and (fitting := _fitting(own, named := of_classifier(model, own, state))):
         _refuse_fresh(strict, path, len(own) - len(fitting), len(own))
         model.load_state_dict(fitting, strict=False)
-        unused = [name for name, here in zip(state, named, strict=True) if here not in fitting]
+        unused = [name.removeprefix(BODY) for name in named if name not in fitting]
         _say(len(own), own.keys() - fitting.keys(), unused)
     elif path in NAMED:
         raise UserError(f"model.weights={path} does not fit MODEL.BACKBONE.NAME; use build_timm_fpn_backbone")

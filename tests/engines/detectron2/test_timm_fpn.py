@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -211,6 +212,19 @@ def test_a_module_adds_keys_to_detectron2s_configuration(tmp_path, monkeypatch):
         build_detector(ModelConfig(engine="detectron2", detectron2_config=str(tmp_path / "mine.yaml")), 3)
     monkeypatch.setitem(cfg_module.NEW_KEYS, "mine", add_mine)
     assert build(*words).cfg.MODEL.MINE.DEPTH == 5
+
+
+def test_a_file_with_its_publishers_names_starts_all_of_the_body(tmp_path):
+    """Swin's authors put what joins two stages at the end of the first, timm at the start of the second."""
+    name = "swin_tiny_patch4_window7_224"
+    state = timm.create_model(name).state_dict()
+    pattern = re.compile(r"layers\.(\d)\.downsample")
+    published = {pattern.sub(lambda of: f"layers.{int(of[1]) - 1}.downsample", key): state[key] for key in state}
+    assert published.keys() != state.keys()
+    torch.save(published, tmp_path / "swin.pth")
+    body = build(**{"MODEL.TIMM.NAME": name}, weights=str(tmp_path / "swin.pth")).model.backbone.bottom_up
+    for key, value in body.net.state_dict().items():
+        assert torch.equal(value, state[key.replace("layers_", "layers.", 1)]), key
 
 
 @pytest.mark.slow
