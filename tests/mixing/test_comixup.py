@@ -12,7 +12,8 @@ from torch.testing import assert_close
 from lossmix_det.config import CoMixupConfig, MixingConfig
 from lossmix_det.mixing import Among, Mix, Recipe, blend
 from lossmix_det.mixing.blocks import BlockGrid
-from lossmix_det.mixing.mixers.comixup import CoMixup, Joint, Output, block_costs, compatibility
+from lossmix_det.mixing.joint_masks import Joint, Output
+from lossmix_det.mixing.mixers.comixup import CoMixup, block_costs, compatibility
 from lossmix_det.structures import ImageBatch, Instances
 
 
@@ -61,17 +62,13 @@ def test_the_energy_is_that_of_its_definition(images, kinds, shape):
         assert joint.energy(labels) == pytest.approx(energy(joint, labels))
 
 
-def test_two_images_of_four_blocks_mostly_end_at_the_least_energy():
-    """By a search through all 256 labellings; 0.825 of 200 seeds. The rest are local minima, never above the start."""
+def test_two_images_of_four_blocks_end_at_the_least_energy():
+    """By a search through all 256 labellings."""
     every = [np.array(labels) for labels in itertools.product((0, 1), repeat=4)]
-    equal = []
-    for seed in range(30):
+    for seed in range(120):
         joint, start = problem(seed, 2, 2)
         least = min(joint.energy(list(labels)) for labels in itertools.product(every, repeat=2))
-        found = joint.energy(joint.improved(start))
-        assert least - 1e-9 <= found <= joint.energy(start) + 1e-9
-        equal.append(found < least + 1e-6)
-    assert np.mean(equal) >= 0.8
+        assert joint.energy(joint.improved(start)) == pytest.approx(least, abs=1e-6), seed
 
 
 def test_without_the_penalty_each_mask_has_the_least_energy_of_its_own():
@@ -128,7 +125,7 @@ def test_fewer_rounds_end_no_lower():
 
 @pytest.mark.parametrize("kinds", [3, 8])
 def test_no_joint_mask_is_worse_than_images_that_show_themselves(kinds):
-    """There nothing is shown twice, so nothing is penalised; a descent alone ends above it with many partners."""
+    """There nothing is shown twice, so nothing is penalised."""
     for seed in range(2):
         joint, start = problem(seed, 8, kinds, (3, 3))
         alone = [np.zeros(9, dtype=int) for _ in joint.outputs]
@@ -169,6 +166,15 @@ def images(*sizes, canvas=(96, 96)) -> ImageBatch:
     return ImageBatch(pixels * batch.valid(), tuple(sizes))
 
 
+def with_objects(count: int) -> ImageBatch:
+    """Square images that are even but for one bright square each, in a corner of its own."""
+    batch = images(*((96, 96),) * count)
+    pixels = torch.full_like(batch.pixels, 0.5)
+    for index, (y, x) in enumerate(itertools.islice(itertools.product((4, 60), repeat=2), count)):
+        pixels[index, :, y : y + 32, x : x + 32] = 1.0
+    return ImageBatch(pixels, batch.sizes)
+
+
 def draw(batch: ImageBatch, seed: int, truths=(), **settings) -> tuple[Recipe, Mix]:
     config = MixingConfig(
         mixer="comixup",
@@ -197,9 +203,9 @@ def test_an_image_shows_itself_and_its_partners_and_is_taught_all_their_truths(p
 
 
 def test_blocks_are_sixteen_of_a_square_image():
-    batch = images((96, 96), (96, 96), (96, 96))
+    batch = with_objects(3)
     found = {int(value) for seed in range(10) for value in (draw(batch, seed)[1].shares * 16).flatten()}
-    assert len(found) > 5
+    assert found - {0, 4, 8, 12, 16}  # shares that no coarser grid gives
     for seed in range(5):
         _, mix = draw(batch, seed)
         blocks = mix.masks.view(3, 3, 4, 6, 4, 6)
@@ -222,7 +228,7 @@ def test_an_image_with_one_partner_besides_itself_is_mixed():
 
     recipe, mixed = Recipe(MixingConfig(mixer="comixup", probability=1.0)), np.zeros(2, dtype=int)
     for seed in range(10):
-        mix = recipe.draw(images((96, 96), (96, 96)), Pairs(), np.random.default_rng(seed))
+        mix = recipe.draw(with_objects(2), Pairs(), np.random.default_rng(seed))
         mixed += mix.mixed.numpy()
         assert not mix.shares[:, 2].any()
     assert (mixed > 5).all()
