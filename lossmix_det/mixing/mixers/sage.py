@@ -15,7 +15,8 @@ from lossmix_det.mixing.mixers.pairwise import Pairwise, with_partners
 from lossmix_det.mixing.saliency import cell_of
 from lossmix_det.structures import ImageBatch, Size
 
-AT_ONCE = 2**22  # values that are compared at a time, to bound memory
+# Values that are compared at a time: to bound memory, and on a CPU to stay in its cache.
+AT_ONCE, AT_ONCE_ON_CPU = 2**22, 2**18
 
 
 class Sage(Pairwise):
@@ -105,7 +106,8 @@ def _kept(s: Tensor, other: Tensor) -> Tensor:
     padded = F.pad(other, (width - 1, width - 1, height - 1, height - 1))
     windows = padded.unfold(0, height, 1).unfold(1, width, 1)  # (moves down, moves right, h, w), not copied
     best: list[Tensor] = []
-    rows_at_once = max(1, AT_ONCE // (windows.shape[1] * height * width))
+    at_once = AT_ONCE_ON_CPU if s.device.type == "cpu" else AT_ONCE
+    rows_at_once = max(1, at_once // (windows.shape[1] * height * width))
     for part in windows.split(rows_at_once):
         kept = (s.square() + part.square()) / (s + part).clamp(min=1e-30)
         best.append(kept.sum((2, 3)))
