@@ -9,6 +9,8 @@ from runs import last_checkpoint, run, trainer
 from stock import options
 from torch.testing import assert_close
 
+from lossmix_det.mixing import Mix, Recipe
+from lossmix_det.mixing.mixers import MIXERS
 from lossmix_det.structures import StepBatch, Views
 
 pytestmark = pytest.mark.slow
@@ -67,22 +69,23 @@ def half(views: Views | None, rank: int) -> Views | None:
 
 MIXED = {
     "mixup": ["mixing.mixer=mixup", "train.steps=3"],
-    "classmix, adapting": [
-        *("mixing.mixer=classmix", "data.target=[mine]", "adaptation.burn_in_steps=2", "train.steps=4"),
+    "every mixer, adapting": [
+        "mixing.mixer={" + ", ".join(f"{name}: 1" for name in MIXERS) + "}",
+        *("data.target=[mine]", "adaptation.burn_in_steps=2", "train.steps=24"),
         *("pseudo_labels.score=0.1", "alignment.parts=[image]", "mixing.views=[strong]"),
     ],
 }
 
 
 @pytest.mark.parametrize("name", MIXED)
-def test_two_processes_equal_one_that_mixes_each_half_of_its_batches_by_itself(tmp_path, squares, name):
+def test_two_processes_equal_one_that_mixes_each_half_of_its_batches_by_itself(tmp_path, squares, name, monkeypatch):
     """Partners are of the same process, and drawn by step and number of the process."""
-    settings = [*squares, *MIXED[name], "mixing.probability=0.8", "optimizer.name=sgd", "optimizer.lr=0.002"]
+    settings = [*squares, *MIXED[name], "mixing.probability=0.8", "optimizer.name=sgd", "optimizer.lr=0.0005"]
     settings += ["ema.decay=0.9"]
     done = run(tmp_path / "two", "--num-gpus", "2", *settings)
     assert done.returncode == 0, done.stderr
     alone = trainer(tmp_path / "one", *settings)
-    fabric, compose = alone.fabric, alone.compose
+    fabric, compose, draw, drawn = alone.fabric, alone.compose, Recipe.draw, set()
 
     def compose_halves(batch: StepBatch) -> Parts:
         parts = []
@@ -92,8 +95,14 @@ def test_two_processes_equal_one_that_mixes_each_half_of_its_batches_by_itself(t
         alone.fabric = fabric
         return Parts(parts)
 
+    def draw_noted(recipe: Recipe, *given) -> Mix:
+        drawn.add(type(recipe.mixer))
+        return draw(recipe, *given)
+
     alone.compose = compose_halves
+    monkeypatch.setattr(Recipe, "draw", draw_noted)
     assert alone.train()
+    assert drawn == {type(mixer) for mixer in Recipe(alone.config.mixing).mixers}
     one, two = (last_checkpoint(tmp_path / folder) for folder in ("one", "two"))
     for part in ("student", "ema"):
         for key, value in one[part].items():
