@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +15,15 @@ from lossmix_det.errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
     from lossmix_det.data.records import ImageSet
+    from lossmix_det.engines import SoftTeacher
     from lossmix_det.report.sheets import Picture
-    from lossmix_det.structures import StepBatch, Supervision
+    from lossmix_det.structures import ImageBatch, StepBatch, Supervision
+    from lossmix_det.training.clean_pass import CleanPass
+    from lossmix_det.training.phases import Phase
+    from lossmix_det.training.student_batch import StudentBatch
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +45,13 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--sources",
         action="store_true",
-        help="one row for each mixed image: what it is made of, saliency, masks, result; with --teacher in adaptation",
+        help="one row for each mixed image: what it is made of, saliency, masks, result; with --teacher in adaptation, "
+        "else in burn-in, where it mixes",
+    )
+    parser.add_argument(
+        "--student",
+        metavar="FILE",
+        help="checkpoint or export whose loss says what is salient, for mixing.saliency=gradient; default: --teacher",
     )
     return parser
 
@@ -61,70 +72,103 @@ def _run(options: argparse.Namespace) -> int:
         raise UserError("data.train is empty; name at least one data set")
     source = load_to_train(config.data.train[0], config)
     _check_stages(config, source)
+    if options.teacher and not config.data.target:
+        raise UserError("--teacher needs data.target, the images that it is to label")
     if options.sources:
-        sheet = _mixed(config, source, options.teacher)
+        sheet = _mixed(config, source, options)
     else:
-        rows = _phases(config, source, options.teacher) if options.teacher else _rules(config, source, options.rules)
+        rows = _phases(config, source, options) if options.teacher else _rules(config, source, options)
         sheet = draw_sheet(rows, source.classes)
     save(sheet, options.output, colours=96)
     log.info("wrote %s", options.output)
     return 0
 
 
-def _rules(config: Config, source: ImageSet, rules: list[str]) -> Rows:
-    """A row for each rule; partners and λ are the same in every row."""
-    import numpy as np
+@dataclass(frozen=True)
+class Step:
+    """What a step of training begins with.
 
+    Args:
+        config: of the run.
+        batch: the first of the data.
+        labels: the teacher's; absent: there is none.
+        clean_pass: of the student, where saliency asks for one.
+    """
+
+    config: Config
+    batch: StepBatch
+    labels: Supervision | None = None
+    clean_pass: CleanPass | None = None
+
+    def composed(self, phase: Phase) -> StudentBatch:
+        """The student's images, as the first step of a phase composes them."""
+        import numpy as np
+
+        rng = np.random.default_rng(self.config.train.seed)
+        return phase.compose(self.batch, rng, self.labels, self.clean_pass)
+
+
+def _rules(config: Config, source: ImageSet, options: argparse.Namespace) -> Rows:
+    """A row for each rule; partners and λ are the same in every row."""
     from lossmix_det.training.mixed_batch import pictures_of
     from lossmix_det.training.phases import SourceOnly
 
-    batch, rows = _source_batch(config, source), {}
-    for rule in rules:
+    step, rows = _step(config, source, options, adapts=False), {}
+    for rule in options.rules:
         mixing = replace(config.mixing, rule=rule, probability=1.0)
-        student_batch = SourceOnly(mixing).compose(batch, np.random.default_rng(config.train.seed))
-        rows[rule] = pictures_of(student_batch)[: config.data.batch_size]
+        rows[rule] = pictures_of(step.composed(SourceOnly(mixing)))[: config.data.batch_size]
     return rows
 
 
-def _phases(config: Config, source: ImageSet, teacher: str) -> Rows:
+def _phases(config: Config, source: ImageSet, options: argparse.Namespace) -> Rows:
     """A step of burn-in, and a step of adaptation with the teacher's pseudo-labels."""
-    import numpy as np
-
     from lossmix_det.training.mixed_batch import pictures_of
     from lossmix_det.training.phases import Adaptation, BurnIn
 
-    _check_target(config)
-    batch = _batch(config, source)
-    labels = _label(config, source.classes, teacher, batch)
-    burn_in = BurnIn(config, config.mixing).compose(batch, np.random.default_rng(config.train.seed))
-    adaptation = Adaptation(config, config.mixing).compose(batch, np.random.default_rng(config.train.seed), labels)
+    step = _step(config, source, options, adapts=True)
+    burn_in = replace(step, labels=None).composed(BurnIn(config, config.mixing))
+    adaptation = step.composed(Adaptation(config, config.mixing))
     return {"burn-in": pictures_of(burn_in), "adaptation": pictures_of(adaptation)}
 
 
-def _mixed(config: Config, source: ImageSet, teacher: str | None) -> Image:
+def _mixed(config: Config, source: ImageSet, options: argparse.Namespace) -> Image:
     """The images of one view of a step, all of them mixed, with what they are made of."""
-    import numpy as np
-
     from lossmix_det.report.mixed import Drawn, draw_mixed, explain
-    from lossmix_det.structures import Supervision
-    from lossmix_det.training.phases import Adaptation, SourceOnly
+    from lossmix_det.structures import Instances, Supervision
+    from lossmix_det.training.phases import Adaptation, BurnIn, SourceOnly
 
     mixing = replace(config.mixing, probability=1.0)
-    if teacher:
-        _check_target(config)
-        batch = _batch(config, source)
-        labels = _label(config, source.classes, teacher, batch)
-        phase, supervision = Adaptation(config, mixing), Supervision.full(batch.source.truths)
-        supervision = Supervision.cat([supervision.scaled(config.adaptation.supervised_weight), labels])
-    else:
-        batch, labels = _source_batch(config, source), None
-        phase, supervision = SourceOnly(mixing), Supervision.full(batch.source.truths)
+    burns_in = config.mixing.burn_in_probability != 0 and config.adaptation.burn_in_steps > 0
+    adapts = bool(config.data.target) and (bool(options.teacher) or burns_in)
+    step = _step(config, source, options, adapts=adapts)
+    supervision = Supervision.full(step.batch.source.truths)
+    phase: Phase = SourceOnly(mixing)
+    if adapts:
+        phase = (Adaptation if options.teacher else BurnIn)(config, mixing)
+        unknown = Supervision.full([Instances.empty()] * config.data.batch_size, 0.0)
+        supervision = supervision.scaled(config.adaptation.supervised_weight)
+        supervision = Supervision.cat([supervision, step.labels or unknown])
+    seen: list[tuple[ImageBatch, Tensor | None]] = []
     drawn: list[Drawn] = []
-    phase.recipe.watch = lambda *seen: drawn.append(Drawn(*seen))
-    phase.compose(batch, np.random.default_rng(config.train.seed), labels)
+    phase.recipe.watch = lambda pool, mix, saliency: seen.append((pool, saliency))
+    phase.watch = lambda mix, taught: drawn.append(Drawn(seen[-1][0], mix, seen[-1][1], taught))
+    step.composed(phase)
     if not drawn:
         raise UserError(f"mixing.views={config.mixing.views}: no view of data.views={config.data.views} is mixed")
     return draw_mixed(explain(drawn[0], supervision, phase.recipe), source.classes)
+
+
+def _step(config: Config, source: ImageSet, options: argparse.Namespace, *, adapts: bool) -> Step:
+    """The first batch of the source, in adaptation also of the target, and what a step knows about it."""
+    from lossmix_det.mixing import Recipe
+
+    batch = _batch(config, source) if adapts else _source_batch(config, source)
+    labels = soft_teacher = clean_pass = None
+    if adapts and options.teacher:
+        labels, soft_teacher = _label(config, source.classes, options.teacher, batch)
+    if Recipe(config.mixing).needs_gradient:
+        clean_pass = _clean_pass(config, source.classes, options, soft_teacher)
+    return Step(config, batch, labels, clean_pass)
 
 
 def _check_stages(config: Config, source: ImageSet) -> None:
@@ -147,11 +191,6 @@ def _source_batch(config: Config, source: ImageSet) -> StepBatch:
     return StepBatch(views)
 
 
-def _check_target(config: Config) -> None:
-    if not config.data.target:
-        raise UserError("--teacher needs data.target, the images that it is to label")
-
-
 def _batch(config: Config, source: ImageSet) -> StepBatch:
     """The first batch of the source and of the target."""
     from lossmix_det.data.catalog import load_target
@@ -165,8 +204,10 @@ def _batch(config: Config, source: ImageSet) -> StepBatch:
     return StepBatch(*(next(iter(each))[0] for each in loaders))
 
 
-def _label(config: Config, classes: list[str], weights: str, batch: StepBatch) -> Supervision:
-    """The pseudo-labels that a teacher with these weights gives the target's images."""
+def _label(
+    config: Config, classes: list[str], weights: str, batch: StepBatch
+) -> tuple[Supervision, SoftTeacher | None]:
+    """The pseudo-labels that a teacher with these weights gives the target's images; if they are soft, its scores."""
     from lightning_fabric import Fabric
 
     from lossmix_det.adaptation.labeller import Labeller
@@ -176,5 +217,33 @@ def _label(config: Config, classes: list[str], weights: str, batch: StepBatch) -
     teacher = build_detector(config.model, len(classes))
     start_from(teacher, weights, classes, "--teacher")
     labeller = Labeller(config, classes, Fabric(accelerator="cpu", devices=1), teacher)
-    labels, _ = labeller.label(teacher, batch.target, config.train.steps)
-    return labels
+    return labeller.label(teacher, batch.target, config.train.steps)
+
+
+def _clean_pass(
+    config: Config, classes: list[str], options: argparse.Namespace, soft_teacher: SoftTeacher | None
+) -> CleanPass:
+    """The pass over unmixed images by which a student with the given weights says what is salient.
+
+    Raises:
+        UserError: there are no weights, or they are not of this model.
+    """
+    from lightning_fabric import Fabric
+
+    from lossmix_det.training.clean_pass import CleanPass
+    from lossmix_det.training.resume import start_from
+    from lossmix_det.training.state import RunState
+
+    weights = options.student or options.teacher
+    if not weights:
+        raise UserError(
+            "mixing.saliency=gradient is what the loss of a detector depends on; give its weights by --student FILE, "
+            "or set spectral or boxes"
+        )
+    bare = replace(
+        config, model=replace(config.model, weights=""), adaptation=replace(config.adaptation, burn_in_from="")
+    )
+    fabric = Fabric(accelerator="cpu", devices=1)
+    state = RunState.build(bare, fabric, classes, {})
+    start_from(state.detector, weights, classes, "--student" if options.student else "--teacher")
+    return CleanPass(state, fabric, soft_teacher=soft_teacher)

@@ -32,11 +32,13 @@ class Drawn:
         pool: all images that may be sources.
         mix: of the first B of them.
         saliency: (P, h, w) over the canvas, if the mixer asks for it.
+        taught: one truth or several of the mixed images.
     """
 
     pool: ImageBatch
     mix: Mix
     saliency: Tensor | None
+    taught: list[Supervision]
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,7 @@ def explain(drawn: Drawn, supervision: Supervision, recipe: Recipe) -> list[Mixe
         recipe: that drew the mix.
     """
     images = blend(drawn.pool, replace(drawn.mix, stage=""))
-    supervisions = recipe.supervise(supervision, drawn.mix, images)
-    origins = supervisions
+    origins = drawn.taught
     if recipe.rule.joins_boxes:  # each source apart, to tell which box came from where
         apart = RULES["lossmix"](MixingConfig())
         origins = supervise(supervision, drawn.mix, images, apart, least_visible=recipe.least_visible)
@@ -96,17 +97,28 @@ def explain(drawn: Drawn, supervision: Supervision, recipe: Recipe) -> list[Mixe
             _shown(images.pixels[index], size),
             _sources(drawn, supervision, index),
             _mask_colours(drawn.mix, index, drawn.pool.canvas, size),
-            _labels(supervisions, index, iter(_colours_of(origins, index))),
+            _labels(drawn.taught, index, iter(_colours_of(drawn.taught, origins, index))),
         )
         for index, size in enumerate(images.sizes)
     ]
 
 
-def _colours_of(origins: Sequence[Supervision], index: int) -> list[str]:
-    """The colour of each box that an image is taught, source by source."""
+def _colours_of(taught: Sequence[Supervision], origins: Sequence[Supervision], index: int) -> list[str]:
+    """The colour of each box that an image is taught, source by source.
+
+    Args:
+        taught: truths, which may hold the boxes of several sources.
+        origins: the boxes of each source; where these are others, each truth is of one source.
+        index: of the image.
+    """
+    found = [_by_source(supervisions, index) for supervisions in (origins, taught)]
+    return found[0] if len(found[0]) == len(found[1]) else found[1]
+
+
+def _by_source(supervisions: Sequence[Supervision], index: int) -> list[str]:
     return [
         _colour(k)
-        for k, supervision in enumerate(origins)
+        for k, supervision in enumerate(supervisions)
         if supervision.class_weights[index] > 0
         for _ in range(len(supervision.truths[index]))
     ]

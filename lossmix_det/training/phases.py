@@ -30,12 +30,19 @@ TARGET_VIEWS = {"strong"}  # of the target, only these are ever taught
 # Teaches images as they are, with a share of the step, and gives (P, H, W) ≥ 0: how much their loss changes with each
 # of their pixels.
 CleanPass = Callable[[StudentBatch, float], Tensor]
+# Told of every view that is mixed: the mix, and what its images are taught.
+Watch = Callable[[Mix, list[Supervision]], None]
+
+
+def _unwatched(mix: Mix, taught: list[Supervision]) -> None:
+    """Nobody looks; a function, so that phases can be pickled."""
 
 
 class Phase(Protocol):
     """A stage of training."""
 
     recipe: Recipe
+    watch: Watch
 
     def compose(
         self,
@@ -62,7 +69,7 @@ class SourceOnly:
     """
 
     def __init__(self, config: MixingConfig) -> None:
-        self.recipe, self.views = Recipe(config), config.views
+        self.recipe, self.views, self.watch = Recipe(config), config.views, _unwatched
 
     def compose(
         self,
@@ -85,6 +92,8 @@ class SourceOnly:
             images.append(mixed_images(pool, mix))
             mixed.append(mix.mixed)
             supervisions.append(recipe.supervise(truths, mix, images[-1][0]))
+            if name in self.views:
+                self.watch(mix, supervisions[-1])
         joined = [Supervision.cat(of_views) for of_views in zip(*supervisions, strict=True)]
         inputs, features = join_images(images)
         batch = StudentBatch(inputs, {"source": joined}, [len(view) for _, view in views], features=features)
@@ -156,7 +165,7 @@ class BurnIn:
     teaches_target = False
 
     def __init__(self, config: Config, mixing: MixingConfig) -> None:
-        self.recipe, self.views, self.pairs = Recipe(mixing), mixing.views, mixing.pairs
+        self.recipe, self.views, self.pairs, self.watch = Recipe(mixing), mixing.views, mixing.pairs, _unwatched
         self.across_rule = BURN_IN_RULES[mixing.burn_in_rule](mixing, self.recipe.rule)
         self.across_truths = RULES[TRUTHS[mixing.burn_in_rule]](replace(mixing, weight_sum=None))
         self.supervised_weight = config.adaptation.supervised_weight
@@ -214,6 +223,8 @@ class BurnIn:
             visible = recipe.weighting, recipe.least_visible
             known = supervise(pool.supervision, unknown, images[0], self.across_truths, *visible)
             supervisions = _either(supervisions, known, across)
+        if name in self.views:
+            self.watch(mix, supervisions)
         from_target = pool.is_target[mix.sources].float()
         maps = None if mix.masks is None else _cells(mix.masks, from_target, images[0])
         target_shares = (mix.shares * from_target).sum(1).clamp(max=1.0)  # rounded, a sum of several may be more

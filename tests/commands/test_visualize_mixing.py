@@ -96,6 +96,36 @@ def test_with_a_teacher_sources_are_those_of_adaptation(tmp_path, shown):
     assert all(truth.scores is not None for truth in across)  # pseudo-labels
 
 
+def test_without_a_teacher_sources_are_those_of_burn_in(tmp_path, shown):
+    """A source image keeps nine tenths under a target image, whose truth is unknown; its own boxes weigh 1."""
+    words = ["--sources", "--images", "3", *ADAPT, "mixing.pairs.source_source=0", "mixing.burn_in_probability=0.3"]
+    assert draw(tmp_path / "x.png", *words) == 0
+    assert len(shown) == 3  # of the source alone
+    for picture in shown:
+        own, partner = picture.sources
+        assert 0.9 <= float(own.title.removeprefix("share ")) <= 1
+        assert not len(partner.truth)
+        assert {mark.colour for mark in picture.labels} == {own.colour}
+        assert {mark.value for mark in picture.labels} == {1.0}
+    assert draw(tmp_path / "x.png", *words, "mixing.burn_in_probability=0.0") == 0
+    assert all(len(source.truth) for picture in shown[3:] for source in picture.sources)  # no target is mixed in
+
+
+def test_saliency_by_gradient_is_that_of_the_given_student(tmp_path, shown, capsys):
+    words = ["--sources", "--images", "2", "mixing.mixer=saliencymix", "mixing.saliency=gradient"]
+    assert draw(tmp_path / "x.png", *words) == 2
+    assert "give its weights by --student FILE" in capsys.readouterr().err
+    for seed in ("1", "2"):  # two students, of random weights
+        trainer(tmp_path / seed, "train.steps=1", f"train.seed={seed}").train()
+        weights = str(tmp_path / seed / "export" / "student.pth")
+        assert draw(tmp_path / "x.png", *words, "--student", weights) == 0
+    first, second = (shown[start : start + 2] for start in (0, 2))
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one.sources[0].pixels, other.sources[0].pixels)
+        assert one.sources[0].saliency.any()
+        assert not np.array_equal(one.sources[0].saliency, other.sources[0].saliency)
+
+
 def test_where_no_view_is_mixed_it_is_one_sentence(tmp_path, capsys):
     words = ["--sources", *ADAPT, "data.views=[weak]", "mixing.views=[strong]"]  # in adaptation the target would be
     assert draw(tmp_path / "x.png", *words) == 2

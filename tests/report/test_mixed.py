@@ -1,12 +1,14 @@
 """What the sheet of mixed images shows: sources, masks, and every box with its weight."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import ImageColor
 
 from lossmix_det.config import MixingConfig
-from lossmix_det.mixing import Mix, Recipe
+from lossmix_det.mixing import Mix, Recipe, blend
 from lossmix_det.report import mixed as module
 from lossmix_det.report.mixed import SOURCE_COLOURS, Drawn, draw_mixed, explain
 from lossmix_det.structures import ImageBatch, Instances, Supervision
@@ -32,7 +34,9 @@ KNOWN = Supervision.full(TRUTHS)
 
 def explained(mix, saliency=None, known=KNOWN, **settings):
     config = MixingConfig(mixer="cutmix", **{"least_visible": 0.0, **settings})
-    return explain(Drawn(POOL, mix, saliency), known, Recipe(config))
+    recipe = Recipe(config)
+    taught = recipe.supervise(known, mix, blend(POOL, replace(mix, stage="")))
+    return explain(Drawn(POOL, mix, saliency, taught), known, recipe)
 
 
 def labelled(picture):
