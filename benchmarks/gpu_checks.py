@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import socket
@@ -83,15 +84,28 @@ def torchvision_steps(words: tuple[str, ...], scale: Scale) -> str:
         bench = _bench(["mixup"], words, folder, scale)
         device = bench.fabric.device
 
-        def take(number: int) -> tuple[float, float]:
+        def plain_step(number: int) -> float:
             batch = bench.batches[number % len(bench.batches)]
-            return seconds_of(lambda: _plain_step(bench.trainer, batch), device), bench.take("mixup", number)[1]
+            return seconds_of(lambda: _plain_step(bench.trainer, batch), device)
 
-        for number in rounds_before(scale.rounds, device):
-            take(number)
-        plain, ours = zip(*map(take, range(scale.rounds)), strict=True)
-        memory = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB at most" if scale.gpu else ""
-    return _joined(f"step {_median(ours)}", f"{ratio(ours, plain)} of plain torchvision", memory)
+        def our_step(number: int) -> float:
+            return bench.take("mixup", number)[1]
+
+        steps = {"plain": plain_step, "ours": our_step}
+        for number, step in itertools.product(rounds_before(scale.rounds, device), steps.values()):
+            step(number)
+        taken = [[step(number) for step in steps.values()] for number in range(scale.rounds)]
+        plain, ours = zip(*taken, strict=True)
+        memory = {name: _peak_on_gpu(step) for name, step in steps.items()} if scale.gpu else {}
+    sizes = ", ".join(f"{name} {value:.1f} GiB" for name, value in memory.items())
+    return _joined(f"step {_median(ours)}", f"{ratio(ours, plain)} of plain torchvision", sizes)
+
+
+def _peak_on_gpu(step: Callable[[int], float]) -> float:
+    """GiB of GPU memory at the peak of a step."""
+    torch.cuda.reset_peak_memory_stats()
+    step(0)
+    return torch.cuda.max_memory_allocated() / 2**30
 
 
 def every_mixer(scale: Scale) -> str:
