@@ -1,7 +1,7 @@
 """Mixing images and deciding what truths a mixed image is taught, and how much of each."""
 
 from lossmix_det.mixing.blend import Mix, blend, mixed_sizes, unmixed
-from lossmix_det.mixing.burn_in import BURN_IN_RULES, TRUTHS
+from lossmix_det.mixing.burn_in import BURN_IN_RULES
 from lossmix_det.mixing.mixers import MIXERS
 from lossmix_det.mixing.mixers.manifold import PIXELS
 from lossmix_det.mixing.pairing import AcrossDomains, Among
@@ -14,7 +14,6 @@ __all__ = [
     "MIXERS",
     "PIXELS",
     "RULES",
-    "TRUTHS",
     "WEIGHTINGS",
     "AcrossDomains",
     "Among",

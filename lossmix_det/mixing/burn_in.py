@@ -6,7 +6,8 @@ The paper's rule is unknown (docs/method.md). Boxes are taught as far as they ar
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,53 +17,78 @@ from lossmix_det.mixing.blend import Mix, confined
 from lossmix_det.mixing.rules import Rule
 from lossmix_det.structures import ImageBatch
 
-# From a mix, the (B,) bool of images that have a target partner, and the pool, to the mix that is applied.
-BurnInRule = Callable[[Mix, Tensor, ImageBatch], Mix]
 
+class BurnInRule(Protocol):
+    """How an image is mixed with a target image, and what it is taught then.
 
-@dataclass(frozen=True)
-class AsNoise:
-    """``noise``: the target is seen at a share of at most ``share``, and the image's own truth keeps its full weight.
-
-    Args:
-        share: the largest share of the target.
-        shrink: move λ there; a rule that teaches no partner has been given such a λ already.
+    Attributes:
+        truths: the rule of mixing by which the truths that are known are taught; what is not known weighs nothing.
     """
 
-    share: float
-    shrink: bool
+    truths: str
 
     def __call__(self, mix: Mix, across: Tensor, pool: ImageBatch) -> Mix:
+        """The mix that is applied.
+
+        Args:
+            mix: as it was drawn.
+            across: (B,) bool, the images that have a target partner.
+            pool: the images.
+        """
+
+
+class AsNoise:
+    """``noise``: the target is seen at a share of at most ``noise_share``; the image's own truth keeps its full weight.
+
+    Args:
+        config: ``noise_share``.
+        rule: of mixing; one that teaches no partner has been given such a λ already.
+    """
+
+    truths = "own"
+
+    def __init__(self, config: MixingConfig, rule: Rule) -> None:
+        self.share, self.shrink = config.noise_share, rule.teaches_partners
+
+    def __call__(self, mix: Mix, across: Tensor, pool: ImageBatch) -> Mix:
+        """As `BurnInRule`."""
         lam = as_noise(mix.lam, self.share) if self.shrink else mix.lam
         return _applied(mix.with_lam(lam), mix, across)
 
 
-def as_drawn(mix: Mix, across: Tensor, pool: ImageBatch) -> Mix:
+class AsDrawn:
     """``lam``: λ as it was drawn; the image's own truth weighs λ, and those of labelled partners their shares."""
-    return mix
+
+    truths = "lossmix"
+
+    def __init__(self, config: MixingConfig, rule: Rule) -> None:
+        pass
+
+    def __call__(self, mix: Mix, across: Tensor, pool: ImageBatch) -> Mix:
+        """As `BurnInRule`."""
+        return mix
 
 
-def largest(mix: Mix, across: Tensor, pool: ImageBatch) -> Mix:
+class Largest(AsDrawn):
     """``max``: the image itself is given the largest share, max(λ, 1 - λ); truths weigh the shares of their images.
 
     Where masks are exchanged, a partner is seen only where both it and the image have pixels.
     """
-    moved = _applied(mix.largest_first(), mix, across)
-    exchanged = across & (mix.shares.argmax(1) > 0)
-    if moved.masks is not None and exchanged.any():
-        moved = confined(moved, exchanged, pool)
-    return moved
+
+    def __call__(self, mix: Mix, across: Tensor, pool: ImageBatch) -> Mix:
+        """As `BurnInRule`."""
+        moved = _applied(mix.largest_first(), mix, across)
+        exchanged = across & (mix.shares.argmax(1) > 0)
+        if moved.masks is not None and exchanged.any():
+            moved = confined(moved, exchanged, pool)
+        return moved
 
 
 BURN_IN_RULES: dict[str, Callable[[MixingConfig, Rule], BurnInRule]] = {
-    "noise": lambda config, rule: AsNoise(config.noise_share, rule.teaches_partners),
-    "lam": lambda config, rule: as_drawn,
-    "max": lambda config, rule: largest,
+    "noise": AsNoise,
+    "lam": AsDrawn,
+    "max": Largest,
 }
-
-
-# The rule of mixing by which the truths that are known are taught then; what is not known weighs nothing.
-TRUTHS = {"noise": "own", "lam": "lossmix", "max": "lossmix"}
 
 
 def as_noise(lam: Tensor, share: float) -> Tensor:

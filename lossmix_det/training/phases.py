@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from lossmix_det.config import Config, MixingConfig
 from lossmix_det.engines import Detector, FeatureMix, MixesFeatures, require
 from lossmix_det.errors import UserError, not_one_of
-from lossmix_det.mixing import BURN_IN_RULES, PIXELS, RULES, TRUTHS, AcrossDomains, Among, Mix, Recipe, supervise
+from lossmix_det.mixing import BURN_IN_RULES, PIXELS, RULES, AcrossDomains, Among, Mix, Recipe, supervise
 from lossmix_det.structures import MAP_CELL, Domains, ImageBatch, Instances, StepBatch, Supervision, Views
 from lossmix_det.training.student_batch import StudentBatch, join_images, mixed_images
 
@@ -167,7 +167,7 @@ class BurnIn:
     def __init__(self, config: Config, mixing: MixingConfig) -> None:
         self.recipe, self.views, self.pairs, self.watch = Recipe(mixing), mixing.views, mixing.pairs, _unwatched
         self.across_rule = BURN_IN_RULES[mixing.burn_in_rule](mixing, self.recipe.rule)
-        self.across_truths = RULES[TRUTHS[mixing.burn_in_rule]](replace(mixing, weight_sum=None))
+        self.across_truths = RULES[self.across_rule.truths](replace(mixing, weight_sum=None))
         self.supervised_weight = config.adaptation.supervised_weight
 
     def compose(
