@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 
 from torch import nn
 
@@ -35,6 +36,28 @@ def warn_of_no_partners(config: Config, processes: int) -> None:
             "set mixing.probability=0",
             "" if processes == 1 else " for each process",
         )
+
+
+def warn_of_known_test_images(train: list[ImageSet], test: list[ImageSet]) -> None:
+    """Say which test sets hold images that are learned with their labels, and so flatter the score."""
+    learned = _files(train)
+    for image_set in test:
+        known = len(_files([image_set]) & learned)
+        if known:
+            log.warning(
+                "%d of the %d images of test set %s are trained on with their labels: its score says how well they "
+                "were learned, not what the detector finds in new images; test on others",
+                known,
+                len(image_set.records),
+                image_set.name,
+            )
+
+
+def _files(sets: list[ImageSet]) -> set[Path]:
+    """The images, whatever link leads to their folder."""
+    paths = [record.path for image_set in sets for record in image_set.records]
+    folders = {folder: folder.resolve() for folder in {path.parent for path in paths}}
+    return {folders[path.parent] / path.name for path in paths}
 
 
 def summary(config: Config, sets: dict[str, list[ImageSet]], detector: nn.Module, device: str) -> list[tuple[str, str]]:

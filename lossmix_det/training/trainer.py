@@ -38,7 +38,7 @@ from lossmix_det.training.signals import catching_signals
 from lossmix_det.training.state import RunState
 from lossmix_det.training.streams import Streams
 from lossmix_det.training.student_batch import StudentBatch
-from lossmix_det.training.summary import log_summary, warn_of_no_partners
+from lossmix_det.training.summary import log_summary, warn_of_known_test_images, warn_of_no_partners
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +95,7 @@ class Trainer:
                 describe(self.folder, self.config, device, self.streams.sets, self.state.step)
                 log_summary(self.config, self.streams.by_use, self.state.detector, device)
                 warn_of_no_partners(self.config, self.fabric.world_size)
+                warn_of_known_test_images(self.streams.train_sets, self.streams.test_sets)
                 report_problems(self.streams.sets, self.state.unreadable, self.folder)
             self.recovery.prepare()
             with catching_signals(self.stop):

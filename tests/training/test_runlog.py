@@ -4,6 +4,7 @@ import subprocess
 
 import pytest
 import torch
+from conftest import write_image
 from rich.console import Console
 from runs import TINY, trainer
 from test_metrics import rows_of
@@ -13,7 +14,7 @@ from lossmix_det.data.catalog import load
 from lossmix_det.structures import ImageBatch, StepBatch, Views
 from lossmix_det.training.provenance import git_revision, name_of, read_run, settings_of
 from lossmix_det.training.runlog import Remaining, RunLog, images_seen, memory_gib
-from lossmix_det.training.summary import warn_of_no_partners
+from lossmix_det.training.summary import warn_of_known_test_images, warn_of_no_partners
 
 
 def shown(folder, width: int, values: dict[str, float]) -> str:
@@ -253,3 +254,19 @@ def test_a_gpu_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", {torch.device("cuda:1"): "NVIDIA H100"}.get)
     assert name_of(torch.device("cuda:1")) == "cuda:1 (NVIDIA H100)"
     assert name_of(torch.device("cpu")) == "cpu"
+
+
+def test_that_test_images_are_trained_on_is_said(tmp_path, caplog):
+    """By the files, whatever the sets are called and however their folder is reached."""
+    for index in range(3):
+        write_image(tmp_path / "photos" / f"{index}.png")
+    write_image(tmp_path / "others" / "0.png")
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+    words = [f"datasets.{name}={{root: {tmp_path / name}, format: folder}}" for name in ("photos", "link", "others")]
+    config = load_config(None, words)
+    photos, link, others = (load(name, config, ["cat"]) for name in ("photos", "link", "others"))
+    warn_of_known_test_images([others], [photos])
+    assert not caplog.records
+    warn_of_known_test_images([photos], [others, link])
+    (record,) = caplog.records
+    assert record.getMessage().startswith("3 of the 3 images of test set link are trained on with their labels")
