@@ -29,7 +29,8 @@ class OptimizerConfig(Settings):
     weight_decay: float = number(0.02, 0)
     decay_biases: bool = False  # as Detectron2 does; norms are never decayed
     schedule: str = choice("cosine", "multistep", "constant")
-    milestones: list[float] = items(0.75, 0.92)  # multistep: where the rate drops, as shares of train.steps
+    # multistep: where the rate drops, as shares of train.steps; with restart_lr, of burn-in and of what follows, each
+    milestones: list[float] = items(0.75, 0.92)
     gamma: float = number(0.1, 0, 1)
     warmup_steps: int = number(50, 0)
     warmup_factor: float = number(0.001, 0, 1)

@@ -83,6 +83,9 @@ def build_schedule(optimizer: Optimizer, config: OptimizerConfig, steps: int, bu
     rate, so that burn-in ends as an ordinary training does. If there is no burn-in, all steps are at that rate.
     """
     restart = steps if config.restart_lr is None else min(burn_in_steps, steps)
+    if not restart:  # the first schedule begins at the rates of the optimizer
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] = config.restart_lr * group["lr_factor"]
     parts = _parts(optimizer, config, restart, config.lr, start=0) if restart else []
     if restart < steps:
         parts += _parts(optimizer, config, steps - restart, config.restart_lr, start=restart)

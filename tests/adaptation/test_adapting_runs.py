@@ -151,18 +151,6 @@ def test_the_schedule_starts_anew_at_the_restart(tmp_path):
     assert rates[9] < rates[8] < rates[7]
 
 
-def test_without_burn_in_all_steps_are_at_the_rate_of_the_restart(tmp_path):
-    """As where adaptation begins from a detector that was trained before."""
-    words = ["optimizer.lr=0.01", "optimizer.restart_lr=0.004", "optimizer.schedule=constant"]
-    it = trainer(tmp_path, *ADAPT, *words, "optimizer.warmup_steps=1")
-    rates = []
-    for _ in range(4):
-        rates.append(it.state.optimizer.param_groups[0]["lr"])
-        it.state.optimizer.step()
-        it.state.schedule.step()
-    assert rates[1:] == pytest.approx([0.004] * 3)
-
-
 def test_bf16_trains_with_everything_on(tmp_path):
     it = trainer(tmp_path, *ADAPT, *ALIGN, "train.precision=bf16", "mixing.rule=lossmix", "adaptation.burn_in_steps=2")
     assert it.train()

@@ -52,6 +52,24 @@ def test_both_rates_follow_the_schedule_in_proportion(schedule):
             plan.step()
 
 
+@pytest.mark.parametrize("warmup", [0, 1, 4])
+@pytest.mark.parametrize("schedule", ["cosine", "multistep", "constant"])
+def test_without_burn_in_the_restarts_rate_is_that_of_the_whole_run(schedule, warmup):
+    """As where adaptation begins from a detector that was trained before."""
+    detector, taken = make(), []
+    for rate in ({"lr": 0.01, "restart_lr": 0.002}, {"lr": 0.002}):
+        config = OptimizerConfig(schedule=schedule, warmup_steps=warmup, backbone_lr_factor=0.25, **rate)
+        optimizer = build_optimizer(detector, config, detector.body())
+        plan = build_schedule(optimizer, config, 20, 0)
+        taken.append([])
+        for _ in range(20):
+            taken[-1].append([group["lr"] for group in optimizer.param_groups])
+            optimizer.step()
+            plan.step()
+    for restarted, whole in zip(*taken, strict=True):
+        assert restarted == pytest.approx(whole)
+
+
 @pytest.mark.parametrize("name", ["slim", "detectron2_fpn"])
 def test_momenta_keep_their_places_whatever_the_factor(name):
     """They are stored by place, so that a run may be resumed with another factor."""
