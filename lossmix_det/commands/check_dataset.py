@@ -99,7 +99,7 @@ def _sets(options: argparse.Namespace) -> tuple[Config, dict[str, str]]:
 
 def _declare(config: Config, word: str, prefix: str, use: str) -> dict[str, str]:
     """Declare the parts of a folder; the use of each by its name."""
-    from lossmix_det.data.parts import TEST, TRAIN, VALIDATION, Place, settled
+    from lossmix_det.data.parts import TEST, TRAIN, VALIDATION, Place, agreed
 
     place = Place.parse(word)
     parts = {} if place.split else {names[0]: place.part(names) for names in (TRAIN, VALIDATION, TEST)}
@@ -107,8 +107,7 @@ def _declare(config: Config, word: str, prefix: str, use: str) -> dict[str, str]
     if not any(name.endswith(TRAIN[0]) for name in found):
         found = {f"{prefix}{place.split or 'all'}": place.whole()}
     first = next(iter(found))
-    for name, entry in found.items():
-        config.datasets[name], _ = settled(entry)
+    config.datasets |= dict(zip(found, agreed(list(found.values())), strict=True))
     return {name: use if name == first else "test" for name in found}
 
 
@@ -172,4 +171,8 @@ def _write_clean(surveys: list[Survey], folder: Path) -> None:
         if survey.image_set is None or not survey.image_set.labelled:
             print(f"{survey.name}: nothing to write, because it has no labels that can be used")
             continue
-        print(f"clean: {survey.name}: {{{write_clean(survey, folder / survey.name)}}}")
+        declaration, losses = write_clean(survey, folder / survey.name)
+        print(f"clean: {survey.name}: {{{declaration}}}")
+        for what, count in losses.items():
+            if count:
+                print(f"lost: {count} {what}")

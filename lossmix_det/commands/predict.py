@@ -95,11 +95,19 @@ def _check(options: argparse.Namespace) -> None:
 
 def _predictor(options: argparse.Namespace) -> Predictor:
     from lossmix_det.evaluation import Predictor
-    from lossmix_det.evaluation.predictor import check_classes
+    from lossmix_det.evaluation.predictor import OnnxPredictor, check_classes
 
     predictor = Predictor.load(options.weights, classes=options.classes, device=options.device)
     check_classes(options.only or [], predictor.classes)
     asked = {"short_side": options.size, "max_size": options.max_size}
+    for name, value in asked.items() if isinstance(predictor, OnnxPredictor) else ():
+        fixed = getattr(predictor.reading, name)
+        if value not in (None, fixed):
+            side = "shorter" if name == "short_side" else "longer"
+            raise UserError(
+                f"{options.weights} resizes images itself, to a {side} side of {fixed} pixels; leave --size and --max-size "
+                "out, or give a checkpoint"
+            )
     if options.exif is not None:
         asked["exif"] = pick({"apply": True, "ignore": False}, options.exif, "--exif")
     predictor.reading = replace(predictor.reading, **{key: value for key, value in asked.items() if value is not None})

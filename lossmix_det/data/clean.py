@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ FILES: dict[str, Callable[[str], dict[str, str]]] = {
 }
 
 
-def write_clean(survey: Survey, folder: Path) -> str:
+def write_clean(survey: Survey, folder: Path) -> tuple[str, Counter[str]]:
     """Write the images that can be read with the boxes that can be used, each once; images are links.
 
     Args:
@@ -28,7 +29,7 @@ def write_clean(survey: Survey, folder: Path) -> str:
         folder: new.
 
     Returns:
-        The declaration of the clean data set, as a line of YAML.
+        The declaration of the clean data set, as a line of YAML; and how much of what the format cannot hold.
 
     Raises:
         UserError: a name cannot be written in the format.
@@ -46,7 +47,7 @@ def write_clean(survey: Survey, folder: Path) -> str:
     settings |= FILES.get(kind, lambda split: {})(split)
     if not all(record.exif for record in readable):
         settings["exif"] = "ignore"  # the images are the same
-    return ", ".join(f"{key}: {value}" for key, value in settings.items())
+    return ", ".join(f"{key}: {value}" for key, value in settings.items()), writer.losses
 
 
 def _once(records: Records) -> Iterator[ImageRecord]:

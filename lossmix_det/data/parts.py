@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -110,6 +111,21 @@ def settled(entry: DatasetConfig) -> tuple[DatasetConfig, list[RawImage]]:
         entry = replace(entry, pixel_origin=0)
         images, _ = FORMATS[entry.format].read(entry, SkippedProblems())
     return entry, images
+
+
+def agreed(entries: Sequence[DatasetConfig]) -> list[DatasetConfig]:
+    """The same declarations, those of one VOC data set with one origin: if any part counts from 0, all parts do.
+
+    One tool wrote all of them, and in a part no box may happen to lie at the edge.
+
+    Raises:
+        UserError: a data set as a whole cannot be read.
+    """
+    of_voc = [entry for entry in entries if entry.format == "voc"]
+    from_zero = {(entry.root, entry.annotations) for entry in of_voc if not settled(entry)[0].pixel_origin}
+    return [
+        replace(entry, pixel_origin=0) if (entry.root, entry.annotations) in from_zero else entry for entry in entries
+    ]
 
 
 def _begins_before(image: RawImage) -> bool:

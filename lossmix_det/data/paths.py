@@ -133,16 +133,24 @@ def listed(root: Path) -> Listing:
         for entry in os.scandir(folder):
             if is_hidden(entry.name):
                 listing.left_out.append(f"{entry.path}: hidden")
+            elif _leads_nowhere(entry):
+                listing.left_out.append(f"{entry.path}: no regular file, or a link that leads nowhere")
             elif entry.is_dir():
                 (links if entry.is_symlink() else ahead).append((f"{prefix}{entry.name}/", entry.path))
-            elif entry.is_file():
-                listing.files.append(prefix + entry.name)
             else:
-                listing.left_out.append(f"{entry.path}: no regular file, or a link that leads nowhere")
+                listing.files.append(prefix + entry.name)
     listing.files.sort()
     listing.folders.sort()
     listing.left_out.sort()
     return listing
+
+
+def _leads_nowhere(entry: os.DirEntry[str]) -> bool:
+    """Whether there is neither a file nor a folder; a link may lead to itself."""
+    try:
+        return not entry.is_dir() and not entry.is_file()
+    except OSError:
+        return True
 
 
 def visible(root: Path, pattern: str) -> list[Path]:

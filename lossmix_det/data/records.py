@@ -28,7 +28,7 @@ from lossmix_det.errors import UserError, nearest
 
 ROUNDING = 2.0  # pixels; a box that reaches out of the image by no more was rounded by the annotation tool
 THINNEST = 0.01  # pixels; thinner boxes are slips of the mouse, and have no area in the single precision of training
-LARGEST_ID = 2**63 - 1  # that an array holds
+LARGEST_ID = 2**53  # up to here COCO's evaluation, which counts in doubles, tells neighbours apart
 
 CANNOT_BE_READ = ": image cannot be read ("
 

@@ -73,6 +73,8 @@ class Predictor:
         """
         file = find_weights(path)
         if file.lower().endswith(ONNX):
+            if device not in ("auto", "cpu"):
+                raise UserError(f"--device {device} cannot be used: ONNX files run on the CPU here; use cpu or auto")
             return OnnxPredictor(OnnxSession(Path(file)), classes, reading)
         recorded = recorded_of(file)
         names = _names(recorded, classes)

@@ -15,7 +15,7 @@ import yaml
 from lossmix_det.config import Config, DatasetConfig
 from lossmix_det.data.catalog import load, load_target
 from lossmix_det.data.formats import FORMATS
-from lossmix_det.data.parts import TEST, TRAIN, VALIDATION, Place, settled
+from lossmix_det.data.parts import TEST, TRAIN, VALIDATION, Place, agreed, settled
 from lossmix_det.data.records import ImageSet, class_names
 from lossmix_det.engines.timm_weights import LITE0_ARCHITECTURE, LITE0_PACKAGE
 from lossmix_det.errors import UserError, nearest
@@ -136,6 +136,7 @@ def _declare(folders: Folders) -> tuple[dict[str, Declared], list[str]]:
     train, validation = _source(folders.source, remarks)
     if not FORMATS[train.format].labelled:
         raise UserError(f"{folders.source.root}: read as {train.format}, and holds no box to learn from")
+    train, validation = _agreed([train, validation], remarks)
     sets = {"source_train": _declared(train), "source_val": _declared(validation)}
     if not sets["source_train"].labelled:
         raise UserError(
@@ -145,15 +146,24 @@ def _declare(folders: Folders) -> tuple[dict[str, Declared], list[str]]:
         remarks.append("some images or boxes of the source cannot be used; check_dataset lists them")
     if folders.target is not None:
         train, test = _target(folders.target, folders.target_test)
+        train, *tests = _agreed([train, *filter(None, [test])], remarks)
         sets["target_train"] = _declared(train)
         _check_apart(sets["source_train"].entry, sets["target_train"].entry)
-        if test is not None:
-            sets["target_test"] = _declared(test)
+        if tests:
+            sets["target_test"] = _declared(tests[0])
         elif sets["target_train"].labelled:
             remarks.append("the target has no test part: scores are those on the images that are adapted to")
         else:
             remarks.append("the target has no labels, so only the source is scored; give --target-test to score both")
     return sets, remarks
+
+
+def _agreed(entries: list[DatasetConfig], remarks: list[str]) -> list[DatasetConfig]:
+    """The parts of a data set, with one origin of pixels."""
+    entries = agreed(entries)
+    roots = dict.fromkeys(entry.root for entry in entries if entry.format == "voc" and not entry.pixel_origin)
+    remarks += [f"{root}: pixels are counted from 0, because some boxes begin there" for root in roots]
+    return entries
 
 
 def _check_apart(source: DatasetConfig, target: DatasetConfig) -> None:

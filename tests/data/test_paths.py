@@ -120,3 +120,11 @@ def test_a_split_is_a_word_of_the_path(split, path):
     assert (
         choose(ROOT, ["train/x.json", "valid/x.json", "x_test2017.json", "strain.json"], split, "annotations") == path
     )
+
+
+def test_a_link_to_itself_is_left_out(tmp_path):
+    write_image(tmp_path / "a.png")
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    found = listed(tmp_path)
+    assert found.files == ["a.png"]
+    assert found.left_out == [f"{tmp_path / 'loop.png'}: no regular file, or a link that leads nowhere"]

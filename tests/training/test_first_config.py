@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -159,6 +160,17 @@ def test_files_that_count_pixels_from_0_are_told(here):
     for name, origin in (("one", 1), ("zero", 0)):
         assert init(name, "--output", f"{name}.yaml") == 0
         assert load_config(f"{name}.yaml").datasets["source_train"].pixel_origin == origin
+
+
+def test_parts_of_one_data_set_count_pixels_alike(here, capsys):
+    """No box of the second part lies at the edge, as happens where there are few."""
+    write_voc(here / "data", {"train": 3, "val": 2}, first=0)
+    for name in (here / "data" / "ImageSets" / "Main" / "val.txt").read_text().split():
+        path = here / "data" / "Annotations" / f"{name}.xml"
+        path.write_text(re.sub(r"<([xy]min)>0<", r"<\1>3<", path.read_text()))
+    assert init("data", "--output", "my.yaml") == 0
+    assert {entry.pixel_origin for entry in load_config("my.yaml").datasets.values()} == {0}
+    assert "data: pixels are counted from 0, because some boxes begin there" in capsys.readouterr().out
 
 
 def test_faulty_boxes_are_left_out_and_said(here, capsys):

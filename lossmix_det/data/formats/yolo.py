@@ -51,8 +51,13 @@ class Yolo(Format):
                 return replace(entry, annotations=yaml.relative_to(root).as_posix())
         elif not (root / entry.annotations).is_dir():
             return entry if entry.annotations.lower().endswith((".yaml", ".yml")) else None
-        verdicts = (_is_label_file(path) for path in _Folders(entry).labels.values())
-        return entry if any(islice((each for each in verdicts if each is not None), LOOKED_AT)) else None
+        folders = _Folders(entry)
+        verdicts = (_is_label_file(path) for path in folders.labels.values())
+        if any(islice((each for each in verdicts if each is not None), LOOKED_AT)):
+            return entry
+        # With a file of names, text files of images are meant as labels: what is wrong with them is said on reading.
+        named = any((root / name).is_file() for name in NAME_FILES)
+        return entry if named and any(folders.label(root / name) for name in folders.listing.images()) else None
 
     def read(self, entry: DatasetConfig, problems: Problems) -> tuple[list[RawImage], dict[str, int]]:
         """The images of the split with their boxes; classes are numbered from 0, as in the text files.
@@ -112,9 +117,9 @@ class _Folders:
 
     @cached_property
     def labels(self) -> dict[str, Path]:
-        """Text files by their path without suffix; not those with names or lists."""
+        """Text files by their path without suffix; not those with names or lists, unless they hold boxes."""
         files = (name for name in self.listing.files if name.lower().endswith(".txt"))
-        files = (name for name in files if name.rpartition("/")[2] not in NO_LABELS)
+        files = (name for name in files if name.rpartition("/")[2] not in NO_LABELS or _is_label_file(self.root / name))
         return {os.path.splitext(name)[0]: self.root / name for name in files}
 
     def label(self, path: Path) -> Path | None:
@@ -133,7 +138,7 @@ class _Folders:
     def orphans(self, used: set[Path]) -> list[Path]:
         """Text files beside those that are used, or anywhere without a split, that belong to no image at all."""
         places = {path.parent for path in used}
-        beside = [path for path in self.labels.values() if path not in used]
+        beside = [path for path in self.labels.values() if path not in used and _is_label_file(path)]
         if self.entry.split:
             beside = [path for path in beside if path.parent in places]
         images = {self.label(self.root / name) for name in self.listing.images()} if beside else set()
@@ -190,9 +195,16 @@ class _Folders:
         """The names of the classes, in the order of their numbers."""
         if self.yaml is not None and self.yaml.names():
             return self.yaml.names()
-        file = next((self.root / name for name in NAME_FILES if (self.root / name).is_file()), None)
+        files = (self.root / name for name in NAME_FILES if (self.root / name).is_file())
+        file = next((file for file in files if not _is_label_file(file)), None)  # of an image called classes
         if file is not None:
-            return [line.strip() for line in read_text(file).strip().splitlines()]
+            names = [line.strip() for line in read_text(file).strip().splitlines()]
+            odd = next((name for name in names if not name or names.count(name) > 1), None)
+            if odd is not None:
+                raise UserError(
+                    f"{file}: {f'names {odd!r} twice' if odd else 'has an empty line'}; number n is line n + 1"
+                )
+            return names
         if self.entry.classes:
             return list(self.entry.classes)
         raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import numpy as np
 import pytest
@@ -287,3 +288,44 @@ def test_two_images_of_one_stem_are_not_both_given_one_text_file(yolo):
         UserError, match=r"train/a.jpg: 2 images have this name without suffix, and one text file, .*a.txt"
     ):
         read(yolo, TRAIN)
+
+
+@pytest.mark.parametrize("name", ["test", "train", "val", "valid", "classes"])
+def test_an_image_may_be_called_like_a_list_or_the_names(tmp_path, name):
+    """Its text file holds boxes; a list of images or of names never does."""
+    put(tmp_path, "images/a.png")
+    put(tmp_path, f"images/{name}.png", BOX + BOX)
+    write(tmp_path, **{"classes.txt": "cat", "train.txt": "images/a.png\n"})
+    found = read(tmp_path)
+    assert dict(zip(files(found), (len(record.boxes) for record in found.records), strict=True)) == {
+        "images/a.png": 1,
+        f"images/{name}.png": 2,
+    }
+    assert found.classes == ["cat"]
+
+
+def test_a_text_file_that_holds_no_box_is_no_lost_label(tmp_path):
+    put(tmp_path, "a.png")
+    write(tmp_path, **{"README.txt": "0.5 megapixels, see http://example.org", "classes.txt": "cat"})
+    problems = read(tmp_path).problems
+    assert not any("because it has no image" in line for line in problems.left_out)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"), [("0 50 40 20 20", "is it in pixels?"), ("0 0,5 0,5 0,2 0,2", "is not a class number and four")]
+)
+def test_labels_that_are_no_shares_are_said_where_names_show_that_they_are_labels(tmp_path, line, said):
+    put(tmp_path, "a.png", line)
+    write(tmp_path, **{"classes.txt": "cat"})
+    with pytest.raises(UserError, match=f"a.txt:1: {line} {said}|a.txt:1: {line} .*{re.escape(said)}"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"), [("cat\ndog\ncat", "names 'cat' twice"), ("cat\n\ndog", "has an empty line")]
+)
+def test_names_that_leave_a_number_in_doubt_are_refused(tmp_path, names, said):
+    put(tmp_path, "a.png")
+    write(tmp_path, **{"classes.txt": names})
+    with pytest.raises(UserError, match=f"classes.txt: {said}"):
+        read(tmp_path)
