@@ -110,14 +110,20 @@ def _choose_weights(config: Config, overrides: list[str]) -> tuple[str, str]:
 
 
 def _with_classes(config: Config, weights: str) -> Config:
-    """Where nobody has named a training set, the classes are those of the weights, else those of the first test set."""
+    """Where nobody has named classes, they are those of the weights, so that no training set is read.
+
+    Of weights that name none, they are those of the training set, or if nobody has named one, of the first test set.
+    """
     from lossmix_det.data.shapes import NAMES
     from lossmix_det.files import classes_of
 
     generated = set(config.data.test) & set(NAMES)
-    if config.data.classes or config.data.train != DataConfig().train or generated:
+    if config.data.classes or generated:
         return config
-    return replace(config, data=replace(config.data, train=[], classes=classes_of(Path(weights))))
+    trained_on = classes_of(Path(weights))
+    if trained_on or config.data.train == DataConfig().train:
+        config = replace(config, data=replace(config.data, train=[], classes=trained_on))
+    return config
 
 
 def _detector(config: Config, weights: str, classes: list[str], fabric: Fabric) -> Detector | OfFewerClasses:

@@ -105,8 +105,8 @@ def _predictor(options: argparse.Namespace) -> Predictor:
         if value not in (None, fixed):
             side = "shorter" if name == "short_side" else "longer"
             raise UserError(
-                f"{options.weights} resizes images itself, to a {side} side of {fixed} pixels; leave --size and --max-size "
-                "out, or give a checkpoint"
+                f"{options.weights} resizes images itself, to a {side} side of {fixed} pixels; leave --size and "
+                "--max-size out, or give a checkpoint"
             )
     if options.exif is not None:
         asked["exif"] = pick({"apply": True, "ignore": False}, options.exif, "--exif")

@@ -89,15 +89,26 @@ def _references(options: argparse.Namespace, runs: Sequence[RunFolder]) -> dict[
 def _data_of(folder: Path) -> tuple[list[ImageSet], list[ImageSet], str]:
     """The test sets and target sets of a run, and how it reads images of 16 bits.
 
-    Where its data cannot be read any more, that is said, and there are no sets.
+    Where its data cannot be read any more, that is said, and there are no sets. A set that has changed since is left
+    out, because detections belong to images by their place in it.
     """
     from lossmix_det.data.catalog import load_sets, load_target  # loads torch
+    from lossmix_det.training.provenance import read_run
+
+    recorded = (read_run(folder) or {}).get("datasets", {})
+
+    def unchanged(image_set: ImageSet) -> bool:
+        known = recorded.get(image_set.name, {}).get("fingerprint", image_set.fingerprint)
+        if known != image_set.fingerprint:
+            log.warning("data set %s has changed since the run: the page leaves out its pictures", image_set.name)
+        return known == image_set.fingerprint
 
     try:
         config = load_config(folder / "config.yaml")
         train_sets, test_sets = load_sets(config)
         targets = [load_target(name, config, train_sets[0].classes) for name in config.data.target]
-        return test_sets, targets, config.data.high_bit_depth
+        kept = [list(filter(unchanged, sets)) for sets in (test_sets, targets)]
+        return kept[0], kept[1], config.data.high_bit_depth
     except UserError as error:
         log.warning("the page has no pictures, because the data of the run cannot be read: %s", error)
         return [], [], "full"

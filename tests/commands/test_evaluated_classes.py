@@ -92,3 +92,11 @@ def test_classes_that_coco_does_not_know_are_refused_with_those_that_it_knows(tm
 def test_a_head_of_neither_number_is_refused(tmp_path, animals, capsys):
     assert evaluate(tmp_path, animals, f"model.weights={weights(tmp_path / 'w.pth', 5)}") == 2
     assert "is not of this model" in capsys.readouterr().err
+
+
+def test_weights_that_name_their_classes_are_scored_without_the_training_data(tmp_path, animals):
+    """It may lie elsewhere by now. The classes of the weights come in another order than those of the test data."""
+    trained = weights(tmp_path / "w.pth", 2, {"engine": "torchvision", "classes": ["dog", "cat"]})
+    gone = f"datasets.gone.root={tmp_path / 'gone'}"
+    assert evaluate(tmp_path, animals, gone, "data.train=[gone]", f"model.weights={trained}") == 0
+    assert classes_of_results(tmp_path) == ["dog", "cat"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -327,3 +328,18 @@ def test_a_diagnosis_without_detections_draws_nothing():
 
     config = load_config(None, ["shapes.train_images=2", "shapes.test_images=2", "shapes.size=64"])
     assert diagnosis_charts(diagnose(load("shapes_photo_test", config), [])) == []
+
+
+@pytest.mark.slow
+def test_pictures_of_data_that_has_changed_are_left_out(adapted, tmp_path, capsys):
+    """Detections are kept by the place of an image in its set, and would be drawn on others."""
+    shutil.copytree(adapted.folder, tmp_path / "run")
+    path = tmp_path / "run" / "run.json"
+    about = json.loads(path.read_text())
+    name = adapted.config.data.test[-1]
+    about["datasets"][name]["fingerprint"] = "0" * 16
+    path.write_text(json.dumps(about))
+    assert main([str(tmp_path / "run")]) == 0
+    assert f"data set {name} has changed since the run: the page leaves out its pictures" in capsys.readouterr().err
+    pages = [(folder / "report.html").stat().st_size for folder in (adapted.folder, tmp_path / "run")]
+    assert pages[1] < 0.8 * pages[0]

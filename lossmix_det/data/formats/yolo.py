@@ -201,9 +201,8 @@ class _Folders:
             names = [line.strip() for line in read_text(file).strip().splitlines()]
             odd = next((name for name in names if not name or names.count(name) > 1), None)
             if odd is not None:
-                raise UserError(
-                    f"{file}: {f'names {odd!r} twice' if odd else 'has an empty line'}; number n is line n + 1"
-                )
+                fault = f"names {odd!r} twice" if odd else "has an empty line"
+                raise UserError(f"{file} {fault}; the name of class n stands in line n + 1, each name once")
             return names
         if self.entry.classes:
             return list(self.entry.classes)

@@ -327,5 +327,5 @@ def test_labels_that_are_no_shares_are_said_where_names_show_that_they_are_label
 def test_names_that_leave_a_number_in_doubt_are_refused(tmp_path, names, said):
     put(tmp_path, "a.png")
     write(tmp_path, **{"classes.txt": names})
-    with pytest.raises(UserError, match=f"classes.txt: {said}"):
+    with pytest.raises(UserError, match=f"classes.txt {said}"):
         read(tmp_path)
