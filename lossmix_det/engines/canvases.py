@@ -61,7 +61,9 @@ LAYOUTS: dict[str, Layout] = {"few": few, "one": one}
 
 
 def plan(images: ImageBatch, multiple: int = STRIDE) -> tuple[Size, ...]:
-    """The canvas of each image, so that all take least to compute; that of the batch where nothing is to be gained.
+    """The canvas of each image, so that all take least to compute; one for all where nothing is to be gained.
+
+    That one is the canvas of the batch, without the padding that a network which takes any size has no use for.
 
     Args:
         images: of any sizes.
@@ -70,6 +72,8 @@ def plan(images: ImageBatch, multiple: int = STRIDE) -> tuple[Size, ...]:
     cost = COST_OF_A_CANVAS.get(images.pixels.device.type, COST_OF_A_CANVAS["cuda"])
     groups = partition(images.sizes, cost, multiple)
     height, width = images.pixels.shape[2:]
+    if multiple < STRIDE:
+        height, width = smallest_canvas(images.sizes, multiple)
     canvases = {group: smallest_canvas([images.sizes[index] for index in group], multiple) for group in groups}
     computed = sum(len(group) * rows * columns for group, (rows, columns) in canvases.items())
     if len(images) * height * width - computed < cost:

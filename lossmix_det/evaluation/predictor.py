@@ -107,7 +107,7 @@ class Predictor:
     def _detect(self, small: list[np.ndarray]) -> list[Instances]:
         """Detections in pixels of the resized images."""
         batch = to_batch([torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))) for pixels in small])
-        batch = replace(batch, canvases=tuple(smallest_canvas([size]) for size in batch.sizes))
+        batch = replace(batch, canvases=tuple(smallest_canvas([size], self.detector.multiple) for size in batch.sizes))
         return [found.to("cpu") for found in self.detector.detect(batch.to(self.device).to_float())]
 
     def _pixels(self, image: AnyImage) -> np.ndarray:

@@ -338,6 +338,16 @@ def test_the_samples_of_an_image_do_not_depend_on_its_canvas(name):
         assert all(y < height + 32 and x < width + 32 for y, x in middles)
 
 
+def test_a_network_that_takes_any_size_is_given_no_padding(monkeypatch):
+    """As Detectron2 pads its C4 networks; even where one more canvas would cost more than it saves."""
+    monkeypatch.setattr(canvases, "COST_OF_A_CANVAS", dict.fromkeys(canvases.COST_OF_A_CANVAS, 2**30))
+    batch = ImageBatch(torch.rand(2, 3, 96, 128), ((90, 101), (65, 110)))
+    (canvas,) = canvases.few(batch, multiple=1)
+    assert canvas.images.canvas == (90, 110)
+    (canvas,) = canvases.few(batch, multiple=32)
+    assert canvas.images.canvas == (96, 128)
+
+
 def test_micro_batches_keep_the_canvases_of_the_whole_batch():
     """So that gradients that are accumulated are those of the batch, on a network that padding does reach."""
     detector = make("slim", canvases="few")
