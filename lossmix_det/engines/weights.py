@@ -62,11 +62,7 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: str, strict
     """
     own = model.state_dict()
     state = as_named_in(own, state)
-    odd = next(
-        (name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()), None
-    )
-    if odd:
-        raise UserError(f"model.weights={source}: {odd} holds numbers that are not finite; use an earlier checkpoint")
+    check_finite(state, source)
     if not any(name in own for name in state):
         state = of_classifier(model, own, state)
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
@@ -83,10 +79,8 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: str, strict
         names = _shorten([*replaced, *missing])
         raise UserError(f"model.weights={source} is not of this model: {names} missing or of another shape")
     log.info("weights %s: %d of %d tensors loaded", source, len(fitting), len(own))
-    fresh = _fresh_in_body(own, fitting)
-    if fresh and any(name.startswith(BODIES) for name in fitting):
-        names = _shorten(fresh)
-        log.warning("%s lacks %d tensors of the backbone, which begin at random: %s", source, len(fresh), names)
+    if any(name.startswith(BODIES) for name in fitting):
+        warn_of_fresh(_fresh_in_body(own, fitting), source)
     for title, names in (
         ("of another shape, left fresh", replaced),
         ("not in the file", missing),
@@ -94,6 +88,26 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: str, strict
     ):
         if names:
             log.info("  %s (%d): %s", title, len(names), _shorten(names))
+
+
+def check_finite(state: dict[str, Tensor], source: str) -> None:
+    """Refuse weights of a run that has diverged.
+
+    Raises:
+        UserError: a number is not finite.
+    """
+    odd = next(
+        (name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()), None
+    )
+    if odd:
+        raise UserError(f"model.weights={source}: {odd} holds numbers that are not finite; use an earlier checkpoint")
+
+
+def warn_of_fresh(names: list[str], source: str) -> None:
+    """Say which parts of a backbone a file does not give, if any."""
+    if names:
+        text = "%s lacks %d tensors of the backbone, which begin at random: %s"
+        log.warning(text, source, len(names), _shorten(names))
 
 
 def of_classifier(model: nn.Module, own: Collection[str], state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -11,13 +11,14 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 
 from lossmix_det.engines.timm_weights import NAMED
-from lossmix_det.engines.weights import COUNTERS, of_classifier
+from lossmix_det.engines.weights import COUNTERS, check_finite, of_classifier, warn_of_fresh
 from lossmix_det.errors import UserError, first_line
 from lossmix_det.files import Damaged, read_model
 
 log = logging.getLogger(__name__)
 
 BODY = "backbone.bottom_up.net."  # where a network of timm lies
+PYRAMID = "backbone.fpn_"
 MOST_FRESH = 0.95  # of a model that any weights were meant for; a few names are alike in any two networks
 
 
@@ -62,12 +63,15 @@ def load_weights(model: nn.Module, path: str, strict: bool, architecture: str = 
         UserError: there is no such file; or, if ``strict``, it leaves any part fresh.
     """
     state, own = _read(path, architecture), model.state_dict()
+    check_finite(state, path)
     fitting = _fitting(own, state)
     if len(fitting) >= len(state) / 10 and fitting:
         _refuse_fresh(strict and bool(state), path, len(own) - len(fitting), len(own))
         model.load_state_dict(fitting, strict=False)
         if fitting.keys() != own.keys():
-            log.info("model.weights: %d of %d parts fit and were loaded, the rest start fresh", len(fitting), len(own))
+            _say(len(own), own.keys() - fitting.keys(), state.keys() - fitting.keys())
+            body = [name for name in own if name.startswith("backbone.") and not name.startswith(PYRAMID)]
+            warn_of_fresh([name for name in body if name not in fitting and not name.endswith(COUNTERS)], path)
     elif architecture and (fitting := _fitting(own, named := of_classifier(model, own, state))):
         _refuse_fresh(strict, path, len(own) - len(fitting), len(own))
         model.load_state_dict(fitting, strict=False)

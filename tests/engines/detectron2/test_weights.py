@@ -35,11 +35,33 @@ def test_weights_of_other_classes_load_what_fits_and_are_refused_where_all_must(
     again = replace(config, weights=str(tmp_path / "four.pth"))
     with caplog.at_level("INFO"):
         other = build_detector(again, 7)
-    assert "parts fit and were loaded, the rest start fresh" in caplog.text
+    assert "parts loaded; the rest is fresh: roi_heads.box_predictor\n" in caplog.text
+    assert "begin at random" not in caplog.text
     assert_close(other.model.backbone.state_dict(), first.model.backbone.state_dict(), rtol=0, atol=0)
     with pytest.raises(UserError, match="is not of this model: 2 of"):
         build_detector(again, 7, strict=True)
     build_detector(again, 4, strict=True)
+
+
+def test_what_of_a_backbone_begins_at_random_is_warned_of(tmp_path, caplog):
+    """A deeper network has layers that the file does not know."""
+    config = ModelConfig(engine="detectron2", detectron2_options=options("fpn"))
+    state = build_detector(config, 4).exported()
+    missing = {name for name in state if name.startswith("backbone.bottom_up.res4.")}
+    torch.save({"model": {name: value for name, value in state.items() if name not in missing}}, tmp_path / "part.pth")
+    build_detector(replace(config, weights=str(tmp_path / "part.pth")), 4)
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    learned = [name for name in missing if not name.endswith("num_batches_tracked")]
+    assert f"part.pth lacks {len(learned)} tensors of the backbone, which begin at random: backbone.bottom" in warning
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path):
+    config = ModelConfig(engine="detectron2", detectron2_options=options("fpn"))
+    state = build_detector(config, 4).exported()
+    state["roi_heads.box_predictor.cls_score.bias"][0] = float("nan")
+    torch.save({"model": state}, tmp_path / "nan.pth")
+    with pytest.raises(UserError, match="cls_score.bias holds numbers that are not finite; use an earlier checkpoint"):
+        build_detector(replace(config, weights=str(tmp_path / "nan.pth")), 4)
 
 
 def zoo_names(state: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
