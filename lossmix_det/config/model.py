@@ -15,6 +15,7 @@ NOT_READ: dict[str, dict[str, dict[str, str]]] = {
     "engine": {
         "torchvision": {"detectron2_config": "set model.engine=detectron2, or leave it empty"},
         "detectron2": {
+            "architecture": "set model.detectron2_config instead",
             "detector": "set model.engine=torchvision, or leave it at faster_rcnn",
             "norm": "set MODEL.RESNETS.NORM in model.detectron2_options instead",
             "trainable_layers": "set MODEL.BACKBONE.FREEZE_AT in model.detectron2_options instead",

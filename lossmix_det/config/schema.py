@@ -57,6 +57,13 @@ class EmaConfig(Settings):
 
 
 NOT_READ = {"soft": ("box_score", "box_agreement"), "hard": ("temperature",)}  # by kind of pseudo-labels
+# By what only some thresholds read: these.
+THRESHOLDS = {
+    "class_scores": ("per_class",),
+    "floor": ("adaptive", "rising"),
+    "portion": ("adaptive",),
+    "memory": ("adaptive",),
+}
 
 
 @dataclass
@@ -82,9 +89,17 @@ class PseudoLabelConfig(Settings):
 
     def rules(self) -> list[Rule]:
         """Scores of classes; boxes are chosen only where they are taught as such."""
-        defaults = {spec.name: spec.default for spec in fields(self)}
+        defaults = {spec.name: spec.default for spec in fields(self)} | {"class_scores": {}}
         return [
             *weights("class_scores", self.class_scores),
+            *(
+                (
+                    self.threshold in readers or getattr(self, key) == defaults[key],
+                    f"{key}={getattr(self, key)} has no effect with pseudo_labels.threshold={self.threshold}; set "
+                    f"pseudo_labels.threshold={' or '.join(readers)}",
+                )
+                for key, readers in THRESHOLDS.items()
+            ),
             *(
                 (
                     getattr(self, key) == defaults[key],

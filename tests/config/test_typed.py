@@ -92,7 +92,8 @@ def test_an_empty_class_name_is_told_by_its_place(tmp_path, empty):
     ],
 )
 def test_a_score_is_set_for_any_class_name(override, name, score):
-    assert load_config(None, [override]).pseudo_labels.class_scores == {name: score}
+    config = load_config(None, [override, "pseudo_labels.threshold=per_class"])
+    assert config.pseudo_labels.class_scores == {name: score}
 
 
 def test_a_data_set_may_have_dots_in_its_name():
@@ -259,3 +260,20 @@ def test_no_file_and_no_override_ends_in_anything_but_a_sentence(tmp_path):
             continue
         refused += 0
     assert 100 < refused < 480
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["pseudo_labels.class_scores={cat: 0.5}"],
+            "has no effect with .*=global; set .*=per_class",
+        ),
+        (["pseudo_labels.floor=0.3"], "floor=0.3 has no effect .*; set pseudo_labels.threshold=adaptive or rising"),
+        (["pseudo_labels.threshold=rising", "pseudo_labels.memory=0.5"], "memory=0.5 has no effect with .*=rising"),
+        (["model.engine=detectron2", "model.architecture=resnet50_fpn"], "set model.detectron2_config instead"),
+    ],
+)
+def test_settings_that_nothing_reads_are_refused(words, said):
+    with pytest.raises(UserError, match=said):
+        load_config(None, words)
