@@ -50,16 +50,18 @@ def passes(cell: str) -> bool:
     return abs(mean) >= LEAST * error
 
 
-def gains_of_mixers() -> dict[str, str]:
+def gains_of_mixers(page: str = "mixers.md") -> dict[str, str]:
     """By row, the differences to no mixing in adaptation."""
-    adaptation = read("docs/results/mixers.md").partition("## Adaptation")[2]
+    adaptation = read(f"docs/results/{page}").partition("## Adaptation")[2]
     rows = re.findall(r"^\| ([\w, ]+) \| (?:[^|]+ \| )+?([+-][\d.]+ ± [\d.]+) \|", adaptation, re.MULTILINE)
     return dict(rows)
 
 
-def test_the_table_of_mixers_is_that_of_its_page():
-    page, kinds = gains_of_mixers(), ("share", "visibility", "union")
-    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", SECTIONS["Which mixer?"], re.MULTILINE)
+@pytest.mark.parametrize("name", ["mixers.md", "mixers_blood.md"])
+def test_the_table_of_mixers_is_that_of_its_page(name):
+    page, kinds = gains_of_mixers(name), ("share", "visibility", "union")
+    text = SECTIONS["Which mixer?"].partition(f"](results/{name})")[2].partition("](results/")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", text, re.MULTILINE)
     assert {name for name, _ in rows} == MIXERS.keys()
     for mixer, cells in rows:
         for kind, cell in zip(kinds, cells.split(" | "), strict=True):
