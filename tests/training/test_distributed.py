@@ -2,8 +2,10 @@
 
 import csv
 import json
+import shutil
 
 import pytest
+import torch
 from conftest import voc_object, voc_xml, write_image
 from runs import last_checkpoint, run, trainer
 from stock import options
@@ -234,3 +236,23 @@ def test_two_processes_may_draw_different_mixers(tmp_path, squares):
     content = last_checkpoint(tmp_path / "run")
     assert content["step"] == 8
     assert all(value.isfinite().all() for value in content["student"].values())
+
+
+def test_two_processes_resume_exactly_where_batchnorm_learns(tmp_path, squares):
+    """The teacher's running statistics are those of the first process, which alone saves them."""
+    settings = [*squares, "model.norm=batch", "data.target=[mine]", "adaptation.burn_in_steps=2", "ema.decay=0.5"]
+    settings += ["pseudo_labels.score=0.1", "mixing.probability=0.0", "train.save_every=3", "train.keep_last=5"]
+    done = run(tmp_path / "whole", "--num-gpus", "2", *settings, "train.steps=6")
+    assert done.returncode == 0, done.stderr
+    later = tmp_path / "resumed" / "checkpoints"
+    later.mkdir(parents=True)
+    (half,) = (tmp_path / "whole" / "checkpoints").glob("step_*3.pt")
+    shutil.copy(half, later)
+    done = run(tmp_path / "resumed", "--num-gpus", "2", "--resume", *settings, "train.steps=6")
+    assert done.returncode == 0, done.stderr
+    whole, resumed = (last_checkpoint(tmp_path / folder) for folder in ("whole", "resumed"))
+    assert whole["step"] == resumed["step"] == 6
+    for part in ("student", "ema"):
+        assert any("running_mean" in key for key in whole[part])
+        for key, value in whole[part].items():
+            assert torch.equal(resumed[part][key], value), (part, key)
