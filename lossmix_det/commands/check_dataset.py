@@ -69,6 +69,7 @@ def _run(options: argparse.Namespace) -> int:
     with quiet("lossmix_det.data"):
         config, uses = _sets(options)
         surveys = _read(config, uses, options.workers, console)
+    _check_use(config, surveys)
     comparison = compare(surveys)
     report = report_of(surveys, comparison)
     _write(report, surveys, comparison, options.output)
@@ -77,6 +78,25 @@ def _run(options: argparse.Namespace) -> int:
     if clean is not None:
         _write_clean(surveys, clean)
     return FAULTY if any(report["faults"].values()) else 0
+
+
+def _check_use(config: Config, surveys: list[Survey]) -> None:
+    """Add what a run would refuse or warn of, though each set is sound by itself."""
+    trained = [survey for survey in surveys if survey.use == "train"]
+    for survey in trained:
+        if survey.name in config.data.test:
+            survey.faults.append(
+                f"{survey.name} is in data.train and in data.test: its score says how well it was learned; test on "
+                "other images"
+            )
+    present = {label for survey in trained for label in survey.names}
+    asked = config.data.classes or []
+    for label in asked if present & {*asked} else ():
+        if label not in present:
+            trained[0].faults.append(
+                f"no box in {', '.join(survey.name for survey in trained)} is of class {label!r}; leave it out of "
+                "data.classes"
+            )
 
 
 def _sets(options: argparse.Namespace) -> tuple[Config, dict[str, str]]:

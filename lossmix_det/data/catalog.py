@@ -121,7 +121,7 @@ def _load(name: str, entry: DatasetConfig, config: Config, classes: list[str] | 
         raise UserError(f"data set {name!r} lists no image{hint}")
     known = entry.classes or list(numbers) or None
     classes = classes or config.data.classes or known or class_names(images)
-    _check_names(name, classes, known if file_format.labelled else None)
+    check_names(name, classes, known if file_format.labelled else None)
     note_alike(name, [*classes, *(known or [])], problems)
     reading = Reading(entry, file_format.image_folder(entry), file_format.labelled, masks)
     result = build(name, images, classes, known, problems, reading)
@@ -135,7 +135,7 @@ def _load(name: str, entry: DatasetConfig, config: Config, classes: list[str] | 
     return result
 
 
-def _check_names(name: str, classes: list[str], known: list[str] | None) -> None:
+def check_names(name: str, classes: list[str], known: list[str] | None) -> None:
     """Refuse a list of classes that shares no name with the data set: it is misspelt, and would train on nothing."""
     if not classes:
         raise UserError(f"data set {name!r} names no class; list them in data.classes")
@@ -209,7 +209,8 @@ def load_sets(config: Config) -> tuple[list[ImageSet], list[ImageSet]]:
     absent = [label for index, label in enumerate(classes) if index not in present]
     where = f"no box in {', '.join(config.data.train)} is of class"
     if absent and (config.data.classes or known_classes(config.data.train[0], config)):
-        raise UserError(f"{where} {absent[0]!r}; remove it from the classes")
+        hint = "leave it out of data.classes" if config.data.classes else "name the others in data.classes"
+        raise UserError(f"{where} {absent[0]!r}; {hint}")
     if absent:  # named by the file alone, as many exports do
         log.warning("%s %s; name the others in data.classes to leave it out", where, ", ".join(map(repr, absent)))
     return train, [load(name, config, classes) for name in config.data.test]

@@ -11,7 +11,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from lossmix_det.config import Config, DatasetConfig
-from lossmix_det.data.catalog import find
+from lossmix_det.data.catalog import check_names, find
 from lossmix_det.data.formats import FORMATS
 from lossmix_det.data.formats.yolo import NO_IMAGE
 from lossmix_det.data.holdout import part_of
@@ -136,6 +136,11 @@ def _read(result: Survey, config: Config, problems: SkippedProblems) -> None:
     labelled = file_format.labelled and (result.use != "target" or bool(result.names))
     known = (entry.classes or list(numbers) or None) if labelled else None
     result.classes = result.classes or config.data.classes or known or class_names(images)
+    if labelled and config.data.classes and result.use != "target":
+        try:
+            check_names(result.name, result.classes, known or class_names(images))
+        except UserError as error:  # a run ends there; here the rest is looked at too
+            result.faults.append(str(error))
     if not images:
         raise UserError(f"data set {result.name!r} lists no image; check its root, split and format")
     try:

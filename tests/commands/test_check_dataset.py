@@ -176,3 +176,21 @@ def test_a_fault_of_a_source_that_is_held_out_in_part_counts_once(tmp_path, caps
         assert len([line for line in faults if f"/{number}." in line]) == 1, number
     report = json.loads((tmp_path / "out" / "check.json").read_text())
     assert sum(len(lines) for lines in report["faults"].values()) == len(faults) == 5
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ("train: [mine], test: [mine]", "mine is in data.train and in data.test"),
+        ("train: [mine], classes: [horse]", "'mine' has none of the classes horse"),
+        ("train: [mine], classes: [cat, Dog]", "has no class 'Dog'; 'dog' is there"),
+        ("train: [mine], classes: [cat, horse]", "no box in mine is of class 'horse'; leave it out of data.classes"),
+    ],
+)
+def test_what_a_run_would_refuse_is_a_fault(sound, tmp_path, data, said):
+    config = tmp_path / "my.yaml"
+    root = f"root: {sound / 'voc'}, split: train"
+    config.write_text(f"datasets: {{mine: {{{root}}}}}\ndata: {{{data}}}\n")
+    assert check(config, "--output", tmp_path / "out") == 1
+    faults = json.loads((tmp_path / "out" / "check.json").read_text())["faults"]["mine"]
+    assert any(said in line for line in faults), faults
