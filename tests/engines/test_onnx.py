@@ -7,9 +7,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+from conftest import write_image
 from runs import TINY, trainer
 
 from lossmix_det.commands.export import main
+from lossmix_det.commands.predict import main as predict
 from lossmix_det.config import load_config
 from lossmix_det.engines import build_detector
 from lossmix_det.engines import onnx as subject
@@ -120,6 +122,13 @@ def test_a_run_is_exported_with_a_card(tmp_path, capsys):
     assert "nothing is written over" in capsys.readouterr().err
     assert main([str(output), "--output", str(tmp_path / "b.onnx")]) == 2
     assert "is an ONNX file already" in capsys.readouterr().err
+    image = write_image(tmp_path / "a.png")
+    words = [str(output), str(image), "--output", str(tmp_path / "found")]
+    assert predict([*words, "--size", "96"]) == 2
+    assert "small_model.onnx resizes images itself, to a shorter side of" in capsys.readouterr().err
+    assert predict([*words, "--device", "cuda"]) == 2
+    assert "--device cuda cannot be used: ONNX files run on the CPU here" in capsys.readouterr().err
+    assert predict(words) == 0
 
 
 def test_detectron2_is_refused_in_a_sentence(tmp_path):

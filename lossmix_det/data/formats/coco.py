@@ -130,7 +130,6 @@ class _Reader:
     objects: dict[Id, list[RawObject]] = field(default_factory=dict)
     surrounded: list[str] = field(default_factory=list)
     areas: list[str] = field(default_factory=list)
-    empty: list[str] = field(default_factory=list)
     elsewhere: list[str] = field(default_factory=list)
 
     def read_categories(self, entries: list[Any], used: set[Any]) -> None:
@@ -224,7 +223,7 @@ class _Reader:
         return x, y, x + width, y + height
 
     def _area(self, value: Any, where: str) -> float | None:
-        """In square pixels; None where it is missing or null, or 0 or no area, which is noted."""
+        """In square pixels; None where it is missing, null or 0, or no area, which is noted."""
         if value is None:
             return None
         try:
@@ -233,7 +232,8 @@ class _Reader:
             raise ValueError(f"has area {value!r:.50}, which is no number") from None
         if 0 < area < math.inf:
             return area
-        (self.areas if area else self.empty).append(where)
+        if area:
+            self.areas.append(where)
         return None
 
     def raw_images(self, folder: Path) -> list[RawImage]:
@@ -259,7 +259,6 @@ class _Reader:
             self.surrounded, f"{self.path}: {{count}} polygons or rotated boxes became the upright box around them"
         )
         note_all(self.areas, f"{self.path}: {{count}} areas are negative or not finite; the box's is taken")
-        note_all(self.empty, f"{self.path}: {{count}} areas are 0; scores by size take the box's, pycocotools takes 0")
         note_all(self.elsewhere, f"{self.path}: {{count}} absolute paths of another place were found by their end")
         return result
 

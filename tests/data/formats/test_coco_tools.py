@@ -110,6 +110,7 @@ IDS = [
     pytest.param(("img-a", "img-b"), ("img-a", "img-b"), id="names"),
     pytest.param(("01", "1"), ("01", "1"), id="texts that are one number"),
     pytest.param((10**30, 2), (10**30, 2), id="beyond 64 bits"),
+    pytest.param((20231127153000001, 20231127153000002), (20231127153000001, 20231127153000002), id="alike as doubles"),
     pytest.param(("b", 1), ("b", 1), id="a name and a number"),
     pytest.param((-1, 0), (-1, 0), id="negative"),
 ]
