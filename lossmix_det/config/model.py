@@ -67,7 +67,7 @@ class ModelConfig(Settings):
             for setting, table in NOT_READ.items()
             for name, advice in table.get(getattr(self, setting), {}).items()
         ]
-        return [*rules, *self._timm_rules()]
+        return [*self._timm_rules(), *rules]
 
     def _timm_rules(self) -> list[Rule]:
         """What is read for networks of timm alone, and by torchvision's engine alone."""
