@@ -15,7 +15,8 @@ NOT_READ: dict[str, dict[str, dict[str, str]]] = {
     "engine": {
         "torchvision": {"detectron2_config": "set model.engine=detectron2, or leave it empty"},
         "detectron2": {
-            "architecture": "set model.detectron2_config instead",
+            "architecture": "set model.detectron2_config instead; for a network of timm MODEL.BACKBONE.NAME to "
+            "build_timm_fpn_backbone and MODEL.TIMM.NAME in model.detectron2_options",
             "detector": "set model.engine=torchvision, or leave it at faster_rcnn",
             "norm": "set MODEL.RESNETS.NORM in model.detectron2_options instead",
             "trainable_layers": "set MODEL.BACKBONE.FREEZE_AT in model.detectron2_options instead",
@@ -28,7 +29,6 @@ NOT_READ: dict[str, dict[str, dict[str, str]]] = {
 
 TIMM_PREFIX = "timm/"  # of an architecture that is any network of timm
 GROUPS = {"fcos": 32}  # of GroupNorm in the heads
-ENGINE_WITHOUT = "detectron2"  # which reads no architecture
 
 
 @dataclass
@@ -67,17 +67,12 @@ class ModelConfig(Settings):
             for setting, table in NOT_READ.items()
             for name, advice in table.get(getattr(self, setting), {}).items()
         ]
-        return [*self._timm_rules(), *rules]
+        return [*rules, *self._timm_rules()]
 
     def _timm_rules(self) -> list[Rule]:
-        """What is read for networks of timm alone, and by torchvision's engine alone."""
+        """What is read for networks of timm alone."""
         name, of_timm = self.architecture, self.architecture.startswith(TIMM_PREFIX)
         return [
-            (
-                not of_timm or self.engine != ENGINE_WITHOUT,
-                f"architecture={name} has no effect with model.engine={self.engine}; set MODEL.BACKBONE.NAME to "
-                "build_timm_fpn_backbone and MODEL.TIMM.NAME in model.detectron2_options instead",
-            ),
             *(
                 (
                     of_timm or not getattr(self, key),
