@@ -83,6 +83,21 @@ def test_what_the_text_says_of_mixers():
         assert f"{page[f'{kind}, all mixers with masks']} with `{kind}`" in text
 
 
+def test_what_the_text_says_of_mixers_on_real_images():
+    page, text = gains_of_mixers("mixers_blood.md"), " ".join(SECTIONS["Which mixer?"].split())
+    mixed = {name: float(cell.split()[0]) for name, cell in page.items() if " and " not in name and ", all" not in name}
+    mixed.pop("oracle")
+    assert len(mixed) == 31
+    assert [name for name, gain in mixed.items() if gain <= 0] == ["puzzlemix, union"]
+    ranked = sorted(mixed, key=mixed.get)
+    assert {name.partition(",")[0] for name in ranked[-3:]} == {"mosaic"}
+    assert mixed[ranked[-3]] > mixed[ranked[-4]] + 2
+    for kind in ("share", "visibility", "union"):
+        assert f"{page[f'{kind}, all mixers with masks']} with `{kind}`" in text
+    assert f"gained {page['mosaic, share and visibility'].split()[0]} points on blood cells" in read("docs/mixing.md")
+    assert f"`mixup` gained {page['mixup, share'].split()[0]}" in read("docs/mixing.md")
+
+
 def test_what_the_settings_do_is_that_of_its_page():
     parts = dict(part.split("\n", 1) for part in read("docs/results/ablation.md").split("\n## ")[1:])
     rows = re.findall(r"^\| `([\w.]+)` \| (.*) \|$", SECTIONS["What do the settings do?"], re.MULTILINE)
