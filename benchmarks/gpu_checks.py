@@ -22,7 +22,7 @@ from torch import nn
 
 from benchmarks import mixer_cost, speed
 from benchmarks.steps import Setup, frame_of, longest_of
-from benchmarks.timing import ratio, rounds_before, seconds_of
+from benchmarks.timing import gpu_peak, ratio, rounds_before, seconds_of
 from lossmix_det.errors import UserError
 from lossmix_det.mixing.mixers import MIXERS
 from lossmix_det.structures import ImageBatch, StepBatch
@@ -96,16 +96,9 @@ def torchvision_steps(words: tuple[str, ...], scale: Scale) -> str:
             step(number)
         taken = [[step(number) for step in steps.values()] for number in range(scale.rounds)]
         plain, ours = zip(*taken, strict=True)
-        memory = {name: _peak_on_gpu(step) for name, step in steps.items()} if scale.gpu else {}
+        memory = {name: gpu_peak(partial(step, 0)) for name, step in steps.items()} if scale.gpu else {}
     sizes = ", ".join(f"{name} {value:.1f} GiB" for name, value in memory.items())
     return _joined(f"step {_median(ours)}", f"{ratio(ours, plain)} of plain torchvision", sizes)
-
-
-def _peak_on_gpu(step: Callable[[int], float]) -> float:
-    """GiB of GPU memory at the peak of a step."""
-    torch.cuda.reset_peak_memory_stats()
-    step(0)
-    return torch.cuda.max_memory_allocated() / 2**30
 
 
 def every_mixer(scale: Scale) -> str:

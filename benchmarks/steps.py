@@ -20,7 +20,7 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.passes import Passes, inputs_of
-from benchmarks.timing import seconds_of
+from benchmarks.timing import gpu_peak, seconds_of
 from lossmix_det.config import load_config
 from lossmix_det.data.loaders import StreamSampler, to_batch
 from lossmix_det.engines import to_device
@@ -98,9 +98,7 @@ class Bench:
     def gpu_peak(self, step: Step) -> float:
         """GiB of GPU memory at the peak of a step."""
         self._prepare(step)
-        torch.cuda.reset_peak_memory_stats()
-        step.take(self, self.batches[0])
-        return torch.cuda.max_memory_allocated() / 2**30
+        return gpu_peak(lambda: step.take(self, self.batches[0]))
 
     @property
     def _batch(self) -> StepBatch:

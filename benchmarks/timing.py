@@ -19,6 +19,13 @@ FINISH: dict[str, Callable[[], None]] = {"cpu": lambda: None, "cuda": torch.cuda
 PROGRAM = ".venv/bin/python tools/benchmark.py"  # as the README sets it up
 
 
+def gpu_peak(action: Callable[[], object]) -> float:
+    """GiB of GPU memory at the peak of an action."""
+    torch.cuda.reset_peak_memory_stats()
+    action()
+    return torch.cuda.max_memory_allocated() / 2**30
+
+
 def seconds_of(action: Callable[[], object], device: torch.device, clock: Callable[[], float] | None = None) -> float:
     """How long an action takes, the device's work included.
 

@@ -82,6 +82,8 @@ def _run(options: argparse.Namespace) -> int:
 
 def _check_use(config: Config, surveys: list[Survey]) -> None:
     """Add what a run would refuse or warn of, though each set is sound by itself."""
+    from lossmix_det.data.catalog import without_boxes
+
     trained = [survey for survey in surveys if survey.use == "train"]
     for survey in trained:
         if survey.name in config.data.test:
@@ -90,13 +92,9 @@ def _check_use(config: Config, surveys: list[Survey]) -> None:
                 "other images"
             )
     present = {label for survey in trained for label in survey.names}
-    asked = config.data.classes or []
-    for label in asked if present & {*asked} else ():
-        if label not in present:
-            trained[0].faults.append(
-                f"no box in {', '.join(survey.name for survey in trained)} is of class {label!r}; leave it out of "
-                "data.classes"
-            )
+    absent = [label for label in config.data.classes or [] if label not in present]
+    if absent and present & {*config.data.classes}:  # else every set has been told that it has none of them
+        trained[0].faults.append(without_boxes(absent, config))
 
 
 def _sets(options: argparse.Namespace) -> tuple[Config, dict[str, str]]:
@@ -119,7 +117,7 @@ def _sets(options: argparse.Namespace) -> tuple[Config, dict[str, str]]:
 
 def _declare(config: Config, word: str, prefix: str, use: str) -> dict[str, str]:
     """Declare the parts of a folder; the use of each by its name."""
-    from lossmix_det.data.parts import TEST, TRAIN, VALIDATION, Place, agreed
+    from lossmix_det.data.parts import TEST, TRAIN, VALIDATION, Place, settled
 
     place = Place.parse(word)
     parts = {} if place.split else {names[0]: place.part(names) for names in (TRAIN, VALIDATION, TEST)}
@@ -127,7 +125,7 @@ def _declare(config: Config, word: str, prefix: str, use: str) -> dict[str, str]
     if not any(name.endswith(TRAIN[0]) for name in found):
         found = {f"{prefix}{place.split or 'all'}": place.whole()}
     first = next(iter(found))
-    config.datasets |= dict(zip(found, agreed(list(found.values())), strict=True))
+    config.datasets |= {name: entry for name, (entry, _) in zip(found, settled(list(found.values())), strict=True)}
     return {name: use if name == first else "test" for name in found}
 
 
@@ -191,8 +189,7 @@ def _write_clean(surveys: list[Survey], folder: Path) -> None:
         if survey.image_set is None or not survey.image_set.labelled:
             print(f"{survey.name}: nothing to write, because it has no labels that can be used")
             continue
-        declaration, losses = write_clean(survey, folder / survey.name)
+        declaration, lost = write_clean(survey, folder / survey.name)
         print(f"clean: {survey.name}: {{{declaration}}}")
-        for what, count in losses.items():
-            if count:
-                print(f"lost: {count} {what}")
+        for line in lost:
+            print(line)

@@ -58,9 +58,8 @@ def _run(options: argparse.Namespace, settings: list[str]) -> int:
         writer.finish()
     for split, image_set in sets.items():
         _report(split, image_set)
-    for what, count in writer.losses.items():
-        if count:
-            print(f"lost: {count} {what}")
+    for line in writer.lost:
+        print(line)
     if any(not image_set.records.exif.all() for image_set in sets.values()):
         print("set exif: ignore for the new data set too, because its images are the same")
     print(f"{options.to} in {options.output}")

@@ -47,7 +47,7 @@ def _run(options: argparse.Namespace) -> int:
     if len(options.runs) == 1:
         if options.output:
             raise UserError("--output is for the page of several runs; that of one run is report.html in its folder")
-        test_sets, target_sets, depth = _data_of(options.runs[0])
+        test_sets, target_sets, depth = _data_of(runs[0])
         page = write_page(options.runs[0], test_sets, target_sets, high_bit_depth=depth, references=references)
         log.info("wrote %s", page)
         return 0
@@ -86,16 +86,15 @@ def _references(options: argparse.Namespace, runs: Sequence[RunFolder]) -> dict[
     return references
 
 
-def _data_of(folder: Path) -> tuple[list[ImageSet], list[ImageSet], str]:
+def _data_of(run: RunFolder) -> tuple[list[ImageSet], list[ImageSet], str]:
     """The test sets and target sets of a run, and how it reads images of 16 bits.
 
     Where its data cannot be read any more, that is said, and there are no sets. A set that has changed since is left
     out, because detections belong to images by their place in it.
     """
     from lossmix_det.data.catalog import load_sets, load_target  # loads torch
-    from lossmix_det.training.provenance import read_run
 
-    recorded = (read_run(folder) or {}).get("datasets", {})
+    recorded = run.about.get("datasets", {})
 
     def unchanged(image_set: ImageSet) -> bool:
         known = recorded.get(image_set.name, {}).get("fingerprint", image_set.fingerprint)
@@ -104,7 +103,7 @@ def _data_of(folder: Path) -> tuple[list[ImageSet], list[ImageSet], str]:
         return known == image_set.fingerprint
 
     try:
-        config = load_config(folder / "config.yaml")
+        config = load_config(run.path / "config.yaml")
         train_sets, test_sets = load_sets(config)
         targets = [load_target(name, config, train_sets[0].classes) for name in config.data.target]
         kept = [list(filter(unchanged, sets)) for sets in (test_sets, targets)]

@@ -145,7 +145,7 @@ def _mixed(config: Config, source: ImageSet, options: argparse.Namespace) -> Ima
     phase: Phase = SourceOnly(mixing)
     if adapts:
         phase = (Adaptation if options.teacher else BurnIn)(config, mixing)
-        unknown = Supervision.full([Instances.empty()] * config.data.batch_size, 0.0)
+        unknown = Supervision.full([Instances.empty()] * len(step.batch.target.weak), 0.0)
         supervision = supervision.scaled(config.adaptation.supervised_weight)
         supervision = Supervision.cat([supervision, step.labels or unknown])
     seen: list[tuple[ImageBatch, Tensor | None]] = []

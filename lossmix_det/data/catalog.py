@@ -207,13 +207,17 @@ def load_sets(config: Config) -> tuple[list[ImageSet], list[ImageSet]]:
             raise UserError(f"data set {image_set.name!r} has no labels to train on; take it out of data.train")
     present = set(np.concatenate([image_set.records.classes for image_set in train]).tolist())
     absent = [label for index, label in enumerate(classes) if index not in present]
-    where = f"no box in {', '.join(config.data.train)} is of class"
     if absent and (config.data.classes or known_classes(config.data.train[0], config)):
-        hint = "leave it out of data.classes" if config.data.classes else "name the others in data.classes"
-        raise UserError(f"{where} {absent[0]!r}; {hint}")
+        raise UserError(without_boxes(absent[:1], config))
     if absent:  # named by the file alone, as many exports do
-        log.warning("%s %s; name the others in data.classes to leave it out", where, ", ".join(map(repr, absent)))
+        log.warning(without_boxes(absent, config))
     return train, [load(name, config, classes) for name in config.data.test]
+
+
+def without_boxes(classes: list[str], config: Config) -> str:
+    """That no training set has a box of some classes, and what to do."""
+    hint = "leave it out of data.classes" if config.data.classes else "name the others in data.classes to leave it out"
+    return f"no box in {', '.join(config.data.train)} is of class {', '.join(map(repr, classes))}; {hint}"
 
 
 def load_test_sets(config: Config) -> list[ImageSet]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ FILES: dict[str, Callable[[str], dict[str, str]]] = {
 }
 
 
-def write_clean(survey: Survey, folder: Path) -> tuple[str, Counter[str]]:
+def write_clean(survey: Survey, folder: Path) -> tuple[str, list[str]]:
     """Write the images that can be read with the boxes that can be used, each once; images are links.
 
     Args:
@@ -29,7 +28,7 @@ def write_clean(survey: Survey, folder: Path) -> tuple[str, Counter[str]]:
         folder: new.
 
     Returns:
-        The declaration of the clean data set, as a line of YAML; and how much of what the format cannot hold.
+        The declaration of the clean data set, as a line of YAML; and a line for each kind of thing that is lost.
 
     Raises:
         UserError: a name cannot be written in the format.
@@ -47,7 +46,7 @@ def write_clean(survey: Survey, folder: Path) -> tuple[str, Counter[str]]:
     settings |= FILES.get(kind, lambda split: {})(split)
     if not all(record.exif for record in readable):
         settings["exif"] = "ignore"  # the images are the same
-    return ", ".join(f"{key}: {value}" for key, value in settings.items()), writer.losses
+    return ", ".join(f"{key}: {value}" for key, value in settings.items()), writer.lost
 
 
 def _once(records: Records) -> Iterator[ImageRecord]:

@@ -98,34 +98,34 @@ class Place:
         return recognise(self.root.name, DatasetConfig(root=str(self.root), split=split))
 
 
-def settled(entry: DatasetConfig) -> tuple[DatasetConfig, list[RawImage]]:
-    """A declaration completed with what its annotations tell, and its images as they stand in the files.
+def settled(entries: Sequence[DatasetConfig]) -> list[tuple[DatasetConfig, list[RawImage]]]:
+    """Declarations completed with what their annotations tell, and their images as they stand in the files.
 
-    VOC files that have a box at pixel 0 count from 0.
-
-    Raises:
-        UserError: the data set as a whole cannot be read.
-    """
-    images, _ = FORMATS[entry.format].read(entry, SkippedProblems())
-    if entry.format == "voc" and any(_begins_before(image) for image in images):
-        entry = replace(entry, pixel_origin=0)
-        images, _ = FORMATS[entry.format].read(entry, SkippedProblems())
-    return entry, images
-
-
-def agreed(entries: Sequence[DatasetConfig]) -> list[DatasetConfig]:
-    """The same declarations, those of one VOC data set with one origin: if any part counts from 0, all parts do.
-
-    One tool wrote all of them, and in a part no box may happen to lie at the edge.
+    VOC files that have a box at pixel 0 count from 0, and so do all parts of their data set: one tool wrote them, and
+    in a part no box may happen to lie at the edge.
 
     Raises:
         UserError: a data set as a whole cannot be read.
     """
-    of_voc = [entry for entry in entries if entry.format == "voc"]
-    from_zero = {(entry.root, entry.annotations) for entry in of_voc if not settled(entry)[0].pixel_origin}
-    return [
-        replace(entry, pixel_origin=0) if (entry.root, entry.annotations) in from_zero else entry for entry in entries
+    found = [(entry, _images(entry)) for entry in entries]
+    from_zero = {_files(entry) for entry, images in found if entry.format == "voc" and any(map(_begins_before, images))}
+    at_zero = [
+        replace(entry, pixel_origin=0) if entry.format == "voc" and _files(entry) in from_zero else entry
+        for entry in entries
     ]
+    return [
+        (after, images if after == before else _images(after))
+        for after, (before, images) in zip(at_zero, found, strict=True)
+    ]
+
+
+def _images(entry: DatasetConfig) -> list[RawImage]:
+    file_format = FORMATS[entry.format]
+    return file_format.read(entry, SkippedProblems())[0] if file_format.labelled else []
+
+
+def _files(entry: DatasetConfig) -> tuple[str, str]:
+    return entry.root, entry.annotations
 
 
 def _begins_before(image: RawImage) -> bool:

@@ -77,6 +77,11 @@ class Writer(ABC):
         self.put(record.path, target)
         return name
 
+    @property
+    def lost(self) -> list[str]:
+        """A line for each kind of thing that the format cannot hold."""
+        return [f"lost: {count} {what}" for what, count in self.losses.items() if count]
+
     def lose(self, what: str, flags: Iterable[Any]) -> None:
         """Count what cannot be written."""
         self.losses[what] += sum(map(bool, flags))

@@ -15,6 +15,8 @@ from lightning_fabric import Fabric
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lossmix_det.config import Config, DataConfig
 from lossmix_det.data.loaders import evaluation_loader
@@ -61,7 +63,8 @@ def score_models(
         UserError: a file cannot be read and ``data.on_error`` is ``raise``.
     """
     scored = Scored({name: {} for name in models}, {}, set())
-    _share_buffers(models, fabric)
+    for model in models.values():
+        share_statistics(model, fabric)
     shown = fabric.is_global_zero and console.is_terminal
     with Progress(console=console, disable=not shown, transient=True) as progress:
         for name, model in models.items():
@@ -164,12 +167,17 @@ def report_problems(sets: list[ImageSet], unreadable: set[Unreadable], folder: P
     )
 
 
-def _share_buffers(models: dict[str, Detector], fabric: Fabric) -> None:
-    """Give every process the running statistics of the first; each process has seen other images."""
+def share_statistics(model: nn.Module, fabric: Fabric) -> None:
+    """Give every process the running statistics that the first has in its BatchNorm; each has seen other images.
+
+    DDP does so for the student before each step. The first process alone saves, so that what the others have seen would
+    be lost on resuming.
+    """
     if fabric.world_size > 1:
-        for model in models.values():
-            for buffer in model.buffers():
-                torch.distributed.broadcast(buffer, src=0)
+        for part in model.modules():
+            if isinstance(part, _BatchNorm):
+                for buffer in part.buffers():
+                    torch.distributed.broadcast(buffer, src=0)
 
 
 def _without(image_set: ImageSet, left_out: set[int]) -> ImageSet:

@@ -107,9 +107,10 @@ def potts(
 
 def potts_energy(
     costs: np.ndarray, first: np.ndarray, second: np.ndarray, weights: np.ndarray, labels: np.ndarray
-) -> float:
-    """What `potts` lowers."""
-    return float(costs[np.arange(len(costs)), labels].sum() + weights[labels[first] != labels[second]].sum())
+) -> np.ndarray:
+    """(...) what `potts` lowers, of (..., N) labels."""
+    differ = labels[..., first] != labels[..., second]
+    return costs[np.arange(len(costs)), labels].sum(-1) + (weights * differ).sum(-1)
 
 
 def _expand(

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lossmix_det.config import CoMixupConfig
-from lossmix_det.mixing.graph_cuts import grid_edges, potts
+from lossmix_det.mixing.graph_cuts import grid_edges, potts, potts_energy
 from lossmix_det.structures import Size
 
 SMALL = 1e-9  # less than any gain in energy that counts
@@ -55,11 +55,14 @@ class Output:
         rank = (places[: len(possible)] * possible.sum(1)).astype(int)
         return (possible.cumsum(1) > rank[:, None]).argmax(1)
 
+    def smoothness(self, beta: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Neighbours, and the weight of each pair, as `potts` takes them."""
+        first, second = self.edges
+        return first, second, np.full(len(first), beta / len(self.costs))
+
     def energies(self, labels: np.ndarray, beta: float) -> np.ndarray:
         """(...) of (..., n) labels: what the blocks cost, and β/n for all neighbours that show different sources."""
-        count, (first, second) = len(self.costs), self.edges
-        differ = (labels[..., first] != labels[..., second]).sum(-1)
-        return self.costs[np.arange(count), labels].sum(-1) + beta / count * differ
+        return potts_energy(self.costs, *self.smoothness(beta), labels)
 
     def changed(self, labels: np.ndarray, beta: float) -> np.ndarray:
         """(M, n) labels in which some of the blocks that show one source show another one.
@@ -189,10 +192,9 @@ class Joint:
 
     def _cut(self, labels: list[np.ndarray], index: int) -> None:
         """Give all blocks of an output new labels, the penalty taken as linear, if that lowers the energy."""
-        output, (first, second) = self.outputs[index], self.outputs[index].edges
+        output = self.outputs[index]
         penalty = 2 * self.settings.gamma * self._elsewhere(self._shares(labels))[index, output.sources]
-        weights = np.full(len(first), self.settings.beta / len(output.costs))
-        found = potts(output.costs + penalty, first, second, weights, labels[index])
+        found = potts(output.costs + penalty, *output.smoothness(self.settings.beta), labels[index])
         offered = [*labels[:index], found, *labels[index + 1 :]]
         if self.energy(offered) < self.energy(labels) - SMALL:
             labels[index] = found

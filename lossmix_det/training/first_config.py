@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,8 +15,8 @@ import yaml
 from lossmix_det.config import Config, DatasetConfig
 from lossmix_det.data.catalog import load, load_target
 from lossmix_det.data.formats import FORMATS
-from lossmix_det.data.parts import TEST, TRAIN, VALIDATION, Place, agreed, settled
-from lossmix_det.data.records import ImageSet, class_names
+from lossmix_det.data.parts import TEST, TRAIN, VALIDATION, Place, settled
+from lossmix_det.data.records import ImageSet, RawImage, class_names
 from lossmix_det.engines.timm_weights import LITE0_ARCHITECTURE, LITE0_PACKAGE
 from lossmix_det.errors import UserError, nearest
 from lossmix_det.training.launch import AUTOMATIC
@@ -136,8 +136,7 @@ def _declare(folders: Folders) -> tuple[dict[str, Declared], list[str]]:
     train, validation = _source(folders.source, remarks)
     if not FORMATS[train.format].labelled:
         raise UserError(f"{folders.source.root}: read as {train.format}, and holds no box to learn from")
-    train, validation = _agreed([train, validation], remarks)
-    sets = {"source_train": _declared(train), "source_val": _declared(validation)}
+    sets = dict(zip(("source_train", "source_val"), _declared([train, validation], remarks), strict=True))
     if not sets["source_train"].labelled:
         raise UserError(
             f"{folders.source.root}: read as {train.format}, and none of its images has a box to learn from"
@@ -145,25 +144,14 @@ def _declare(folders: Folders) -> tuple[dict[str, Declared], list[str]]:
     if any(map(_faults, sets.values())):
         remarks.append("some images or boxes of the source cannot be used; check_dataset lists them")
     if folders.target is not None:
-        train, test = _target(folders.target, folders.target_test)
-        train, *tests = _agreed([train, *filter(None, [test])], remarks)
-        sets["target_train"] = _declared(train)
+        entries = filter(None, _target(folders.target, folders.target_test))
+        sets |= dict(zip(("target_train", "target_test"), _declared(entries, remarks), strict=False))
         _check_apart(sets["source_train"].entry, sets["target_train"].entry)
-        if tests:
-            sets["target_test"] = _declared(tests[0])
-        elif sets["target_train"].labelled:
+        if "target_test" not in sets and sets["target_train"].labelled:
             remarks.append("the target has no test part: scores are those on the images that are adapted to")
-        else:
+        elif "target_test" not in sets:
             remarks.append("the target has no labels, so only the source is scored; give --target-test to score both")
     return sets, remarks
-
-
-def _agreed(entries: list[DatasetConfig], remarks: list[str]) -> list[DatasetConfig]:
-    """The parts of a data set, with one origin of pixels."""
-    entries = agreed(entries)
-    roots = dict.fromkeys(entry.root for entry in entries if entry.format == "voc" and not entry.pixel_origin)
-    remarks += [f"{root}: pixels are counted from 0, because some boxes begin there" for root in roots]
-    return entries
 
 
 def _check_apart(source: DatasetConfig, target: DatasetConfig) -> None:
@@ -195,11 +183,17 @@ def _target(place: Place, test: Place | None) -> tuple[DatasetConfig, DatasetCon
     return (place.whole(), None) if train is None else (train, place.part((*TEST, *VALIDATION)))
 
 
-def _declared(entry: DatasetConfig) -> Declared:
-    """A data set, read as a run will read it but for its classes."""
-    labelled, config = FORMATS[entry.format].labelled, Config()
+def _declared(entries: Iterable[DatasetConfig], remarks: list[str]) -> list[Declared]:
+    """The parts of a data set, read as a run will read them but for their classes."""
+    found = settled(list(entries))
+    roots = dict.fromkeys(entry.root for entry, _ in found if entry.format == "voc" and not entry.pixel_origin)
+    remarks += [f"{root}: pixels are counted from 0, because some boxes begin there" for root in roots]
+    return [_loaded(entry, images) for entry, images in found]
+
+
+def _loaded(entry: DatasetConfig, images: list[RawImage]) -> Declared:
+    config = Config()
     config.data.on_error, config.data.remember = "skip", False
-    entry, images = settled(entry) if labelled else (entry, [])
     config.datasets["data"] = entry
     names = class_names(images)
     found = load("data", config, names) if names else load_target("data", config, ["none"])

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import torch
 from lightning_fabric import Fabric
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def everywhere(fabric: Fabric, here: bool) -> bool:
@@ -34,16 +32,3 @@ def mean_over_processes(fabric: Fabric, values: dict[str, float], names: list[st
     sums, counts = fabric.all_reduce(rows.to(fabric.device), reduce_op="sum").cpu().unbind(1)
     triples = zip(names, sums.tolist(), counts.tolist(), strict=True)
     return {name: total / fabric.world_size for name, total, count in triples if count}
-
-
-def share_statistics(fabric: Fabric, model: nn.Module) -> None:
-    """Give every process the running statistics that the first has in its BatchNorm.
-
-    DDP does so for the student before each step. An average of what each process has seen alone would differ from
-    process to process, and be lost on resuming, because the first process alone saves.
-    """
-    if fabric.world_size > 1:
-        for part in model.modules():
-            if isinstance(part, _BatchNorm):
-                for buffer in part.buffers():
-                    torch.distributed.broadcast(buffer, src=0)

@@ -19,7 +19,7 @@ from rich.console import Console
 from lossmix_det.config import Config, TrainConfig
 from lossmix_det.errors import UserError
 from lossmix_det.evaluation import write_detections
-from lossmix_det.evaluation.scores import check_metric, metric_of, report_problems, score_models
+from lossmix_det.evaluation.scores import check_metric, metric_of, report_problems, score_models, share_statistics
 from lossmix_det.structures import StepBatch, Supervision
 from lossmix_det.training.callbacks import Callbacks
 from lossmix_det.training.checkpoints import Checkpoints
@@ -29,7 +29,7 @@ from lossmix_det.training.optimization import rate_of
 from lossmix_det.training.outputs import BURNED_IN, burned_in_folder, publish, warn_of_target_labels
 from lossmix_det.training.patience import Patience
 from lossmix_det.training.phases import Phases
-from lossmix_det.training.processes import anywhere, everywhere, mean_over_processes, share_statistics
+from lossmix_det.training.processes import anywhere, everywhere, mean_over_processes
 from lossmix_det.training.provenance import describe, name_of
 from lossmix_det.training.recovery import Recovery
 from lossmix_det.training.run_lock import run_lock
@@ -123,7 +123,7 @@ class Trainer:
                 losses = self.learn(batch)
                 if state.teacher is not None:
                     state.teacher.update_parameters(state.detector)
-                    share_statistics(self.fabric, state.teacher)
+                    share_statistics(state.teacher, self.fabric)
                 state.step += 1
                 images = images_seen(batch, state.adapting)
                 self._record(losses, images, time.perf_counter() - started + waited, waited)
