@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from dataclasses import fields, replace
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,8 +22,8 @@ SIZES = st.lists(st.tuples(SIDES, SIDES), min_size=1, max_size=5)
 
 
 @st.composite
-def mixes(draw):
-    """A recipe, images of two domains, their truths, and a seed."""
+def mixes(draw, mixer=None):
+    """A recipe (of this mixer), images of two domains, their truths, and a seed."""
     sizes = tuple(draw(SIZES))
     seed = draw(st.integers(0, 2**31))
     rng = np.random.default_rng(seed)
@@ -35,7 +35,7 @@ def mixes(draw):
     truths = [_boxes(size, int(rng.integers(0, 4)), rng) for size in sizes]
     known = torch.from_numpy(rng.integers(0, 2, len(sizes))).float()
     config = MixingConfig(
-        mixer=draw(st.sampled_from(sorted(MIXERS))),
+        mixer=mixer or draw(st.sampled_from(sorted(MIXERS))),
         rule=draw(st.sampled_from(sorted(RULES))),
         weighting=draw(st.sampled_from(sorted(WEIGHTINGS))),
         saliency=draw(st.sampled_from(["spectral", "boxes"])),
@@ -105,28 +105,27 @@ def test_nothing_beyond_an_image_is_seen_and_what_is_not_mixed_is_untouched(give
         assert not any(float(other.class_weights[index]) for other in taught[1:])
 
 
-def test_boxes_lie_on_what_is_painted_in_them():
+@pytest.mark.parametrize("mixer", sorted(set(MIXERS) - {"manifold"}))
+def test_boxes_lie_on_what_is_painted_in_them(mixer):
     """Each box of whole pixels is painted alone, mixed and looked for: the box that is taught surrounds its paint."""
-    checked = Counter()
+    found_boxes = []
 
-    @settings(max_examples=150, deadline=None, derandomize=True)
-    @given(mixes())
+    @settings(max_examples=60, deadline=None, derandomize=True)
+    @given(mixes(mixer))
     def check(given_mix):
         config, pool, supervision, seed = given_mix
         whole = tuple(_whole(truth, size) for truth, size in zip(supervision.truths, pool.sizes, strict=True))
         config, supervision = replace(config, rule="lossmix"), replace(supervision, truths=whole)
         recipe, mix = _drawn(config, pool, supervision, seed)
-        if mix.stage:
-            return
         taught = recipe.supervise(supervision, mix, blend(pool, mix))
         for source, index in itertools.product(range(mix.shares.shape[1]), range(len(mix))):
             if mix.shares[index, source] > 0:
                 found = taught[source].truths[index]
                 origin = whole[int(mix.sources[index, source])]
-                checked[config.mixer] += _lie_on_their_paint(found, origin, pool, mix, index, source)
+                found_boxes.append(_lie_on_their_paint(found, origin, pool, mix, index, source))
 
     check()
-    assert min(checked[name] for name in MIXERS if name != "manifold") > 5
+    assert sum(found_boxes) > 5
 
 
 def _whole(truth: Instances, size) -> Instances:
