@@ -15,6 +15,8 @@ from torchvision.models import resnet
 from torchvision.models.detection.backbone_utils import BackboneWithFPN, resnet_fpn_backbone
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
+from lossmix_det.engines.norms import rest_frozen_norms
+
 Ends = dict[str, tuple[nn.Module, tuple[str, ...]]]
 Norm = Callable[[int], nn.Module]
 
@@ -87,7 +89,7 @@ class KnowsItsStages(Protocol):
 
 
 def freeze_stages(body: nn.Module, learning: int) -> None:
-    """Let only the last stages of a backbone learn; the stem is the first stage.
+    """Let only the last stages of a backbone learn, norms' statistics included; the stem is the first stage.
 
     torchvision's own option is ignored unless torchvision loads the weights itself.
     """
@@ -98,6 +100,7 @@ def freeze_stages(body: nn.Module, learning: int) -> None:
     first = boundaries[max(len(boundaries) - learning, 0)] if learning else len(children)
     for _, child in children[:first]:
         child.requires_grad_(False)
+        rest_frozen_norms(child)
 
 
 def stage_ends(body: nn.Module) -> Ends:

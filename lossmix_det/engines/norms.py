@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import FrozenBatchNorm2d
 
 
@@ -48,6 +49,13 @@ def thaw_norms(module: nn.Module) -> None:
             setattr(module, name, nn.BatchNorm2d(len(child.weight), eps=child.eps))
         else:
             thaw_norms(child)
+
+
+def rest_frozen_norms(module: nn.Module) -> None:
+    """Put every BatchNorm whose own parameters do not learn into evaluation mode: its statistics stay, too."""
+    for part in module.modules():
+        if isinstance(part, _BatchNorm) and part.affine and not part.weight.requires_grad:
+            part.eval()
 
 
 def freeze_norms(module: nn.Module) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lossmix_det.engines.norms import rest_frozen_norms
 from lossmix_det.errors import UserError, first_line
 
 COARSEST = 32  # pixels from one cell to the next in the last level of a pyramid
@@ -94,6 +95,12 @@ class TimmBody(nn.Module):
         levels = ((level, features[index]) for level, index in self.places.items())
         return OrderedDict((level, found.permute(0, 3, 1, 2) if last else found) for level, found in levels)
 
+    def train(self, mode: bool = True) -> TimmBody:
+        """As any module, but the norms of stages that do not learn keep their statistics."""
+        super().train(mode)
+        rest_frozen_norms(self)
+        return self
+
     def in_timms_names(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The tensors of a classifier whose publisher named them otherwise than timm does, by timm's own rules.
 
@@ -115,11 +122,12 @@ class TimmBody(nn.Module):
     # ------------------------------------------------------------------------------------------------ stages
 
     def freeze(self, stride: int) -> None:
-        """Let the stages up to a stride not learn."""
+        """Let the stages up to a stride not learn; the statistics of their norms stay as well."""
         for of_stage, names in self._stages.items():
             if of_stage <= stride:
                 for name in names:
                     self.net.get_parameter(name).requires_grad_(False)
+        rest_frozen_norms(self)
 
     def freeze_stages(self, learning: int) -> None:
         """Let only the last stages learn, of the five of strides 2 to 32, as for a ResNet."""

@@ -103,6 +103,10 @@ class Detectron2RCNN(TwoStageDetector):
         shapes = self.model.backbone.output_shape()
         return {name: shapes[name].channels for name in self.model.roi_heads.in_features}
 
+    def heads(self) -> tuple[nn.Module, nn.Module]:
+        """As `TwoStageDetector.heads`."""
+        return self.model.proposal_generator.rpn_head, self.roi.head
+
     def last_layers(self) -> list[nn.Module]:
         """The layer that each loss alone teaches, in the order of ``loss_names``."""
         rpn, predictor = self.model.proposal_generator.rpn_head, self.model.roi_heads.box_predictor

@@ -88,8 +88,8 @@ class Detectron2RoI(SecondStage):
         self.loss_weights = _loss_weights(predictor, self.loss_names)
         self.sampler = _sampler(heads)
         of_stage = isinstance(heads, Res5ROIHeads)
-        head, self.pooler = (heads.res5, heads.pooler) if of_stage else (heads.box_head, heads.box_pooler)
-        self.shares_scores = not any(isinstance(module, _BatchNorm) for module in head.modules())
+        self.head, self.pooler = (heads.res5, heads.pooler) if of_stage else (heads.box_head, heads.box_pooler)
+        self.shares_scores = not any(isinstance(module, _BatchNorm) for module in self.head.modules())
 
     def pool(self, canvas: EncodedCanvas, boxes: list[Tensor]) -> Tensor:
         """As `SecondStage.pool`, by Detectron2's pooler.

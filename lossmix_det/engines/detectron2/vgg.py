@@ -8,6 +8,8 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 from torchvision.models import vgg16_bn
 
+from lossmix_det.engines.norms import rest_frozen_norms
+
 
 class VGG16(Backbone):
     """Five stages, ``vgg0`` to ``vgg4``, each ending in its pooling: strides 2 to 32.
@@ -32,6 +34,13 @@ class VGG16(Backbone):
         self._out_feature_strides = {name: 2 ** (stage + 1) for stage, name in enumerate(names)}
         for parameter in self.features[: self.ends[freeze_at - 1] if freeze_at else 0].parameters():
             parameter.requires_grad = False
+        rest_frozen_norms(self)
+
+    def train(self, mode: bool = True) -> VGG16:
+        """As any module, but the norms of stages that do not learn keep their statistics."""
+        super().train(mode)
+        rest_frozen_norms(self)
+        return self
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) images to the output of each stage, by name."""

@@ -177,6 +177,10 @@ class TorchvisionFasterRCNN(TwoStageDetector, TorchvisionDetector):
         """Channels of the levels that proposals are pooled from; pyramids have one more, for the first stage alone."""
         return dict.fromkeys(self.model.roi_heads.box_roi_pool.featmap_names, self.model.backbone.out_channels)
 
+    def heads(self) -> tuple[nn.Module, nn.Module]:
+        """As `TwoStageDetector.heads`."""
+        return self.model.rpn.head, self.model.roi_heads.box_head
+
     def last_layers(self) -> list[nn.Module]:
         """The layer that each loss alone teaches, in the order of ``loss_names``."""
         rpn, predictor = self.model.rpn.head, self.model.roi_heads.box_predictor

@@ -61,9 +61,15 @@ class TwoStageDetector(CanvasDetector):
         return self.roi.score_proposals(encoding, count).features, torch.tensor(counts)
 
     def taught_only_by(self, losses: Collection[str]) -> list[nn.Module]:
-        """The last layer of each loss."""
+        """The last layer of each loss; of a stage whose losses are both left out, all that comes before it, too."""
         layers = dict(zip(self.loss_names, self.last_layers(), strict=True))
-        return [layers[name] for name in losses]
+        heads = zip((self.rpn, self.roi), self.heads(), strict=True)
+        whole = [head for stage, head in heads if set(stage.loss_names) <= set(losses)]
+        return [*(layers[name] for name in losses), *whole]
+
+    def heads(self) -> tuple[nn.Module, nn.Module]:
+        """What the losses of the first stage and of the second teach together, and nothing else does."""
+        raise NotImplementedError
 
     def last_layers(self) -> list[nn.Module]:
         """The layer that each loss alone teaches, in the order of ``loss_names``."""
