@@ -42,6 +42,16 @@ def trainer(folder: Path, *overrides: str, resume: bool = False, config: Config 
     return Trainer(config, fabric, resume=resume, console=Console(file=io.StringIO()))
 
 
+class AsRank:
+    """A Fabric that says it is another process."""
+
+    def __init__(self, fabric, rank: int) -> None:
+        self.fabric, self.global_rank = fabric, rank
+
+    def __getattr__(self, name: str):
+        return getattr(self.fabric, name)
+
+
 def command(folder: Path, *arguments: str) -> list[str]:
     return [sys.executable, str(ROOT / "tools" / "train_net.py"), *arguments, *TINY, f"output_dir={folder}"]
 

@@ -164,6 +164,7 @@ class Trainer:
 
     def learn(self, batch: StepBatch) -> dict[str, float]:
         """Teach the student one batch; a batch whose loss is not finite teaches nothing and is counted."""
+        seed_step(self.config.train.seed, self.state.step, self.fabric.global_rank)
         student_batch = self.compose(batch.to(self.fabric.device))
         if is_scored(self.state.step + 1, self.config.train):
             self.page.look_at(student_batch, self.state)
@@ -320,3 +321,8 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+
+def seed_step(seed: int, step: int, process: int) -> None:
+    """Let drop-path and the like draw by seed, step and process, so that every process resumes exactly."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, 1 << 22, step, process]).generate_state(1)[0]))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import voc_object, voc_xml, write_image
-from runs import last_checkpoint, run, trainer
+from runs import AsRank, last_checkpoint, run, trainer
 from stock import options
 from torch.testing import assert_close
 
@@ -38,16 +38,6 @@ def squares(tmp_path):
 def corners(*values: int) -> str:
     pairs = enumerate(zip(values[::2], values[1::2], strict=True), start=1)
     return "".join(f"<x{number}>{x}</x{number}><y{number}>{y}</y{number}>" for number, (x, y) in pairs)
-
-
-class AsRank:
-    """A Fabric that says it is another process."""
-
-    def __init__(self, fabric, rank: int) -> None:
-        self.fabric, self.global_rank = fabric, rank
-
-    def __getattr__(self, name: str):
-        return getattr(self.fabric, name)
 
 
 class Parts:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import assert_same_tensors, command, env, last_checkpoint, run, trainer
+from runs import AsRank, assert_same_tensors, command, env, last_checkpoint, run, trainer
 
 from lossmix_det.errors import UserError
 
@@ -264,6 +264,22 @@ def test_other_ways_of_adapting_resume_exactly_too(tmp_path, variant):
         cut = last_checkpoint(folder)
         assert cut.pop("config")["output_dir"] == str(folder)
         assert_same_tensors({name: value for name, value in whole.items() if name != "config"}, cut)
+
+
+def test_what_the_network_draws_is_of_the_seed_the_step_and_the_process(tmp_path):
+    """Drop-path: the first process alone saves the state of its generators, and anything may have drawn from them."""
+    pytest.importorskip("timm", reason="timm is not installed")
+    words = ["model.architecture=timm/test_convnext", "model.drop_path=0.5", "model.fpn_channels=16", "train.steps=2"]
+    ends = {}
+    for name, rank, drawn in (("one", 0, 0), ("other draws between", 0, 7), ("second process", 1, 0)):
+        it = trainer(tmp_path / name, *words, "mixing.probability=0.0")
+        it.fabric = AsRank(it.fabric, rank)
+        learn = it.learn
+        it.learn = lambda batch, learn=learn, drawn=drawn: (torch.rand(drawn), learn(batch))[1]
+        it.train()
+        ends[name] = last_checkpoint(tmp_path / name)["student"]
+    assert_same_tensors(ends["one"], ends["other draws between"])
+    assert any(not torch.equal(value, ends["second process"][key]) for key, value in ends["one"].items())
 
 
 def test_changes_that_the_saved_momenta_do_not_fit_are_refused(tmp_path):
