@@ -79,7 +79,7 @@ class HuggingFace(Format):
                     raise
                 except (ValueError, TypeError, OverflowError):
                     pair = f"bbox {bbox!r:.60} and category {label!r:.40}"
-                    problems.fail(f"{place} has {pair}, not four numbers and a class")
+                    problems.fail(f"{place} has {pair}, not four numbers and {numbers.meant}")
         return once(images, problems, _file(entry)), numbers.known
 
     def read_images(self, entry: DatasetConfig, problems: Problems) -> list[RawImage]:
@@ -160,6 +160,12 @@ class _Numbers:
     def __init__(self, classes: list[str] | None) -> None:
         self.classes = classes or []
         self.known: dict[str, int] = {}
+
+    @property
+    def meant(self) -> str:
+        """What a category may be."""
+        last = len(self.classes) - 1
+        return f"a class: its name, or its number from 0 to {last}" if self.classes else "a class"
 
     def name(self, label: Any) -> str:
         """The name of a category.

@@ -85,7 +85,10 @@ BAD_ROWS = [
     ({"file_name": "a.png", "objects": {"bbox": [[1, 2, 3]], "categories": ["cat"]}}, "not four numbers and a class"),
     ({"file_name": "a.png", "objects": {"bbox": [None], "categories": ["cat"]}}, "not four numbers and a class"),
     ({"file_name": "a.png", "objects": {"bbox": [[1, 2, 3, 4]], "categories": [None]}}, "not four numbers and a class"),
-    ({"file_name": "a.png", "objects": {"bbox": [[1, 2, 3, 4]], "categories": [7]}}, "not four numbers and a class"),
+    (
+        {"file_name": "a.png", "objects": {"bbox": [[1, 2, 3, 4]], "categories": [7]}},
+        "category 7, not four numbers and a class: its name, or its number from 0 to 1",
+    ),
 ]
 
 
