@@ -23,24 +23,25 @@ MOST_FRESH = 0.95  # of a model that any weights were meant for; a few names are
 
 
 class _Checkpointer(DetectionCheckpointer):
-    """Says in two lines what was loaded and what was not."""
+    """Remembers what was loaded and what was not, in place of logging it."""
 
     fresh: frozenset[str] = frozenset()
+    unused: tuple[str, ...] = ()
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
-        own = self.model.state_dict()
         shapes = [name for name, _, _ in incompatible.incorrect_shapes]
-        self.fresh = fresh = frozenset([*incompatible.missing_keys, *shapes])
-        _say(len(own), fresh, incompatible.unexpected_keys)
+        self.fresh = frozenset([*incompatible.missing_keys, *shapes])
+        self.unused = tuple(incompatible.unexpected_keys)
 
 
-def _say(total: int, fresh: Iterable[str], unused: Iterable[str]) -> None:
+def _say(total: int, fresh: Iterable[str], unused: Iterable[str], path: str) -> None:
     """What was loaded and what was not; counters of BatchNorm, which nothing reads, are not worth a word."""
-    fresh, unused = ([name for name in names if not name.endswith(COUNTERS)] for names in (fresh, unused))
+    fresh, unused = (sorted(name for name in names if not name.endswith(COUNTERS)) for names in (fresh, unused))
     rest = f"; the rest is fresh: {_parts_of(fresh)}" if fresh else ""
     log.info("model.weights: %d of %d parts loaded%s", total - len(fresh), total, rest)
     if unused:
         log.info("model.weights: of no use here: %s", _parts_of(unused))
+    warn_of_fresh([name for name in fresh if name.startswith("backbone.") and not name.startswith(PYRAMID)], path)
 
 
 def _parts_of(names: Iterable[str]) -> str:
@@ -69,14 +70,12 @@ def load_weights(model: nn.Module, path: str, strict: bool, architecture: str = 
         _refuse_fresh(strict and bool(state), path, len(own) - len(fitting), len(own))
         model.load_state_dict(fitting, strict=False)
         if fitting.keys() != own.keys():
-            _say(len(own), own.keys() - fitting.keys(), state.keys() - fitting.keys())
-            body = [name for name in own if name.startswith("backbone.") and not name.startswith(PYRAMID)]
-            warn_of_fresh([name for name in body if name not in fitting and not name.endswith(COUNTERS)], path)
+            _say(len(own), own.keys() - fitting.keys(), state.keys() - fitting.keys(), path)
     elif architecture and (fitting := _fitting(own, named := of_classifier(model, own, state))):
         _refuse_fresh(strict, path, len(own) - len(fitting), len(own))
         model.load_state_dict(fitting, strict=False)
         unused = [name.removeprefix(BODY) for name in named if name not in fitting]
-        _say(len(own), own.keys() - fitting.keys(), unused)
+        _say(len(own), own.keys() - fitting.keys(), unused, path)
     elif path in NAMED:
         raise UserError(f"model.weights={path} does not fit MODEL.BACKBONE.NAME; use build_timm_fpn_backbone")
     else:
@@ -117,6 +116,7 @@ def _load_foreign(model: nn.Module, path: str, strict: bool) -> None:
     learned = [name for name in own if not name.endswith(COUNTERS)]
     fresh = len(checkpointer.fresh)
     _refuse_fresh(strict or fresh > MOST_FRESH * len(learned), path, fresh, len(own))
+    _say(len(own), checkpointer.fresh, checkpointer.unused, path)
 
 
 def _refuse_fresh(strict: bool, path: str, fresh: int, total: int) -> None:

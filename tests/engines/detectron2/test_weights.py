@@ -107,10 +107,26 @@ def test_weights_of_the_model_zoo_load_by_their_old_names_with_a_report(tmp_path
     for name, value in backbone.items():
         if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
             assert_close(other.exported()[name], value, rtol=0, atol=0, msg=name)
+    assert "begin at random" not in caplog.text
     total = len(first.exported())
     assert f"model.weights: {len(backbone)} of {total} parts loaded; the rest is fresh: backbone.fpn" in caplog.text
     assert "proposal_generator.rpn_head, roi_heads.box_head, roi_heads.box_predictor\n" in caplog.text
     assert "model.weights: of no use here: fc1000.weight" in caplog.text  # the classifier of ImageNet
+
+
+def test_a_zoo_file_of_a_smaller_network_leaves_a_warning(tmp_path, caplog):
+    words = options("fpn", **{"MODEL.RESNETS.NORM": "FrozenBN"})
+    config = ModelConfig(engine="detectron2", detectron2_options=words)
+    arrays = zoo_names(build_detector(config, 4).exported())
+    kept = {name: value for name, value in arrays.items() if not name.startswith("res5_1")}
+    with open(tmp_path / "R-16.pkl", "wb") as file:
+        pickle.dump(kept, file)
+    build_detector(replace(config, weights=str(tmp_path / "R-16.pkl")), 4)
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    missing = [
+        name for name in arrays.keys() - kept.keys() if not name.endswith(("_rm", "_riv"))
+    ]  # those have defaults
+    assert f"R-16.pkl lacks {len(missing)} tensors of the backbone, which begin at random: backbone.bottom" in warning
 
 
 def test_weights_of_another_network_are_refused(tmp_path):
