@@ -22,6 +22,7 @@ from lossmix_det.config import load_config
 from lossmix_det.data.catalog import load_test_sets
 from lossmix_det.data.records import ImageSet
 from lossmix_det.errors import UserError
+from lossmix_det.report.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +142,10 @@ def resamples_of(run: Run, overrides: list[str]) -> dict[str, np.ndarray]:
 def _resamples_in(folder: Path, config: Path, words: tuple[str, ...]) -> dict[str, np.ndarray]:
     found = {}
     try:
+        known = RunFolder(folder).about.get("datasets") or {}
         for image_set in load_test_sets(load_config(config, list(words))):
+            if known.get(image_set.name, {}).get("fingerprint") != image_set.fingerprint:
+                raise UserError(f"{image_set.name} is not what it was")
             path = folder / f"detections_{image_set.name}.json"
             if image_set.labelled and path.is_file():
                 detections = json.loads(path.read_text())

@@ -13,6 +13,7 @@ from pathlib import Path
 from lossmix_det.config import Config, as_dict, flat
 from lossmix_det.files import read_checkpoint
 from lossmix_det.training.checkpoints import Checkpoints
+from lossmix_det.training.run_lock import run_lock
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,15 @@ def borrow(lender: Path, borrower: Path) -> None:
 
     Args:
         lender, borrower: folders of the runs.
+
+    Raises:
+        UserError: another process trains in the borrower's.
     """
+    with run_lock(borrower):
+        _borrow(lender, borrower)
+
+
+def _borrow(lender: Path, borrower: Path) -> None:
     lent, borrowed = Checkpoints(lender / "checkpoints", 1), Checkpoints(borrower / "checkpoints", 1)
     if borrowed.paths() or not lent.burned_in.is_file():
         return

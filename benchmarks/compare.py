@@ -20,10 +20,10 @@ from benchmarks.curves import draw_curves
 from benchmarks.page import NOTHING, page
 from benchmarks.runs import Run, Suite, planned
 from benchmarks.timing import PROGRAM
-from lossmix_det.config import as_dict, flat
+from lossmix_det.config import Config, as_dict, flat
 from lossmix_det.errors import UserError
 from lossmix_det.files import write_atomically
-from lossmix_det.training.provenance import changes, settings_of
+from lossmix_det.training.provenance import changes, read_run, settings_of
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +49,8 @@ def compare(suite: Suite, options: argparse.Namespace, default_output: Path) -> 
     runs = planned(suite, options.runs, methods, options.seeds)
     output = options.output or default_output
     for run in runs:
-        _check_settings(run, options.overrides)
-    _check_paths(options, output)
+        check_settings(run.folder, run.settings(options.overrides))
+    check_paths(options, output)
     _write(suite, runs, options, output)
     _train_all(suite, runs, options, output)
     log.info("wrote %s", output)
@@ -78,13 +78,13 @@ def _train_all(suite: Suite, runs: list[Run], options: argparse.Namespace, outpu
             raise
 
 
-def _check_paths(options: argparse.Namespace, output: Path) -> None:
+def check_paths(options: argparse.Namespace, output: Path) -> None:
     """Refuse to write where nothing can be written, or over the table of another command."""
     if options.runs.exists() and not options.runs.is_dir():
         raise UserError(f"--runs {options.runs} is a file; give a folder")
     if output.is_dir():
         raise UserError(f"--output {output} is a folder; give a file in it")
-    if output.is_file() and not _is_page_of(output.read_text(), command_of(options)):
+    if output.is_file() and not _is_page_of(output.read_text(errors="replace"), command_of(options)):
         raise UserError(f"{output} holds the table of another command; give another file by --output, or delete it")
 
 
@@ -97,17 +97,14 @@ def _is_page_of(text: str, command: str) -> bool:
     return command.partition(SCRIPT)[2] in commands
 
 
-def _check_settings(run: Run, overrides: list[str]) -> None:
-    """Refuse a run that was last started with other settings than those asked for, whether or not it has finished."""
-    about = run.about()
+def check_settings(folder: Path, wanted: Config) -> None:
+    """Refuse a run that was last started with other settings than those wanted, whether or not it has finished."""
+    about = read_run(folder)
     if about is None:
         return
-    wanted = flat(as_dict(run.settings(overrides)))
-    changed = dict.fromkeys(key.partition(".")[0] for key in changes(settings_of(about), wanted))
+    changed = dict.fromkeys(key.partition(".")[0] for key in changes(settings_of(about), flat(as_dict(wanted))))
     if changed:
-        raise UserError(
-            f"{run.folder} holds a run with other settings ({', '.join(changed)}); give another folder by --runs"
-        )
+        raise UserError(f"{folder} holds a run with other settings ({', '.join(changed)}); give another by --runs")
 
 
 def _train(run: Run, options: argparse.Namespace, slots: queue.SimpleQueue[int], lender: Path | None = None) -> None:

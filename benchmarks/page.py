@@ -45,9 +45,9 @@ def page(
             lines += _part(part, runs, sets)
     else:
         lines += _summary(runs, sets, resamples)
-    for baseline in suite.baselines:
+    for baseline in suite.baselines if sets else ():
         lines += ["", *_gains(runs, baseline, sets, resamples)]
-    if suite.adapts:
+    if suite.adapts and sets:
         lines += ["", *_by_class(runs, sets[-1])]
     if picture:
         lines += ["", f"![Scores and pseudo-labels over the steps]({picture.name})"]
@@ -69,7 +69,7 @@ BOOTSTRAP = (
 def _summary(runs: list[Run], sets: list[str], resamples: Resamples) -> list[str]:
     columns = [(name, metric) for name in sets for metric in METRICS]
     scored = {name for run in runs for name in run.results()}
-    models = [name for name in MODELS if name in scored] if len(scored) > 1 else []
+    models = [name for name in MODELS if name in scored] if len(scored) > 1 and sets else []
     heads = [*(f"{name} {metric}" for name, metric in columns), *(f"{name}: AP50" for name in models)]
     lines = ["| method | " + " | ".join(heads) + " | runs |", "|---|" + "---:|" * (len(heads) + 1)]
     for method, of_method in _by_method(runs).items():
@@ -88,7 +88,7 @@ def _summary(runs: list[Run], sets: list[str], resamples: Resamples) -> list[str
 
 def _bracket(metric: str, values: np.ndarray | None, sign: str = "") -> str:
     """The interval of resampled AP50, where there is one."""
-    if values is None or metric != METRICS[0]:
+    if values is None or metric != METRICS[0] or not np.isfinite(values).any():  # nothing to find on any image
         return ""
     low, high = interval(values)
     return f" [{low:{sign}.1f}, {high:{sign}.1f}]"
@@ -221,17 +221,22 @@ def _cell(given: list[float | None], error: bool = False) -> str:
 
 
 def _about(finished: list[Run]) -> str:
-    """Steps and data of the first finished run, and the machines of all, as they recorded them."""
+    """Steps, batches and machines of all finished runs, as they recorded them."""
     abouts = [about for about in (run.about() for run in finished) if about]
-    run, revisions = abouts[0], dict.fromkeys(str(about["git_revision"]) for about in abouts)
-    train, data = run["config"]["train"], run["config"]["data"]
-    adapts = any(about["config"]["data"].get("target") for about in abouts)
-    target = data.get("target_batch_size") or data["batch_size"]
-    more = f" (in adaptation and {target} of the target)" if adapts else ""
+    if not abouts:
+        return "The runs have not recorded what they are of: their run.json is gone or damaged."
+    revisions = dict.fromkeys(str(about["git_revision"]) for about in abouts)
+    lengths = dict.fromkeys(
+        f"{about['config']['train']['steps']} steps of {about['config']['data']['batch_size']} source images each"
+        for about in abouts
+    )
+    adapting = [data for data in (about["config"]["data"] for about in abouts) if data.get("target")]
+    targets = dict.fromkeys(str(data.get("target_batch_size") or data["batch_size"]) for data in adapting)
+    more = f" (in adaptation and {' or '.join(targets)} of the target)" if targets else ""
     machines = dict.fromkeys(_machine(about) for about in abouts)
     seeds = ", ".join(map(str, dict.fromkeys(one.seed for one in finished)))
     return (
-        f"Seeds {seeds}; {train['steps']} steps of {data['batch_size']} source images each{more}; "
+        f"Seeds {seeds}; {' or '.join(lengths)}{more}; "
         f"scores of the last step in percent, mean ± standard deviation over seeds. "
         f"{'; '.join(machines)}. "
         f"Revision {', '.join(revisions)}."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from lossmix_det.config import Config, load_config
 from lossmix_det.errors import UserError, nearest
+from lossmix_det.report.run_folder import RunFolder
 from lossmix_det.training.provenance import read_run
 
 
@@ -127,7 +127,7 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether it has trained to its end and was scored."""
-        return (self.folder / "results.json").is_file()
+        return bool(self.results())
 
     def scores(self) -> dict[str, Any] | None:
         """Scores by test set of the model that the run reports, which is the last; None if it has not finished."""
@@ -135,7 +135,7 @@ class Run:
 
     def results(self) -> dict[str, Any]:
         """Scores by model and test set; none if the run has not finished."""
-        return json.loads((self.folder / "results.json").read_text()) if self.finished else {}
+        return RunFolder(self.folder).results
 
     @property
     def log(self) -> Path:

@@ -126,6 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.pairs < 1:
+        raise UserError(f"--pairs {options.pairs}: at least one round of measurements")
     if not Path("tools/train_net.py").is_file():
         raise UserError("the suites are of files in the checkout; call python tools/benchmark.py from its root")
     if options.suite_dir is not None:

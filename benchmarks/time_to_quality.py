@@ -16,11 +16,11 @@ from matplotlib import pyplot as plt
 from rich.console import Console
 
 from benchmarks.burn_in import borrow
-from benchmarks.compare import command_of
+from benchmarks.compare import check_paths, check_settings, command_of
 from benchmarks.curves import rows_of, save_figure
 from benchmarks.passes import Passes, detectron2_version
 from benchmarks.timing import thread_words
-from lossmix_det.config import load_config
+from lossmix_det.config import Config, load_config
 from lossmix_det.errors import UserError
 from lossmix_det.files import write_atomically
 from lossmix_det.structures import StepBatch
@@ -126,10 +126,16 @@ def measure_time_to_quality(options: argparse.Namespace, default_output: Path) -
         default_output: of the page.
 
     Raises:
-        UserError: Detectron2 is not installed, or a run was told to stop.
+        UserError: Detectron2 is not installed, a folder holds a run with other settings, a file another table, or a
+            run was told to stop.
     """
     detectron2_version(options.suite)
     output = options.output or default_output
+    check_paths(options, output)
+    for seed in options.seeds:
+        for method in METHODS:
+            config = _config_of(method, seed, options)
+            check_settings(Path(config.output_dir), config)
     curves: list[dict[str, Curve]] = []
     for seed in dict.fromkeys(options.seeds):
         curves.append({method.name: _train(method, seed, options) for method in METHODS})
@@ -141,10 +147,8 @@ def measure_time_to_quality(options: argparse.Namespace, default_output: Path) -
 
 def _train(method: Method, seed: int, options: argparse.Namespace) -> Curve:
     """One run, or what it left if it has been run before."""
-    folders = {each.name: options.runs / "time_to_quality" / f"{_stem(each)}_seed{seed}" for each in METHODS}
-    folder, lender = folders[method.name], folders[METHODS[0].name]
-    words = [*SETTINGS, *options.overrides, f"train.seed={seed}", f"output_dir={folder}"]
-    config = load_config(CONFIGS / f"{method.config}.yaml", words)
+    config = _config_of(method, seed, options)
+    folder, lender = Path(config.output_dir), _folder_of(METHODS[0], seed, options)
     if not (folder / "results.json").is_file():
         log.info("%s, seed %d", method.name, seed)
         folder.mkdir(parents=True, exist_ok=True)
@@ -155,8 +159,14 @@ def _train(method: Method, seed: int, options: argparse.Namespace) -> Curve:
     return curve_of(folder, config.adaptation.burn_in_steps)
 
 
-def _stem(method: Method) -> str:
-    return method.config if method.loop is Trainer else "adaptive_teacher_structure"
+def _config_of(method: Method, seed: int, options: argparse.Namespace) -> Config:
+    words = [*SETTINGS, *options.overrides, f"train.seed={seed}", f"output_dir={_folder_of(method, seed, options)}"]
+    return load_config(CONFIGS / f"{method.config}.yaml", words)
+
+
+def _folder_of(method: Method, seed: int, options: argparse.Namespace) -> Path:
+    stem = method.config if method.loop is Trainer else "adaptive_teacher_structure"
+    return options.runs / "time_to_quality" / f"{stem}_seed{seed}"
 
 
 def _page(curves: Sequence[dict[str, Curve]], options: argparse.Namespace, picture: Path) -> list[str]:

@@ -88,6 +88,15 @@ def set_aside(path: Path) -> Path:
     return path.replace(path.with_name(f"{path.name}.unreadable"))
 
 
+def draft_of(path: Path) -> Path:
+    """Where a file is written before it takes its name; shorter than a long name, because file systems limit names."""
+    name = os.fsdecode(os.fsencode(path.name)[:LONGEST])
+    return path.with_name(f".{name}.{os.getpid()}")
+
+
+LONGEST = 200  # bytes of a name; most file systems take 255
+
+
 def clear_drafts(folder: Path) -> None:
     """Remove what writes that were killed left in a folder; nobody else may be writing there."""
     for draft in folder.glob(".*"):
@@ -100,7 +109,7 @@ DRAFT = re.compile(r"\..+\.\d+")  # .<name>.<process>
 
 def _link(file: Path, copy: Path) -> None:
     """Give a file another name, in place of whatever has that name."""
-    draft = copy.with_name(f".{copy.name}.{os.getpid()}")
+    draft = draft_of(copy)
     draft.unlink(missing_ok=True)
     try:
         try:
@@ -117,7 +126,7 @@ def _link(file: Path, copy: Path) -> None:
 @contextmanager
 def growing(path: Path) -> Iterator[BinaryIO]:
     """A temporary file beside the path, which replaces it once it is whole and on the disk; else it is removed."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft = draft_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(draft, "wb") as file:

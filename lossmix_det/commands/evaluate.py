@@ -77,14 +77,16 @@ def evaluate(config: Config, fabric: Fabric, overrides: list[str]) -> int:
     scored = score_models({"model": detector}, test_sets, config, fabric, console)
     if fabric.is_global_zero:
         folder = Path(config.output_dir) / "inference" / _name_of(Path(weights), Path(config.output_dir))
+        print_tables(scored.results, console)  # first: the folder may be one that cannot be written to
         _write(scored, test_sets, folder)
-        print_tables(scored.results, console)
         console.print(Text(f"scores and detections are in {folder}"), soft_wrap=True)
     return 0
 
 
 def _name_of(weights: Path, output_dir: Path) -> str:
     """What the folder of the scores is called: as the file, and after its own run if that is another one."""
+    if "_Weights." in weights.name:  # torchvision's
+        return weights.name
     weights, output_dir = weights.resolve(), output_dir.resolve()
     if weights.is_relative_to(output_dir):
         return weights.stem

@@ -120,7 +120,7 @@ def find_inputs(words: Iterable[str | Path]) -> Inputs:
     for path, name, stem in zip(paths, names, _stems(names), strict=True):
         is_video = os.path.splitext(path)[1].lower() in VIDEOS
         try:
-            result.found.append(Input(Path(path), name, stem, _count_frames(path) if is_video else 0))
+            result.found.append(Input(Path(path), name, stem, max(frames_in(path), 1) if is_video else 0))
         except OSError as error:
             result.problems.append(f"{path}: cannot be read ({error})")
     if not result.found:
@@ -161,11 +161,14 @@ def _names(paths: list[str], words: list[str]) -> list[str]:
     return [os.path.relpath(path, root).replace(os.sep, "/") for path in paths]
 
 
+TAKEN = "classes"  # labels/classes.txt names the classes of YOLO's files
+
+
 def _stems(names: list[str]) -> list[str]:
-    """The names without suffix, but for those that would then be the same as another."""
+    """The names without suffix, but for those that would then be the same as another, or as a file of ours."""
     stems = [os.path.splitext(name)[0] for name in names]
     while True:
-        times = Counter(stem.casefold() for stem in stems)  # some file systems take letter cases for one
+        times = Counter(stem.casefold() for stem in [*stems, TAKEN])  # some file systems take letter cases for one
         longer = [name if times[stem.casefold()] > 1 else stem for stem, name in zip(stems, names, strict=True)]
         if longer == stems:
             return stems
@@ -181,6 +184,10 @@ def _opened(path: str) -> cv2.VideoCapture:
     Raises:
         OSError: it cannot.
     """
+    try:
+        path.encode()
+    except UnicodeEncodeError:  # OpenCV would end the process
+        raise OSError("OpenCV cannot open a video whose name is not UTF-8; rename it") from None
     with open(path, "rb"):  # whether it is there, and may be read
         capture = cv2.VideoCapture(path)
     if not capture.isOpened():
@@ -188,11 +195,16 @@ def _opened(path: str) -> cv2.VideoCapture:
     return capture
 
 
-def _count_frames(path: str) -> int:
+def frames_in(path: str) -> int:
+    """How many frames a video has by its header.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
     capture = _opened(path)
     count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
     capture.release()
-    return max(count, 1)
+    return count
 
 
 def frames_per_second(path: Path) -> float:

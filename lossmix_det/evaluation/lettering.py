@@ -12,6 +12,7 @@ from matplotlib.ft2font import FT2Font
 log = logging.getLogger(__name__)
 
 USUAL = "DejaVu Sans"  # comes with matplotlib
+SCORE = "0123456789."  # stands behind the name of a class
 SQUARES = (
     "Last Resort",
     "LastResort",
@@ -40,9 +41,7 @@ def families_with(characters: frozenset[str]) -> tuple[str, ...] | None:
     missing = {ord(character) for character in characters if not character.isspace()}
     families = [USUAL]
     missing -= characters_in(font_manager.findfont(USUAL))
-    for font in font_manager.fontManager.ttflist if missing else ():
-        if font.name.startswith(SQUARES):
-            continue
+    for font in _fonts() if missing else ():
         found = missing & characters_in(font.fname)
         if found:
             families.append(font.name)
@@ -54,14 +53,19 @@ def families_with(characters: frozenset[str]) -> tuple[str, ...] | None:
 
 @lru_cache
 def lettered_file(name: str, instead: str) -> tuple[str, str]:
-    """What to write for a name, and the one font file that has all its characters; as `lettered`, for Pillow."""
-    missing = {ord(character) for character in name if not character.isspace()}
+    """What to write for a name, and the one font file that has its characters and digits; as `lettered`, for Pillow."""
+    needed = {ord(character) for character in name + SCORE if not character.isspace()}
     usual = font_manager.findfont(USUAL)
-    for path in (usual, *(font.fname for font in font_manager.fontManager.ttflist)):
-        if missing <= characters_in(path):
+    for path in (usual, *(font.fname for font in _fonts())):
+        if needed <= characters_in(path):
             return name, path
     _say(name, instead)
     return instead, usual
+
+
+def _fonts() -> list[Any]:
+    """The fonts of this machine that draw characters."""
+    return [font for font in font_manager.fontManager.ttflist if not font.name.startswith(SQUARES)]
 
 
 @lru_cache

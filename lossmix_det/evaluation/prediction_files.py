@@ -16,10 +16,10 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 
-from lossmix_det.data.inputs import Frame, Input, frames_per_second
+from lossmix_det.data.inputs import Frame, Input, frames_in, frames_per_second
 from lossmix_det.evaluation.pictures import draw_picture
 from lossmix_det.evaluation.predictor import Predictor
-from lossmix_det.files import growing, write_atomically
+from lossmix_det.files import draft_of, growing, write_atomically
 from lossmix_det.structures import Instances
 
 QUALITY = 92  # of JPEG
@@ -78,8 +78,8 @@ class _Video:
     """A video that takes its name once it is whole."""
 
     def __init__(self, source: Input, path: Path, first: np.ndarray) -> None:
-        self.source, self.path = source, path
-        self.draft = path.with_name(f".{path.name}.{os.getpid()}.mp4")  # OpenCV goes by the suffix
+        self.source, self.path, self.frames = source, path, 0
+        self.draft = draft_of(path).with_suffix(".mp4")  # OpenCV goes by the suffix
         path.parent.mkdir(parents=True, exist_ok=True)
         self.size = (first.shape[1], first.shape[0])
         rate = frames_per_second(source.path)
@@ -92,26 +92,47 @@ class _Video:
         if (picture.shape[1], picture.shape[0]) != self.size:  # a stream may change its size
             picture = cv2.resize(picture, self.size, interpolation=cv2.INTER_AREA)
         self.writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        self.frames += 1
 
     def end(self, *, whole: bool) -> None:
-        """Close it under its name, or remove it."""
+        """Close it under its name, or remove it.
+
+        Raises:
+            OSError: it has lost frames, of which OpenCV says nothing.
+        """
         self.writer.release()
-        if whole:
-            os.replace(self.draft, self.path)
-        else:
+        try:
+            if whole and not self._holds_all():
+                raise OSError(f"{self.path} cannot be written whole; is the disk full?")
+            if whole:
+                os.replace(self.draft, self.path)
+        finally:
             self.draft.unlink(missing_ok=True)
+
+    def _holds_all(self) -> bool:
+        try:
+            return frames_in(os.fspath(self.draft)) >= self.frames
+        except OSError:  # not even its index was written
+            return False
 
 
 class _GrowingText:
     """A text file that takes its name once it is whole."""
 
     def __init__(self, path: Path) -> None:
-        self.draft = growing(path)
+        self.path, self.draft = path, growing(path)
         self.file = self.draft.__enter__()
 
     def write(self, text: str) -> None:
-        """Append."""
-        self.file.write(text.encode("utf-8", "backslashreplace"))  # names of files may be of any bytes
+        """Append.
+
+        Raises:
+            OSError: the disk is full, say.
+        """
+        try:
+            self.file.write(text.encode("utf-8", "backslashreplace"))  # names of files may be of any bytes
+        except OSError as error:
+            raise OSError(f"{self.path} cannot be written ({error.strerror})") from error
 
     def end(self, *, whole: bool) -> None:
         """Close it under its name, or remove it."""
@@ -150,13 +171,21 @@ class CocoFile:
             self.file.write(("," if self.boxes > 1 else "") + "\n" + json.dumps(row))
 
     def __exit__(self, *error: Any) -> None:
-        self.file.write('\n],\n"images": [')
-        self.images.seek(0)
-        for line in self.images:
-            self.file.write(line)
-        self.images.close()
-        self.file.write("\n]}\n")
+        with self.images:
+            if error[0] is None:
+                self._write_images()
         self.file.end(whole=error[0] is None)
+
+    def _write_images(self) -> None:
+        try:
+            self.file.write('\n],\n"images": [')
+            self.images.seek(0)
+            for line in self.images:
+                self.file.write(line)
+            self.file.write("\n]}\n")
+        except OSError:
+            self.file.end(whole=False)
+            raise
 
 
 class YoloFiles:

@@ -100,6 +100,8 @@ class Predictor:
         Only images of a like size share a canvas, so that what is found on one does not depend on the others.
         """
         arrays = [self._pixels(image) for image in images]
+        if not arrays:
+            return []
         small = [resize(pixels, NO_BOXES, self.reading.short_side, self.reading.max_size)[0] for pixels in arrays]
         found = self._detect(small)
         return [_scaled(each, *shapes) for each, *shapes in zip(found, small, arrays, strict=True)]

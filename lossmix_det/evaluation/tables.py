@@ -35,17 +35,19 @@ def print_tables(results: Results, console: Console) -> None:
 
 
 def write_results(results: Results, folder: Path) -> None:
-    """Write ``results.json`` (nan as null) and ``results.csv`` with a row per model, test set and class."""
-    write_atomically(folder / "results.json", json.dumps(_null_nan(results), indent=2) + "\n")
+    """Write ``results.csv``, of each model and test set a row for all classes and one for each, and ``results.json``.
+
+    Scores that are not numbers are empty in the first and null in the second, which is written last.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["model", "test_set", "class", *METRICS])
     for model, sets in results.items():
         for name, metrics in sets.items():
-            rows = {"all": metrics, **metrics["classes"]}
-            for label, row in rows.items():
+            for label, row in [("all", metrics), *metrics["classes"].items()]:  # a class may be called so, too
                 writer.writerow([model, name, label, *(_cell(row.get(key), digits=3) for key in METRICS)])
     write_atomically(folder / "results.csv", text.getvalue())
+    write_atomically(folder / "results.json", json.dumps(_null_nan(results), indent=2) + "\n")
 
 
 def write_detections(detections: dict[str, list[dict[str, Any]]], folder: Path) -> None:

@@ -8,8 +8,10 @@ from typing import Any
 
 from lossmix_det.evaluation.predictor import Predictor, find_weights
 from lossmix_det.evaluation.tables import TITLES
+from lossmix_det.files import read_checkpoint
 from lossmix_det.report.run_folder import RunFolder
 
+CHECKPOINT = ".pt"
 SCORES = ("AP", "AP50", "AP75", "VOC_AP50", "VOC07_AP50")
 
 
@@ -21,7 +23,9 @@ def card(name: str, weights: str, predictor: Predictor) -> str:
         weights: folder or file that it was made of; what its run wrote is looked for beside it.
         predictor: made of them.
     """
-    run, reading = _run_of(Path(find_weights(weights))), predictor.reading
+    file, reading = Path(find_weights(weights)), predictor.reading
+    run = _run_of(file)
+    step = _step_of(file, run)
     lines = [
         f"# {_text(name)}",
         "",
@@ -31,9 +35,9 @@ def card(name: str, weights: str, predictor: Predictor) -> str:
         f"most {reading.max_size} pixels.",
         f"* Classes, in order: {', '.join(map(_text, predictor.classes))}.",
         f"* Made of: {_text(str(weights))}.",
-        *_training(run),
+        *_training(run, step),
         "",
-        *_scores(run),
+        *_scores(run, step),
         "## Licence and limits",
         "",
         "The licence of the weights is not recorded. It depends on the data that they were trained on, and on the "
@@ -50,10 +54,17 @@ def _run_of(file: Path) -> RunFolder | None:
     return next((RunFolder(folder) for folder in folders if (folder / "run.json").is_file()), None)
 
 
-def _training(run: RunFolder | None) -> list[str]:
+def _step_of(file: Path, run: RunFolder | None) -> int:
+    """The step that weights are of; an export is of the last one."""
+    if run is None or file.suffix != CHECKPOINT:
+        return run.step if run is not None else 0
+    return int(read_checkpoint(file)["step"])
+
+
+def _training(run: RunFolder | None, step: int) -> list[str]:
     if run is None:
         return ["* Training: not recorded beside the weights."]
-    lines = [f"* Steps: {run.step} of {run.steps}; seed {run.about.get('seed', 'not recorded')}."]
+    lines = [f"* Steps: {step} of {run.steps}; seed {run.about.get('seed', 'not recorded')}."]
     sets: dict[str, Any] = run.about.get("datasets") or {}
     for use in ("train", "target", "test"):
         names = run.setting("data", use) or []
@@ -67,10 +78,12 @@ def _training(run: RunFolder | None) -> list[str]:
 USES = {"train": "Trained on the labels of", "target": "Adapted, without labels, to", "test": "Tested on"}
 
 
-def _scores(run: RunFolder | None) -> list[str]:
-    scores = run.latest_scores() if run is not None else {}
-    if not scores:
+def _scores(run: RunFolder | None, step: int) -> list[str]:
+    if run is None:
         return []
+    scores = run.latest_scores() if step == run.step else run.scores_of(step)
+    if not scores:
+        return ["## Scores", "", f"Its run measured none at step {step}.", ""]
     head = ["model", "test set", *(TITLES[key] for key in SCORES)]
     lines = ["## Scores", "", "In percent, as its run measured them.", "", "| " + " | ".join(head) + " |"]
     lines.append("|---|---|" + "---:|" * len(SCORES))

@@ -67,7 +67,7 @@ def line_chart(
         for number, (name, (xs, ys)) in enumerate(drawn.items()):
             style = {"color": LINES[number % len(LINES)], "linestyle": DASHES[number // len(LINES) % len(DASHES)]}
             marker = "." if len(xs) < 30 else None
-            axis.plot(xs, ys, label=lettered(name, f"line {number + 1}")[0], linewidth=1.4, marker=marker, **style)
+            axis.plot(xs, ys, label=_named(name, number), linewidth=1.4, marker=marker, **style)
         for name, place in (marks or {}).items():
             axis.axvline(place, color=INK, alpha=0.5, linewidth=0.8, linestyle=":")
             axis.annotate(name, (place, 1), xycoords=("data", "axes fraction"), fontsize=7, color=INK, va="bottom")
@@ -77,6 +77,12 @@ def line_chart(
         figure.tight_layout()
         svg = _svg(figure)
     return Chart(title, svg, f"{title}. {'; '.join(_spoken(name, *points) for name, points in drawn.items())}.")
+
+
+def _named(name: str, number: int) -> str:
+    """The entry of a line in the legend, from which matplotlib leaves out names that begin with an underscore."""
+    label = lettered(name, f"line {number + 1}")[0]
+    return f" {label}" if label.startswith("_") else label
 
 
 def histogram(title: str, bins: Mapping[str, Any], x: str) -> Chart | None:

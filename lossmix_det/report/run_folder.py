@@ -55,8 +55,9 @@ class RunFolder:
 
     @property
     def config_text(self) -> str:
-        """``config.yaml`` as it is written."""
-        return _text(self.path / "config.yaml")
+        """The settings that it was last started with, as they are written."""
+        later = {int(path.stem.rpartition("_")[2]): path for path in self.path.glob("config.resumed_at_*[0-9].yaml")}
+        return _text(later[max(later)] if later else self.path / "config.yaml")
 
     @property
     def problems_text(self) -> str:
@@ -74,7 +75,11 @@ class RunFolder:
         return int(self.setting("train", "steps") or self.step)
 
     def setting(self, *keys: str) -> Any:
-        """A setting that it began with, such as ``setting("train", "steps")``; None if it is not known."""
+        """A setting that it was last started with, as ``setting("train", "steps")``; None if it is not known."""
+        for entry in reversed(self.about.get("resumed") or []):
+            changed = entry.get("changed") if isinstance(entry, dict) else None
+            if isinstance(changed, dict) and ".".join(keys) in changed:
+                return changed[".".join(keys)][-1]
         value: Any = self.about.get("config")
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
@@ -86,14 +91,11 @@ class RunFolder:
             return {
                 model: {name: _numbers(scores) for name, scores in sets.items()} for model, sets in self.results.items()
             }
-        latest: dict[str, dict[str, Row]] = {}
-        for row in self.scores:
-            for key, value in row.items():
-                model, _, rest = key.partition("/")
-                name, _, metric = rest.rpartition("/")
-                if name and not math.isnan(value):
-                    latest.setdefault(model, {}).setdefault(name, {})[metric] = value
-        return latest
+        return _by_model(self.scores)
+
+    def scores_of(self, step: int) -> dict[str, dict[str, Row]]:
+        """By model and test set: the scores of one step."""
+        return _by_model([row for row in self.scores if row["step"] == step])
 
     def reported(self) -> tuple[str, dict[str, Row]]:
         """The model that it reports, and its last scores by test set."""
@@ -103,6 +105,18 @@ class RunFolder:
         """Of the reported model on a test set, once the run has ended."""
         content = _load(self.path / f"detections_{test_set}.json")
         return content if isinstance(content, list) else None
+
+
+def _by_model(rows: list[Row]) -> dict[str, dict[str, Row]]:
+    """The last value of every score, by model, test set and metric."""
+    latest: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        for key, value in row.items():
+            model, _, rest = key.partition("/")
+            name, _, metric = rest.rpartition("/")
+            if name and not math.isnan(value):
+                latest.setdefault(model, {}).setdefault(name, {})[metric] = value
+    return latest
 
 
 def _numbers(scores: dict[str, Any]) -> Row:

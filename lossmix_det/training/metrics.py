@@ -46,8 +46,8 @@ class MetricsFile:
             write_atomically(self.path, self._text(self.rows, header=True))
 
     def write_json(self) -> None:
-        """Write all rows as JSON beside the CSV, nan as null."""
-        rows = [{k: None if math.isnan(value) else value for k, value in row.items()} for row in self.rows]
+        """Write all rows as JSON beside the CSV, what is no finite number as null."""
+        rows = [{k: value if math.isfinite(value) else None for k, value in row.items()} for row in self.rows]
         write_atomically(self.path.with_suffix(".json"), json.dumps(rows, indent=1) + "\n")
 
     def _text(self, rows: list[dict[str, float]], header: bool = False) -> str:

@@ -25,6 +25,7 @@ from lossmix_det.training.streams import Streams
 log = logging.getLogger(__name__)
 
 NOISE = 0.5  # points of AP50 that say nothing
+RESULTS = ("results.json", "results.csv")
 BURNED_IN = "burn-in"  # the student as burn-in ended, in tables and files
 
 
@@ -43,10 +44,10 @@ def publish(
     config = state.config
     folder = Path(config.output_dir)
     results = ({BURNED_IN: state.burned_in} if state.burned_in else {}) | results
-    write_results(results, folder)
     write_detections(detections, folder)
     for name, model in state.models().items():
         export_model(model, config, state.classes, folder / "export" / f"{name}.pth")
+    write_results(results, folder)  # last: a run that has them has everything
     report_problems(streams.sets, state.unreadable, folder)
     print_tables(results, console)
     warn_if_worse(results, folder)
@@ -57,6 +58,19 @@ def publish(
         )
     page = f", and {folder / 'report.html'} shows them" if config.train.report else ""
     console.print(Text(f"results, detections, checkpoints and exports are in {folder}{page}"), soft_wrap=True)
+
+
+def set_results_aside(folder: Path, step: int) -> None:
+    """Rename the results of a run that had ended and now learns on, so that nobody takes them for those of its end.
+
+    Args:
+        folder: of the run.
+        step: at which it had ended.
+    """
+    for name in RESULTS:
+        path = folder / name
+        if path.is_file():
+            path.replace(path.with_name(f"{path.stem}.at_{step}{path.suffix}"))
 
 
 def warn_if_worse(results: dict[str, Any], folder: Path) -> None:

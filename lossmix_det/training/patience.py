@@ -30,11 +30,13 @@ class Patience:
         """Refuse to wait for scores that there will never be.
 
         Raises:
-            UserError: no test set has labels.
+            UserError: no test set has labels, or the one of the metric no object.
         """
-        if self.patience and metric_set(self.metric, test_sets) is None:
+        watched = metric_set(self.metric, test_sets) if self.patience else None
+        reason = "no test set has labels" if watched is None else f"no object in {watched.name} counts"
+        if self.patience and (watched is None or not _counts_any(watched)):
             raise UserError(
-                f"train.patience={self.patience} has no score to watch, because no test set has labels; name one in "
+                f"train.patience={self.patience} has no score to watch, because {reason}; name another set in "
                 "data.test, or set train.patience=0"
             )
 
@@ -50,3 +52,8 @@ class Patience:
         """Why the run ended, for a person."""
         best = f"{state.best['value']:.1f} at step {state.best['step']}" if state.best else "none"
         return f"no better {self.metric} in {self.patience} evaluations (train.patience); the best was {best}"
+
+
+def _counts_any(image_set: ImageSet) -> bool:
+    """Whether there is an object that a detector could miss."""
+    return any(not (record.crowd | record.difficult).all() for record in image_set.records)

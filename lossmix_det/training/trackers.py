@@ -82,8 +82,11 @@ class Trackers:
 
     def close(self) -> None:
         """Send what is left."""
-        for logger in self.loggers.values():
-            logger.finalize("success")
+        for name, logger in self.loggers.items():
+            try:
+                logger.finalize("success")
+            except Exception as error:  # as in `log`
+                log.warning("%s lacks the end of the run (%s: %s)", name, type(error).__name__, first_line(error))
 
 
 def _read(path: Path) -> dict[str, str]:

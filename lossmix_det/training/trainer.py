@@ -26,7 +26,13 @@ from lossmix_det.training.checkpoints import Checkpoints
 from lossmix_det.training.clean_pass import CleanPass
 from lossmix_det.training.live_page import LivePage
 from lossmix_det.training.optimization import rate_of
-from lossmix_det.training.outputs import BURNED_IN, burned_in_folder, publish, warn_of_target_labels
+from lossmix_det.training.outputs import (
+    BURNED_IN,
+    burned_in_folder,
+    publish,
+    set_results_aside,
+    warn_of_target_labels,
+)
 from lossmix_det.training.patience import Patience
 from lossmix_det.training.phases import Phases
 from lossmix_det.training.processes import anywhere, everywhere, mean_over_processes
@@ -97,6 +103,8 @@ class Trainer:
                 warn_of_no_partners(self.config, self.fabric.world_size)
                 warn_of_known_test_images(self.streams.train_sets, self.streams.test_sets)
                 report_problems(self.streams.sets, self.state.unreadable, self.folder)
+                if self.state.step < self.config.train.steps and not self.patience.is_over(self.state):
+                    set_results_aside(self.folder, self.state.step)
             self.recovery.prepare()
             with catching_signals(self.stop):
                 while not self.patience.is_over(self.state) and self._learn_on():

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from runs import ROOT
 
 from benchmarks import bootstrap
+from benchmarks.runs import Run
 from lossmix_det.evaluation.coco import coco_metrics
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "evaluation"))
@@ -52,6 +55,19 @@ def test_the_interval_holds_the_middle_of_the_resamples():
     assert low < bootstrap.ap50(matches, np.ones(30, dtype=int)) < high
     assert np.mean((values >= low) & (values <= high)) == pytest.approx(0.95, abs=0.002)
     np.testing.assert_array_equal(values, bootstrap.resampled(matches, 30))  # every method has the same images drawn
+
+
+def test_there_is_no_interval_where_the_labels_have_changed(tmp_path, monkeypatch, caplog):
+    image_set, rows = random_set(0)
+    monkeypatch.setattr(bootstrap, "load_test_sets", lambda config: [image_set])
+    (tmp_path / f"detections_{image_set.name}.json").write_text(json.dumps(rows))
+    run = Run("m", 1, ROOT / "configs/quick.yaml", tmp_path)
+    for fingerprint, known in ((image_set.fingerprint, {image_set.name}), ("other", set())):
+        about = {"datasets": {image_set.name: {"fingerprint": fingerprint}}}
+        (tmp_path / "run.json").write_text(json.dumps(about))
+        bootstrap._resamples_in.cache_clear()
+        assert bootstrap.resamples_of(run, []).keys() == known
+    assert "no intervals, because its test images have changed or are gone" in caplog.text
 
 
 def test_without_detections_and_without_truths():

@@ -2,6 +2,8 @@
 
 import json
 import re
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -144,3 +146,37 @@ def test_curves_are_means_over_seeds_of_the_model_that_is_reported(tmp_path):
     assert dict(curves._scores(both)) == {("a", 5): [10.0, 10.0], ("a", 10): [30.0, 30.0]}
     assert dict(curves._metric(both, "pseudo/recall")) == {("a", 10): [0.25, 0.25], ("a", 20): [0.25, 0.25]}
     assert curves._detection_scores(both[0]) == [0.9]
+
+
+def test_runs_without_a_score_and_damaged_ones_leave_a_page(tmp_path):
+    for seed in (1, 2, 3):
+        results(tmp_path, "union", seed, 50, 50)
+    folders = [tmp_path / "shapes" / f"union_seed{seed}" for seed in (1, 2, 3)]
+    (folders[0] / "results.json").write_text('{"student": {}, "ema": {}}')  # trained without a labelled test set
+    (folders[1] / "run.json").write_text("{")
+    (folders[2] / "results.json").write_text('{"stud')
+    for seeds, count in (("1", "1 of 1"), ("2", "1 of 1"), ("123", "2 of 3")):
+        chosen = options(tmp_path, "--seeds", *seeds, "--methods", "union")
+        assert f"| {count} |" in page(replace(suites.MIXING, adapts=True), planned(suites.MIXING, chosen), "x")
+    chosen = options(tmp_path, "--seeds", "2", "--methods", "union")
+    assert "their run.json is gone or damaged" in page(suites.MIXING, planned(suites.MIXING, chosen), "x")
+
+
+def test_runs_of_other_lengths_are_said_to_be(tmp_path):
+    for seed in (1, 2):
+        results(tmp_path, "union", seed, 50, 50)
+    path = tmp_path / "shapes" / "union_seed2" / "run.json"
+    path.write_text(path.read_text().replace('"steps": 5', '"steps": 500'))
+    chosen = options(tmp_path, "--seeds", "1", "2", "--methods", "union")
+    text = page(suites.MIXING, planned(suites.MIXING, chosen), "")
+    assert "5 steps of 4 source images each or 500 steps of 4 source images each; scores" in text
+
+
+def test_a_set_without_truths_has_no_interval(tmp_path):
+    results(tmp_path, "union", 1, 50, 50)
+    chosen = options(tmp_path, "--seeds", "1", "--methods", "union")
+    resamples = {("union", "shapes_photo_test"): np.full(1000, np.nan)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        text = page(suites.MIXING, planned(suites.MIXING, chosen), "x", resamples=resamples)
+    assert "nan" not in text

@@ -131,6 +131,20 @@ def test_a_run_is_exported_with_a_card(tmp_path, capsys):
     assert predict(words) == 0
 
 
+def test_the_card_of_a_checkpoint_has_its_own_step_and_scores(tmp_path):
+    words = ["train.steps=3", "train.save_every=1", "train.keep_last=3", "train.eval_every=2", "ema.decay=0"]
+    assert trainer(tmp_path / "run", *words).train()
+    cards = []
+    for step in (1, 2, 3):
+        output = tmp_path / f"{step}.onnx"
+        assert main([str(tmp_path / "run" / "checkpoints" / f"step_000000{step}.pt"), "--output", str(output)]) == 0
+        cards.append(output.with_suffix(".md").read_text())
+    assert all(f"* Steps: {step} of 3; seed 0." in text for step, text in enumerate(cards, start=1))
+    assert "Its run measured none at step 1." in cards[0]
+    assert "| student | shapes" in cards[1]
+    assert "| student | shapes" in cards[2]
+
+
 def test_detectron2_is_refused_in_a_sentence(tmp_path):
     pytest.importorskip("detectron2")
     words = ["model.engine=detectron2", "model.detectron2_config=configs/detectron2/small_fpn.yaml"]

@@ -104,6 +104,11 @@ def test_results_are_written_as_json_and_csv(image_set, tmp_path):
         rows = list(csv.DictReader(file))
     assert [row["class"] for row in rows] == ["all", "cat", "dog", "emu"]
     assert rows[0]["AP50"] == "100.000"
+    results["student"]["mine"]["classes"]["all"] = {"AP50": 10.0}  # a class may be called so
+    write_results(results, tmp_path)
+    with open(tmp_path / "results.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["AP50"] for row in rows if row["class"] == "all"] == ["100.000", "10.000"]
 
 
 def test_the_table_names_every_score_even_in_a_narrow_window(image_set, capsys):

@@ -84,10 +84,18 @@ def test_a_name_that_no_font_has_is_replaced_by_its_number_and_said_once(monkeyp
     assert drawn("交通灯", caplog)[1] == said
 
 
-def test_a_font_of_squares_counts_as_none(caplog):
-    """Matplotlib brings one that has a square for every character there is."""
+def test_a_font_of_squares_counts_as_none(monkeypatch):
+    """Matplotlib brings one that has a square for every character; and the digits of scores must be there, too."""
     families = lettering.families_with(frozenset("交通灯"))
     assert families is None or not any(name.startswith(lettering.SQUARES) for name in families)
+    every = [Font("Last Resort High-Efficiency", "squares.ttf"), Font("Letters", "letters.ttf")]
+    monkeypatch.setattr(lettering.font_manager.fontManager, "ttflist", every)
+    has = {"squares.ttf": "交通灯0123456789.", "letters.ttf": "交通灯"}
+    monkeypatch.setattr(lettering, "characters_in", lambda path: frozenset(map(ord, has.get(path, "abc"))))
+    assert lettering.lettered_file("交通灯", "class 2")[0] == "class 2"
+    has["letters.ttf"] += lettering.SCORE
+    lettering.lettered_file.cache_clear()
+    assert lettering.lettered_file("交通灯", "class 2") == ("交通灯", "letters.ttf")
 
 
 class Font:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
+import resource
+import signal
 
 import cv2
 import numpy as np
@@ -126,6 +129,59 @@ def test_what_is_interrupted_leaves_no_half_a_file(folder, tmp_path, error):
     assert caught.value is error
     left = [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert sorted(left) == ["a.jpg", "a.txt", "classes.txt"]
+
+
+@pytest.fixture
+def small_disk():
+    """Within it no file may grow beyond 8 kB, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("drawn", "clip.mp4"), ("coco", "predictions.json"), ("csv", "predictions")]
+)
+def test_a_full_disk_ends_in_a_sentence_and_leaves_no_half_a_file(tmp_path, request, kind, name):
+    write_image(tmp_path / "shots" / "a.png")
+    write_video(tmp_path / "shots" / "clip.avi", count=5)
+    frames = 80 * list(find_inputs([tmp_path / "shots" / "clip.avi"]).read())
+    request.getfixturevalue("small_disk")
+    sink = SINKS[kind](tmp_path / "out", CLASSES)
+    with pytest.raises(OSError, match=f"{name}.* cannot be written"):
+        write_all(((frame, found_on(frame)) for frame in frames), [sink], lambda count: None)
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+
+
+def test_an_image_called_classes_leaves_the_names_of_classes_alone(tmp_path):
+    write_image(tmp_path / "shots" / "classes.png", 60, 40)
+    write(tmp_path / "shots", tmp_path / "out", "yolo")
+    assert (tmp_path / "out" / "labels" / "classes.txt").read_text() == "cat\ndog\n"
+    assert len((tmp_path / "out" / "labels" / "classes.png.txt").read_text().splitlines()) == 2
+
+
+def test_names_of_255_bytes_are_written(tmp_path):
+    write_image(tmp_path / "shots" / ("é" * 125 + ".png"), 60, 40)
+    write(tmp_path / "shots", tmp_path / "out", "drawn", "yolo")
+    assert (tmp_path / "out" / "labels" / ("é" * 125 + ".txt")).is_file()
+    assert not list((tmp_path / "out").rglob(".*"))
+
+
+def test_a_video_whose_name_is_no_text_is_a_problem_and_not_the_end(tmp_path):
+    folder = tmp_path / "shots"
+    write_image(folder / "a.png")
+    write_video(folder / "clip.avi", count=2)
+    try:
+        os.rename(folder / "clip.avi", os.fsencode(folder) + b"/bad\xff.avi")
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    inputs = find_inputs([folder])
+    assert [each.name for each in inputs.found] == ["a.png"]
+    (problem,) = inputs.problems
+    assert "cannot be read (OpenCV cannot open a video whose name is not UTF-8; rename it)" in problem
 
 
 def test_no_more_frames_are_held_than_a_batch():

@@ -1,12 +1,15 @@
 """A run ends early once its scores stand still, and goes on exactly as before if it is resumed."""
 
 import logging
+from pathlib import Path
 
+import numpy as np
 import pytest
 from runs import TINY, last_checkpoint, trainer
 from test_metrics import rows_of
 
 from lossmix_det.config import load_config
+from lossmix_det.data.records import ImageRecord, ImageSet, Problems
 from lossmix_det.errors import UserError
 from lossmix_det.training.patience import Patience
 
@@ -46,9 +49,27 @@ def test_in_adaptation_only_evaluations_after_burn_in_count(step, adapting, over
     assert patience.is_over(Stand(step, 2, adapting)) is over
 
 
+def test_a_set_in_which_no_object_counts_cannot_be_waited_for():
+    patience = Patience(load_config(None, [*TINY, *EVERY_2]))
+    counts, empty = (
+        ImageSet(name, ["cat"], [one_box(crowd)], True, [1], "", Problems())
+        for name, crowd in (("good", False), ("herd", True))
+    )
+    patience.check([counts])
+    with pytest.raises(UserError, match="train.patience=2 has no score to watch, because no object in herd counts"):
+        patience.check([counts, empty])
+
+
 def test_patience_0_never_stops():
     patience = Patience(load_config(None, [*TINY, *EVERY_2, "train.patience=0"]))
     assert not patience.is_over(Stand(1000, 2))
+
+
+def one_box(crowd: bool) -> ImageRecord:
+    boxes, flags = np.array([[1.0, 2, 30, 40]], np.float32), np.array([False])
+    return ImageRecord(
+        Path("a.png"), 1, (48, 64), boxes, np.zeros(1, np.int64), flags, np.array([crowd]), np.full(1, 1102.0)
+    )
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import torch
 from runs import AsRank, assert_same_tensors, command, env, last_checkpoint, run, trainer
 
 from lossmix_det.errors import UserError
+from lossmix_det.report.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
 
@@ -132,6 +133,23 @@ def test_a_run_is_not_cut_short_by_resuming_it(tmp_path):
     trainer(tmp_path, "train.steps=2").train()
     with pytest.raises(UserError, match="has run 2 steps already, more than train.steps=1; raise it"):
         trainer(tmp_path, "train.steps=1", resume=True)
+
+
+def test_a_run_that_learns_on_no_longer_has_the_results_of_its_end(tmp_path):
+    trainer(tmp_path, "train.steps=2").train()
+    results = (tmp_path / "results.json").read_bytes()
+    again = trainer(tmp_path, "train.steps=6", "train.eval_every=3", "train.report=true", resume=True)
+    learn = again.learn
+    again.learn = lambda batch: (again.stop() if again.state.step == 3 else None, learn(batch))[1]
+    assert not again.train()
+    assert (tmp_path / "results.at_2.json").read_bytes() == results
+    assert not (tmp_path / "results.json").exists()
+    folder = RunFolder(tmp_path)
+    assert (folder.step, folder.steps, folder.setting("train", "eval_every")) == (4, 6, 3)
+    assert "steps: 6" in folder.config_text
+    page = (tmp_path / "report.html").read_text()
+    assert "step 3 of 6" in page
+    assert "ended after" not in page
 
 
 def test_resuming_where_nothing_is_starts_from_the_beginning(tmp_path):

@@ -75,6 +75,17 @@ def test_a_tracker_that_fails_on_the_way_is_left_out_and_said_once(tmp_path, log
     assert caplog.text.count("wandb takes no more numbers (ConnectionError: no route to host)") == 1
 
 
+def test_a_tracker_that_fails_at_the_end_does_not_end_the_run(tmp_path, loggers, monkeypatch, caplog):
+    def fail(self, status):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(Logger, "finalize", fail)
+    Trackers(["mlflow", "wandb"], tmp_path, {}).close()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{name} lacks the end of the run (ConnectionError: no route to host)" for name in ("mlflow", "wandb")
+    ]
+
+
 def test_a_missing_library_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pytorch_lightning.loggers", None)
     with pytest.raises(UserError, match=r"train.trackers=wandb needs .*pip install 'lossmix-det\[wandb\]'"):
