@@ -119,10 +119,13 @@ def test_what_cannot_be_weighted_is_refused():
         build_model(mixing(configured(MODEL__RPN__BBOX_REG_LOSS_TYPE="giou")))
     with pytest.raises(UserError, match="only MASK_ON: False"):
         build_model(mixing(configured(MODEL__MASK_ON=True)))
-    with pytest.raises(UserError, match=r"LOSSMIX\.alpha=0"):
+    with pytest.raises(UserError, match=r"LOSSMIX\.ALPHA=0"):
         build_model(mixing(configured(), ALPHA=0.0))
-    with pytest.raises(UserError, match=r"LOSSMIX\.lam_range=\[0\.8, 0\.2\] must be \[low, high\]"):
-        build_model(mixing(configured(), LAM_RANGE=[0.8, 0.2]))
+    for value in ([0.8, 0.2], [0.5], 0.5, ["a", "b"]):
+        with pytest.raises(UserError, match=r"LOSSMIX\.LAM_RANGE=.* must be \[low, high\]"):
+            build_model(mixing(configured(), LAM_RANGE=value))
+    with pytest.raises(UserError, match=r"LOSSMIX\.MIXER='mixupp' is not one of .*did you mean 'mixup'"):
+        build_model(mixing(configured(), MIXER="mixupp"))
     cfg = configured()
     cfg.LOSSMIX.ALFA = 1.0
     with pytest.raises(UserError, match="LOSSMIX.ALFA is unknown; it takes MIXER, RULE, WEIGHTING, ALPHA"):
@@ -133,11 +136,15 @@ def test_what_cannot_be_weighted_is_refused():
 def test_settings_of_saliency_and_of_single_mixers_are_read():
     cfg = mixing(configured(LOSSMIX__PUZZLE__TRANSPORT=False, LOSSMIX__COMIXUP__PARTNERS=3), SALIENCY="boxes")
     cfg.LOSSMIX.LEAST_VISIBLE = 0.3
+    for several in ("{mixup: 2, sage: 1}", CfgNode({"mixup": 2, "sage": 1})):
+        cfg.LOSSMIX.MIXER = several
+        assert plugin.mixing_of(cfg).mixer == {"mixup": 2, "sage": 1}
+    cfg.LOSSMIX.MIXER = "mixup"
     found = plugin.mixing_of(cfg)
     expected = MixingConfig(saliency="boxes", least_visible=0.3, puzzle=PuzzleConfig(transport=False))
     assert found == replace(expected, comixup=CoMixupConfig(partners=3))
     cfg.LOSSMIX.PUZZLE.BETA = -1.0
-    with pytest.raises(UserError, match=r"LOSSMIX\.puzzle\.beta=-1\.0 lies outside of 0"):
+    with pytest.raises(UserError, match=r"LOSSMIX\.PUZZLE\.BETA=-1\.0 lies outside of 0"):
         plugin.mixing_of(cfg)
     cfg.LOSSMIX.PUZZLE = CfgNode({"BETTA": 1.0})
     with pytest.raises(UserError, match="LOSSMIX.PUZZLE.BETTA is unknown; it takes BETA, GAMMA"):

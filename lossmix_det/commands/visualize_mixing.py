@@ -38,7 +38,7 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("--images", type=int, metavar="N", default=4, help="images per row")
     known = choices(MixingConfig, "rule")
     text = f"one row for each of these: {', '.join(known)}"
-    parser.add_argument("--rules", nargs="+", choices=known, default=RULES, metavar="RULE", help=text)
+    parser.add_argument("--rules", nargs="+", choices=known, metavar="RULE", help=text)
     parser.add_argument(
         "--teacher", metavar="FILE", help="checkpoint or export: draw burn-in and adaptation to data.target with it"
     )
@@ -63,7 +63,9 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
 
 
 def _run(options: argparse.Namespace) -> int:
-    config = load_config(options.config_file, [*options.overrides, f"data.batch_size={options.images}"])
+    config = load_config(
+        options.config_file, [*options.overrides, f"data.batch_size={options.images}", "train.accumulate=1"]
+    )
     from lossmix_det.data.catalog import load_to_train  # loads torch
     from lossmix_det.evaluation.drawing import save
     from lossmix_det.report.sheets import draw_sheet
@@ -74,6 +76,10 @@ def _run(options: argparse.Namespace) -> int:
     _check_stages(config, source)
     if options.teacher and not config.data.target:
         raise UserError("--teacher needs data.target, the images that it is to label")
+    if options.rules and (options.teacher or options.sources):
+        raise UserError("--rules has no effect with --teacher or --sources; set mixing.rule")
+    if options.student and config.mixing.saliency != "gradient":
+        raise UserError(f"--student has no effect with mixing.saliency={config.mixing.saliency}; set gradient")
     if options.sources:
         sheet = _mixed(config, source, options)
     else:
@@ -114,7 +120,7 @@ def _rules(config: Config, source: ImageSet, options: argparse.Namespace) -> Row
     from lossmix_det.training.phases import SourceOnly
 
     step, rows = _step(config, source, options, adapts=False), {}
-    for rule in options.rules:
+    for rule in options.rules or RULES:
         mixing = replace(config.mixing, rule=rule, probability=1.0)
         rows[rule] = pictures_of(step.composed(SourceOnly(mixing)))[: config.data.batch_size]
     return rows
@@ -126,7 +132,7 @@ def _phases(config: Config, source: ImageSet, options: argparse.Namespace) -> Ro
     from lossmix_det.training.phases import Adaptation, BurnIn
 
     step = _step(config, source, options, adapts=True)
-    burn_in = replace(step, labels=None).composed(BurnIn(config, config.mixing))
+    burn_in = replace(step, labels=None).composed(BurnIn(config, config.mixing.in_burn_in))
     adaptation = step.composed(Adaptation(config, config.mixing))
     return {"burn-in": pictures_of(burn_in), "adaptation": pictures_of(adaptation)}
 

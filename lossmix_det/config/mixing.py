@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lossmix_det.config.fields import Rule, Settings, among, choice, items, number, weights
@@ -61,6 +61,12 @@ class MixingConfig(Settings):
     puzzle: PuzzleConfig = field(default_factory=PuzzleConfig)  # mixer puzzlemix
     comixup: CoMixupConfig = field(default_factory=CoMixupConfig)  # mixer comixup
     burn_in_rule: str = choice("noise", "lam", "max")  # source×target while the target has no truth; see docs/method.md
+
+    @property
+    def in_burn_in(self) -> MixingConfig:
+        """The same with the share of images that burn-in mixes."""
+        share = self.burn_in_probability
+        return self if share is None else replace(self, probability=share)
 
     @property
     def pastes_objects(self) -> bool:

@@ -236,14 +236,19 @@ class Config(Settings):
         ]
 
     def _mixing_rules(self) -> list[Rule]:
-        """Only views that the student sees can be mixed; of the target these are the strong ones."""
+        """Only views that the student sees can be mixed, the target's strong ones; and some step must be left."""
         views, mixing = [*self.data.views, *(["strong"] if self.data.target else [])], self.mixing
         return [
             (
                 not (mixing.probability or mixing.burn_in_probability) or set(views) & set(mixing.views),
                 f"mixing.views={mixing.views} names no view that the student sees; name one of data.views="
                 f"{self.data.views}, or set mixing.probability=0",
-            )
+            ),
+            (
+                mixing.off_last_steps < self.train.steps or not (mixing.probability or mixing.burn_in_probability),
+                f"mixing.off_last_steps={mixing.off_last_steps} leaves no step of {self.train.steps} mixed; "
+                "lower it, or set mixing.probability=0",
+            ),
         ]
 
     def _target_rules(self) -> list[Rule]:

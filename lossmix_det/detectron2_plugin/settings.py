@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
@@ -11,6 +12,7 @@ from detectron2.config import CfgNode
 
 from lossmix_det.config import MixingConfig, Settings, check
 from lossmix_det.errors import UserError
+from lossmix_det.mixing import Recipe
 
 SETTINGS = (
     *("mixer", "rule", "weighting", "alpha", "probability", "weight_sum", "background_weight", "lam_range"),
@@ -42,15 +44,32 @@ def mixing_of(cfg: CfgNode) -> MixingConfig:
         UserError: a value lies outside its limits, or a key is unknown.
     """
     mixing = _read(MixingConfig(), cfg.get("LOSSMIX", {}), SETTINGS, "LOSSMIX.")
+    if not (mixing.lam_range is None or _are_numbers(mixing.lam_range)):
+        raise UserError(f"LOSSMIX.LAM_RANGE={mixing.lam_range} must be [low, high] within 0 … 1")
     mixing = replace(mixing, mixer=_table(mixing.mixer), stages=[str(stage) for stage in mixing.stages])
-    check(mixing, "LOSSMIX.")
+    try:
+        check(mixing, "LOSSMIX.")
+        Recipe(mixing)  # whether its mixers exist
+    except UserError as error:
+        raise UserError(re.sub(r"\b(?:LOSSMIX|mixing)\.([a-z_.]+)", _in_capitals, str(error))) from None
     if mixing.saliency == "gradient":  # also where no mixer would ask for it
         raise UserError("LOSSMIX.SALIENCY: gradient needs a student that looks twice; use spectral or boxes")
     return mixing
 
 
-def _table(mixer: str) -> str | dict[str, float]:
-    """A mixer's name, or several with weights, which Detectron2's configurations can only hold as text."""
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, (list, tuple)) and all(isinstance(value, (int, float)) for value in values)
+
+
+def _in_capitals(key: re.Match[str]) -> str:
+    """A key as Detectron2's configurations write it."""
+    return f"LOSSMIX.{key[1].upper()}"
+
+
+def _table(mixer: str | CfgNode) -> str | dict[str, float]:
+    """A mixer's name, or several with weights, as text or as a node."""
+    if isinstance(mixer, CfgNode):
+        return dict(mixer)
     try:
         return yaml.safe_load(mixer)
     except yaml.YAMLError:

@@ -28,7 +28,7 @@ def draw_partners(count: int, rng: np.random.Generator, sizes: Sequence[Size] = 
 
     The images are laid in a random circle and everyone takes the next ones, so nobody is paired with itself (but one
     image alone, which has nobody else), and the partners of an image differ where there are enough others. Wide images
-    and the others have a circle each, if there are two or more of both.
+    and the others have a circle each, if there are enough of both for partners that differ.
 
     Args:
         count: of the images.
@@ -38,15 +38,15 @@ def draw_partners(count: int, rng: np.random.Generator, sizes: Sequence[Size] = 
     """
     partner = np.empty((count, partners), dtype=np.int64)
     circle = rng.permutation(count)
-    for part in _by_shape(circle, sizes):
+    for part in _by_shape(circle, sizes, partners):
         for number in range(partners):
             partner[part, number] = np.roll(part, -1 - number % max(len(part) - 1, 1))
     return partner
 
 
-def _by_shape(circle: np.ndarray, sizes: Sequence[Size]) -> list[np.ndarray]:
+def _by_shape(circle: np.ndarray, sizes: Sequence[Size], partners: int) -> list[np.ndarray]:
     wide = np.array([is_wide(size) for size in sizes], dtype=bool)
-    if len(wide) and min(wide.sum(), (~wide).sum()) > 1:
+    if len(wide) and min(wide.sum(), (~wide).sum()) > partners:
         return [circle[wide[circle]], circle[~wide[circle]]]
     return [circle]
 
@@ -103,7 +103,12 @@ class Images(NamedTuple):
 def _partners_of(
     images: Images, others: Images, odds: tuple[float, float], rng: np.random.Generator, partners: int
 ) -> np.ndarray:
-    """Partners for the images of one domain, counting its own images before those of the other."""
+    """Partners for the images of one domain, counting its own images before those of the other.
+
+    An image that is alone in its domain has partners of the other domain only, if there are to be any.
+    """
+    if images.count == 1 and others.count:
+        odds = (0.0, odds[1])
     within = draw_partners(images.count, rng, images.sizes, partners)
     across = within
     if others.count:

@@ -29,7 +29,7 @@ from lossmix_det.config import MixingConfig
 from lossmix_det.mixing.blend import Mix
 from lossmix_det.mixing.blocks import follow, is_in_place
 from lossmix_det.mixing.weightings import Weighting, by_share, clipped_to_mask, within
-from lossmix_det.structures import ImageBatch, Instances, Supervision
+from lossmix_det.structures import ImageBatch, Instances, Size, Supervision
 
 
 @dataclass(frozen=True)
@@ -137,9 +137,16 @@ def _seen(known: Known, mix: Mix, k: int, images: ImageBatch, least: float) -> t
             visible[index] = seen if weighed else None
         elif least:
             share = known.on_image[index]
-            truths[index], kept = clipped_to_mask(truths[index], mask, images.canvas, least, share)
+            seen, kept = clipped_to_mask(truths[index], mask, images.canvas, least, share)
+            truths[index] = _on_image(seen, images.sizes[index])  # the tip of an outline may be hidden, but not there
             visible[index] = visible[index][kept] if weighed else None
     return replace(known.supervision, truths=tuple(truths)), visible
+
+
+def _on_image(truth: Instances, size: Size) -> Instances:
+    """Boxes no further than the image reaches, on which something of each is seen."""
+    limit = truth.boxes.new_tensor([*size[::-1]] * 2)
+    return truth if (truth.boxes <= limit).all() else truth.clipped(torch.minimum(truth.boxes, limit))
 
 
 class LossMix:

@@ -14,6 +14,7 @@ from lossmix_det.structures import ImageBatch, Instances, Size
 
 MOST_CELLS = 48  # along the longer side of the canvas
 CELLS = tuple(2**power for power in range(13))  # sides of a cell in pixels
+EVEN = 1e-6  # grey values that differ by less are of one colour
 BLUR = (0.05, 0.25, 0.4, 0.25, 0.05)  # a Gaussian of σ = 1 cell, over five cells
 
 # Gives (P, H, W) ≥ 0, how much the student's loss of each image changes with each of its pixels.
@@ -56,9 +57,10 @@ def spectral(images: ImageBatch, truths: Sequence[Instances]) -> Tensor:
     ]
     maps = torch.zeros_like(grey)
     for index, (rows, columns) in enumerate(_whole_cells(images.sizes, cell)):
-        if not rows * columns:
-            continue
-        spectrum = torch.fft.fft2(grey[index, :rows, :columns])
+        inside = grey[index, :rows, :columns]
+        if not rows * columns or inside.max() - inside.min() <= EVEN:
+            continue  # its spectrum is that of the corner that it begins in
+        spectrum = torch.fft.fft2(inside)
         amplitude = spectrum.abs()
         amplitude = amplitude.clamp(min=1e-3 * float(amplitude.mean()) + 1e-12).log()
         residual = amplitude - _mean3(amplitude)
@@ -72,16 +74,25 @@ def boxes(images: ImageBatch, truths: Sequence[Instances]) -> Tensor:
     cell = cell_of(images.canvas)
     height, width = (-(-side // cell) for side in images.canvas)
     device = images.pixels.device
-    y, x = ((torch.arange(count, device=device) + 0.5) * cell for count in (height, width))
+    y, x = (torch.arange(count + 1, device=device) * float(cell) for count in (height, width))
     maps = torch.zeros(len(images), height, width, device=device)
     for of_image, truth in zip(maps, truths, strict=True):
         x1, y1, x2, y2 = truth.boxes.to(device).float().unbind(1)
-        rows, columns = (
-            torch.exp(-0.5 * ((places - (low + high)[:, None] / 2) / ((high - low)[:, None] / 2).clamp(min=1e-3)) ** 2)
-            for places, low, high in ((y, y1, y2), (x, x1, x2))
-        )
+        rows, columns = (_in_cells(*axis) for axis in ((y, y1, y2), (x, x1, x2)))
         of_image += torch.einsum("nh,nw->hw", rows, columns)
     return _normalised(maps, images.sizes, cell)
+
+
+def _in_cells(edges: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """(N, C) mean over each cell of a Gaussian whose σ is half a side, so that no object falls between the cells.
+
+    Args:
+        edges: (C + 1,) of the cells.
+        low, high: (N,) edges of N boxes.
+    """
+    sigma = ((high - low) / 2).clamp(min=1e-3)[:, None]
+    below = torch.special.ndtr((edges - (low + high)[:, None] / 2) / sigma)
+    return sigma * below.diff(dim=1) / (edges[1] - edges[0])
 
 
 def by_gradient(images: ImageBatch, gradient: Tensor) -> Tensor:

@@ -248,7 +248,12 @@ class Adaptation(BurnIn):
 
 
 def _either(first: Sequence[Supervision], second: Sequence[Supervision], chosen: Tensor) -> list[Supervision]:
-    """Of the images chosen by a (S,) bool the supervisions of the second list, of all others those of the first."""
+    """Of the images chosen by a (S,) bool the supervisions of the second list, of all others those of the first.
+
+    Each has its own weight of the background: where they differ, they stay apart.
+    """
+    if first[0].background_weight != second[0].background_weight:
+        return [*(one.scaled((~chosen).float()) for one in first), *(one.scaled(chosen.float()) for one in second)]
     nothing = first[0].scaled(0.0)
     result = []
     for one, other in zip_longest(first, second, fillvalue=nothing):
@@ -354,12 +359,10 @@ class Phases:
         clean = replace(mixing, probability=0.0)
         self.burn_in_steps = config.adaptation.burn_in_steps if adapts else 0
         self.mixed_steps = config.train.steps - mixing.off_last_steps
-        share = mixing.burn_in_probability
-        gentle = mixing if share is None else replace(mixing, probability=share)
         # By whether burn-in is over, and whether images are still mixed.
         self._phases: dict[tuple[bool, bool], Phase] = {
             (over, mixes): self._phase(config, over, branch if mixes else clean)
-            for over, branch in ((False, gentle), (True, mixing))
+            for over, branch in ((False, mixing.in_burn_in), (True, mixing))
             for mixes in (False, True)
         }
 

@@ -56,6 +56,8 @@ def test_burn_in_and_adaptation_are_drawn_with_a_teachers_pseudo_labels(tmp_path
     assert both
     assert 2 in both  # an annotated and a pseudo-labelled truth in one image
     assert np.asarray(Image.open(tmp_path / "phases.png")).std() > 20
+    assert draw(tmp_path / "phases.png", *words, "mixing.burn_in_probability=0.0", "train.accumulate=4") == 0
+    assert not any(one.title.startswith("mixed") for one in drawn["burn-in"])  # as in training
 
 
 @pytest.fixture
@@ -124,6 +126,18 @@ def test_saliency_by_gradient_is_that_of_the_given_student(tmp_path, shown, caps
         np.testing.assert_array_equal(one.sources[0].pixels, other.sources[0].pixels)
         assert one.sources[0].saliency.any()
         assert not np.array_equal(one.sources[0].saliency, other.sources[0].saliency)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--sources", "--rules", "own"], "--rules has no effect with --teacher or --sources; set mixing.rule"),
+        (["--student", "x.pth"], "--student has no effect with mixing.saliency=spectral; set gradient"),
+    ],
+)
+def test_options_without_effect_are_refused(tmp_path, capsys, words, said):
+    assert draw(tmp_path / "x.png", *words) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_where_no_view_is_mixed_it_is_one_sentence(tmp_path, capsys):

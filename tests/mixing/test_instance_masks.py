@@ -175,6 +175,22 @@ def test_a_box_is_clipped_to_the_pixels_that_are_seen_of_its_object(name):
         assert np.abs(clipped.boxes[0].numpy() - expected).max() <= 3.2  # 60 pixels have 28 cells
 
 
+def test_no_box_is_taught_beyond_the_image():
+    """The tip of a disc lies below the image that it is pasted onto, which its coarse outline does not tell."""
+    polygon = placed("disc", 50, 20, 300, 400)
+    partner = outlined(polygon, size=(450, 450))
+    for height in range(390, 420, 6):
+        sizes = ((height, 400), (450, 450))
+        pool = ImageBatch(torch.rand(2, 3, 480, 480), sizes)
+        truths = (Instances.empty(), partner)
+        mix = ClassMix(MixingConfig()).draw_objects(pool, np.array([[1]]), truths, np.random.default_rng(0))
+        recipe = Recipe(MixingConfig(mixer="classmix"))
+        taught = recipe.supervise(Supervision.full(truths), mix, blend(pool, mix))
+        (box,) = taught[1].truths[0].boxes.tolist()
+        assert box[:3] == pytest.approx([50, 20, 350], abs=2)
+        assert height - 16 <= box[3] <= height
+
+
 def test_the_truth_of_the_image_beneath_loses_what_is_hidden_of_its_object():
     own, over = placed("corner", 10, 10, 40, 40), placed("disc", 28, 10, 22, 20)  # beside the corner, inside its box
     truths = [outlined(own), outlined(over, classes=[1])]

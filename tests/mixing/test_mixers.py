@@ -297,5 +297,33 @@ def test_what_is_unlike_the_rest_is_salient():
     row, column = divmod(int(maps[0].flatten().argmax()), maps.shape[2])
     assert abs(row * 2 - 43) <= 6
     assert abs(column * 2 - 67) <= 6
-    even = boxes(ImageBatch(pixels, ((96, 96),) * 2), [Instances.empty()] * 2)
-    assert_close(even, torch.full_like(even, 1 / even[0].numel()))
+    flat = ImageBatch(torch.zeros_like(pixels), ((96, 96),) * 2)
+    for even in (boxes(flat, [Instances.empty()] * 2), spectral(flat, [])):
+        assert_close(even, torch.full_like(even, 1 / even[0].numel()))
+
+
+@pytest.mark.parametrize("shift", [0.0, 8.0, 16.0, 25.0])
+def test_a_small_box_is_as_salient_wherever_it_lies_between_the_cells(shift):
+    """Twelve pixels in cells of 32, beside a large box."""
+    images = ImageBatch(torch.zeros(1, 3, 800, 1344), ((800, 1344),))
+    large = torch.tensor([[700.0, 200, 1300, 700]])
+    small = torch.tensor([[96.0, 96, 108, 108]])
+    at_the_corner, moved = (torch.cat([small + by, large]) for by in (26.0, shift))  # of four cells, and elsewhere
+    alone, one, other = (
+        float(boxes(images, [Instances(found, torch.zeros(len(found), dtype=torch.int64))])[0][1:7, 1:7].sum())
+        for found in (large, at_the_corner, moved)
+    )
+    assert one == pytest.approx(other, rel=1e-3)
+    assert one > 1.4 * alone
+
+
+def test_saliencymix_draws_a_place_where_all_are_alike():
+    """A partner without boxes: its corner is no more salient than the rest."""
+    images = pool(2, ((96, 96),) * 2)
+    recipe = Recipe(MixingConfig(mixer="saliencymix", probability=1.0, saliency="boxes", lam_range=[0.9, 0.9]))
+    seen = sum(
+        recipe.draw(images, Among(2), np.random.default_rng(seed), [Instances.empty()] * 2).masks[0, 1]
+        for seed in range(200)
+    )
+    assert float(seen.min()) > 0
+    assert float(seen[-6:, -6:].mean()) == pytest.approx(float(seen[:6, :6].mean()), rel=0.4)

@@ -53,6 +53,14 @@ def test_several_partners_of_an_image_differ_and_each_image_is_each_partner_once
         assert (np.sort(partners, axis=0) == np.arange(count)[:, None]).all()
 
 
+def test_several_partners_differ_although_their_shapes_do():
+    """Two wide and two tall images: nobody has three partners of its own shape."""
+    sizes = [(40, 60), (40, 60), (60, 40), (60, 40)]
+    for seed in range(10):
+        for index, row in enumerate(draw_partners(4, rng(seed), sizes, partners=3).tolist()):
+            assert {index, *row} == {0, 1, 2, 3}
+
+
 def test_partners_repeat_where_there_are_too_few_others():
     for seed in range(10):
         partners = draw_partners(2, rng(seed), partners=3)

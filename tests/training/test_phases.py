@@ -16,7 +16,7 @@ from torch.testing import assert_close
 from lossmix_det.config import Config, MixingConfig, ModelConfig, PairsConfig
 from lossmix_det.engines import SoftTeacher, build_detector
 from lossmix_det.engines.two_stage.encoding import Scores
-from lossmix_det.mixing import AcrossDomains, Mix, Recipe
+from lossmix_det.mixing import BURN_IN_RULES, RULES, AcrossDomains, Mix, Recipe
 from lossmix_det.structures import ImageBatch, StepBatch, Supervision
 from lossmix_det.training.phases import Adaptation, BurnIn, Phases
 
@@ -127,6 +127,35 @@ def test_burn_in_rules_for_pairs_with_the_unlabelled_target(monkeypatch, rule, l
     assert own[1] == own[0]
 
 
+def test_noise_keeps_the_target_faint_under_every_rule_and_mixer():
+    """Under `own` λ may have been drawn close to 1 by the rule's own range, and is not moved a second time."""
+    for mixer in ("mixup", "mosaic", "comixup", "confmix"):
+        settings = config("own", mixer=mixer, pairs=PairsConfig(0.0, 1.0, 0.0), noise_share=0.1)
+        phase, seen = burn_in(settings), []
+        phase.watch = lambda mix, taught, seen=seen: seen.append(mix)
+        for seed in range(5):
+            phase.compose(batch(), np.random.default_rng(seed))
+        shares = torch.cat([1 - mix.lam[mix.mixed] for mix in seen])
+        assert len(shares)
+        assert float(shares.max()) <= 0.1 + 1e-6, mixer
+    drawn = config("own", lam_range=[0.9, 1.0])
+    mix = Mix(torch.tensor([[0, 1]]), torch.tensor([[0.93, 0.07]]))
+    noise = BURN_IN_RULES["noise"](drawn.mixing, RULES["own"](drawn.mixing))
+    assert_close(noise(mix, torch.tensor([True]), views(1).strong).lam, torch.tensor([0.93]))
+
+
+def test_the_weight_of_the_background_is_that_of_the_rule_by_which_an_image_is_taught(monkeypatch):
+    """Pairs with the unlabelled target are taught as `lossmix`, which has no such weight."""
+    settings = config("lossmix_instance", weighting="visibility", background_weight=3.0, burn_in_rule="lam")
+    masks = torch.zeros(2, 2, 4, 4)
+    masks[:, 0, :, :2] = masks[:, 1, :, 2:] = 1.0
+    mix = Mix(torch.tensor([[0, 2], [1, 0]]), torch.full((2, 2), 0.5), masks)
+    monkeypatch.setattr(Recipe, "draw", lambda *_: mix)
+    found = compose(burn_in(settings), only("strong", batch())).supervisions["mixed"]
+    by_image = [{each.background_weight for each in found if each.class_weights[index] > 0} for index in (0, 1)]
+    assert by_image == [{1.0}, {3.0}]
+
+
 @pytest.mark.parametrize("rule", ["lossmix", "lossmix_instance", "union", "own"])
 def test_burn_in_treats_target_partners_alike_under_every_rule(monkeypatch, rule):
     fixed(monkeypatch, [2, 3], [0.4, 0.4])
@@ -219,6 +248,17 @@ def test_pairs_come_as_often_as_they_are_set(pairs, shares):
         across += (partner < sources) != (np.arange(sources + targets) < sources)
     found = across[:sources].mean() / 600, across[sources:].mean() / 600
     assert found == pytest.approx(shares, abs=0.03)
+
+
+@pytest.mark.parametrize(("sources", "targets"), [(1, 1), (4, 1), (1, 3)])
+def test_an_image_that_is_alone_in_its_domain_takes_one_of_the_other(sources, targets):
+    own = np.arange(sources + targets)
+    for odds, alone in ((PairsConfig(), False), (PairsConfig(source_target=0.0), True)):
+        pairing = AcrossDomains(sources, targets, odds, both=True)
+        for seed in range(20):
+            partner = pairing.draw(np.random.default_rng(seed))[:, 0]
+            lonely = [index for index, count in ((0, sources), (-1, targets)) if count == 1]
+            assert all((partner[index] == own[index]) == alone for index in lonely)
 
 
 @pytest.mark.parametrize(("wide_sources", "wide_targets", "alike"), [(2, 2, 4), (3, 1, 2), (4, 0, 0), (0, 1, 3)])

@@ -18,8 +18,13 @@ class SaliencyMix(CutMix):
     def _centre(
         self, place: np.ndarray, frame: list[int], cell: int, saliency: Tensor, canvas: Size
     ) -> tuple[float, float]:
-        """The middle of the most salient cell of the area that both images cover."""
+        """The middle of the most salient cell of the area that both images cover; of several, one is drawn.
+
+        Without boxes to be salient, or a loss, all are alike.
+        """
         scale = cell_of(canvas) / cell  # cells of the mask to one of the saliency
         height, width = (max(int(side / scale), 1) for side in frame)
-        row, column = divmod(int(saliency[:height, :width].flatten().argmax()), width)
+        inside = saliency[:height, :width].flatten()
+        highest = (inside == inside.max()).nonzero().flatten().tolist()
+        row, column = divmod(highest[int(place[0] * len(highest))], width)
         return (row + 0.5) * scale, (column + 0.5) * scale
