@@ -6,7 +6,6 @@ often as it was drawn (Efron & Tibshirani, An Introduction to the Bootstrap, 199
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -142,15 +141,16 @@ def resamples_of(run: Run, overrides: list[str]) -> dict[str, np.ndarray]:
 def _resamples_in(folder: Path, config: Path, words: tuple[str, ...]) -> dict[str, np.ndarray]:
     found = {}
     try:
-        known = RunFolder(folder).about.get("datasets") or {}
+        run = RunFolder(folder)
+        recorded = run.about.get("datasets") or {}
         for image_set in load_test_sets(load_config(config, list(words))):
-            if known.get(image_set.name, {}).get("fingerprint") != image_set.fingerprint:
-                raise UserError(f"{image_set.name} is not what it was")
-            path = folder / f"detections_{image_set.name}.json"
-            if image_set.labelled and path.is_file():
-                detections = json.loads(path.read_text())
+            known = recorded.get(image_set.name, {}).get("fingerprint", image_set.fingerprint)
+            if known != image_set.fingerprint:
+                raise UserError(f"the images or labels of {image_set.name} have changed since the run")
+            detections = run.detections(image_set.name)
+            if image_set.labelled and detections is not None:
                 found[image_set.name] = resampled(match(image_set, detections), len(image_set))
     except (UserError, KeyError) as error:
-        log.warning("%s: no intervals, because its test images have changed or are gone (%s)", folder, error)
+        log.warning("%s: no intervals, because its test images are not those of the run (%s)", folder, error)
         return {}
     return found

@@ -39,7 +39,7 @@ def lenders_of(settings: dict[Path, Config]) -> dict[Path, Path]:
 def _burn_in_of(config: Config) -> str:
     """All settings that burn-in depends on: not pseudo-labels, and mixing only where burn-in mixes."""
     mixing = config.mixing
-    share = mixing.probability if mixing.burn_in_probability is None else mixing.burn_in_probability
+    share = mixing.in_burn_in.probability
     later = ("output_dir", "pseudo_labels.") + (() if share else ("mixing.",))
     settings = flat(as_dict(config))
     return json.dumps({name: value for name, value in settings.items() if not name.startswith(later)}, sort_keys=True)
@@ -52,7 +52,7 @@ def borrow(lender: Path, borrower: Path) -> None:
         lender, borrower: folders of the runs.
 
     Raises:
-        UserError: another process trains in the borrower's.
+        UserError: another process trains in the borrower's folder.
     """
     with run_lock(borrower):
         _borrow(lender, borrower)

@@ -110,7 +110,11 @@ def check_settings(folder: Path, wanted: Config) -> None:
 def _train(run: Run, options: argparse.Namespace, slots: queue.SimpleQueue[int], lender: Path | None = None) -> None:
     """One training run as its own process, resumed if it was interrupted; everything it prints goes to its log."""
     if lender is not None:
-        borrow(lender, run.folder)
+        try:
+            borrow(lender, run.folder)
+        except UserError as error:
+            log.warning("%s seed %d failed: %s", run.method, run.seed, error)
+            return
     words = [sys.executable, "tools/train_net.py", "--config-file", str(run.config), "--resume"]
     words += run.words(options.overrides)
     log.info("%s", shlex.join(words))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +19,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.runs import Run
 from lossmix_det.files import write_atomically
+from lossmix_det.report.run_folder import RunFolder
 
 WINDOW = 10  # rows of metrics.csv that are averaged
 FAR = 15.0  # points of AP50: curves that end farther off are named and not shown
@@ -152,9 +152,8 @@ def _confidence(axis: Axes, runs: list[Run], colours: dict[str, tuple[float, ...
 
 def _detection_scores(run: Run) -> list[float]:
     scores = run.scores()
-    path = run.folder / f"detections_{list(scores)[-1]}.json" if scores else None
-    rows = json.loads(path.read_text()) if path and path.is_file() else []
-    return [row["score"] for row in rows if row["score"] >= BINS[2]]
+    rows = RunFolder(run.folder).detections(list(scores)[-1]) if scores else None
+    return [row["score"] for row in rows or () if row["score"] >= BINS[2]]
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

@@ -23,6 +23,7 @@ from benchmarks.timing import thread_words
 from lossmix_det.config import Config, load_config
 from lossmix_det.errors import UserError
 from lossmix_det.files import write_atomically
+from lossmix_det.report.run_folder import RunFolder
 from lossmix_det.structures import StepBatch
 from lossmix_det.training.launch import launch
 from lossmix_det.training.trainer import Trainer
@@ -149,7 +150,7 @@ def _train(method: Method, seed: int, options: argparse.Namespace) -> Curve:
     """One run, or what it left if it has been run before."""
     config = _config_of(method, seed, options)
     folder, lender = Path(config.output_dir), _folder_of(METHODS[0], seed, options)
-    if not (folder / "results.json").is_file():
+    if not RunFolder(folder).results:
         log.info("%s, seed %d", method.name, seed)
         folder.mkdir(parents=True, exist_ok=True)
         if folder != lender:

@@ -89,8 +89,8 @@ def set_aside(path: Path) -> Path:
 
 
 def draft_of(path: Path) -> Path:
-    """Where a file is written before it takes its name; shorter than a long name, because file systems limit names."""
-    name = os.fsdecode(os.fsencode(path.name)[:LONGEST])
+    """Where a file is written before it takes its name. Long names are cut, because file systems limit their length."""
+    name = os.fsencode(path.name)[:LONGEST].decode(errors="ignore")  # whole characters alone
     return path.with_name(f".{name}.{os.getpid()}")
 
 

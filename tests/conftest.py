@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -54,6 +55,18 @@ def write_image(path: Path, width: int = 60, height: int = 40, seed: int = 0) ->
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
     return path
+
+
+@contextmanager
+def files_of_at_most(count):
+    """Like a full disk or a quota: a file that grows beyond so many bytes cannot be written."""
+    resource = pytest.importorskip("resource", reason="there are no limits to set")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (count, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def write_video(path, count=6, size=(64, 48), codec="MJPG"):

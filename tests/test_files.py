@@ -6,11 +6,11 @@ import os
 import random
 import zipfile
 from collections import OrderedDict
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import files_of_at_most
 from runs import assert_same_tensors
 
 from lossmix_det.engines.weights import read_weights
@@ -231,18 +231,6 @@ def test_what_was_saved_instead_of_weights_is_named(tmp_path, read, content, rea
 
 
 # ------------------------------------------------------------------------------------------------- failing resources
-
-
-@contextmanager
-def files_of_at_most(count):
-    """Like a full disk or a quota: a file that grows beyond so many bytes cannot be written."""
-    resource = pytest.importorskip("resource", reason="there are no limits to set")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (count, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("links", [True, False])

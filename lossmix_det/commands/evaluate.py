@@ -85,7 +85,7 @@ def evaluate(config: Config, fabric: Fabric, overrides: list[str]) -> int:
 
 def _name_of(weights: Path, output_dir: Path) -> str:
     """What the folder of the scores is called: as the file, and after its own run if that is another one."""
-    if "_Weights." in weights.name:  # torchvision's
+    if not weights.is_file():  # a name, such as ResNet50_Weights.IMAGENET1K_V2 or lite0
         return weights.name
     weights, output_dir = weights.resolve(), output_dir.resolve()
     if weights.is_relative_to(output_dir):

@@ -103,7 +103,7 @@ def _data_of(run: RunFolder) -> tuple[list[ImageSet], list[ImageSet], str]:
         return known == image_set.fingerprint
 
     try:
-        config = load_config(run.path / "config.yaml")
+        config = load_config(run.config_path)
         train_sets, test_sets = load_sets(config)
         targets = [load_target(name, config, train_sets[0].classes) for name in config.data.target]
         kept = [list(filter(unchanged, sets)) for sets in (test_sets, targets)]

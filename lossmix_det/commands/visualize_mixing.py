@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RULES = ["lossmix", "lossmix_instance", "union", "own"]
 Rows = dict[str, "list[Picture]"]
 
 
@@ -37,7 +36,7 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, metavar="FILE", default=Path("mixing.png"), help="PNG file to write")
     parser.add_argument("--images", type=int, metavar="N", default=4, help="images per row")
     known = choices(MixingConfig, "rule")
-    text = f"one row for each of these: {', '.join(known)}"
+    text = f"one row for each of these: {', '.join(known)}; default: all; not with --teacher or --sources"
     parser.add_argument("--rules", nargs="+", choices=known, metavar="RULE", help=text)
     parser.add_argument(
         "--teacher", metavar="FILE", help="checkpoint or export: draw burn-in and adaptation to data.target with it"
@@ -120,7 +119,7 @@ def _rules(config: Config, source: ImageSet, options: argparse.Namespace) -> Row
     from lossmix_det.training.phases import SourceOnly
 
     step, rows = _step(config, source, options, adapts=False), {}
-    for rule in options.rules or RULES:
+    for rule in options.rules or choices(MixingConfig, "rule"):
         mixing = replace(config.mixing, rule=rule, probability=1.0)
         rows[rule] = pictures_of(step.composed(SourceOnly(mixing)))[: config.data.batch_size]
     return rows

@@ -47,14 +47,14 @@ class MixingConfig(Settings):
     fmix_decay: float = number(3.0, 0, 100)  # fmix: how smooth the outlines of the patches are
     confmix_sure: float = number(0.5, 0, 1)  # confmix: a pseudo-label that scores more is sure
     least_visible: float = number(0.1, 0, 1)  # under masks, boxes of which a smaller share is seen are dropped
-    alpha: float = number(1.0, 1e-3, 1e3)  # lam ~ Beta(alpha, alpha); not read by comixup
+    alpha: float = number(1.0, 1e-3, 1e3)  # lam ~ Beta(alpha, alpha); not read by classmix, comixup, confmix, mosaic
     probability: float = number(0.5, 0, 1)  # share of the images that are mixed
     burn_in_probability: float | None = number(None, 0, 1)  # the same in burn-in; null: probability
     off_last_steps: int = number(0, 0)  # train on clean images at the end
     weight_sum: float | None = number(None, 1e-3, 1e3)  # of one mixed image; null: K for union, else 1
     background_weight: float = number(1.0, 0, 1e3)  # lossmix_instance: weight of background samples
     noise_share: float = number(0.1, 0, 1)  # burn_in_rule noise: the largest share of the target image
-    # lam becomes low + (high - low)·lam; null: [0, 1], for sage [0, 0.5]; not read by comixup
+    # lam becomes low + (high - low)·lam; null: [0, 1], for sage [0, 0.5]; not read by those either
     lam_range: list[float] | None = None
     views: list[str] = items("weak", "strong")  # views whose images are mixed; partners are of the same view
     pairs: PairsConfig = field(default_factory=PairsConfig)
@@ -77,7 +77,9 @@ class MixingConfig(Settings):
     def rules(self) -> list[Rule]:
         """A range of λ; views that exist."""
         lam_range = [0.0, 1.0] if self.lam_range is None else self.lam_range
-        low, high = lam_range if len(lam_range) == 2 else (1.0, 0.0)
+        is_range = isinstance(lam_range, (list, tuple)) and len(lam_range) == 2
+        is_range = is_range and all(isinstance(value, (int, float)) for value in lam_range)
+        low, high = lam_range if is_range else (1.0, 0.0)
         return [
             (0 <= low <= high <= 1, f"lam_range={self.lam_range} must be [low, high] within 0 … 1"),
             (among(self.views, VIEWS), f"views={self.views} may name weak and strong"),

@@ -236,18 +236,19 @@ class Config(Settings):
         ]
 
     def _mixing_rules(self) -> list[Rule]:
-        """Only views that the student sees can be mixed, the target's strong ones; and some step must be left."""
+        """Mixing needs a view that the student sees (of the target, the strong one) and at least one mixed step."""
         views, mixing = [*self.data.views, *(["strong"] if self.data.target else [])], self.mixing
+        mixes = mixing.probability or mixing.burn_in_probability
         return [
             (
-                not (mixing.probability or mixing.burn_in_probability) or set(views) & set(mixing.views),
+                not mixes or set(views) & set(mixing.views),
                 f"mixing.views={mixing.views} names no view that the student sees; name one of data.views="
                 f"{self.data.views}, or set mixing.probability=0",
             ),
             (
-                mixing.off_last_steps < self.train.steps or not (mixing.probability or mixing.burn_in_probability),
-                f"mixing.off_last_steps={mixing.off_last_steps} leaves no step of {self.train.steps} mixed; "
-                "lower it, or set mixing.probability=0",
+                not mixes or mixing.off_last_steps < self.train.steps,
+                f"mixing.off_last_steps={mixing.off_last_steps} leaves no mixed step among the {self.train.steps} of "
+                "train.steps; lower it, or set mixing.probability and mixing.burn_in_probability to 0",
             ),
         ]
 

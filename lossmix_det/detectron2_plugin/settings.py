@@ -44,8 +44,6 @@ def mixing_of(cfg: CfgNode) -> MixingConfig:
         UserError: a value lies outside its limits, or a key is unknown.
     """
     mixing = _read(MixingConfig(), cfg.get("LOSSMIX", {}), SETTINGS, "LOSSMIX.")
-    if not (mixing.lam_range is None or _are_numbers(mixing.lam_range)):
-        raise UserError(f"LOSSMIX.LAM_RANGE={mixing.lam_range} must be [low, high] within 0 … 1")
     mixing = replace(mixing, mixer=_table(mixing.mixer), stages=[str(stage) for stage in mixing.stages])
     try:
         check(mixing, "LOSSMIX.")
@@ -57,19 +55,15 @@ def mixing_of(cfg: CfgNode) -> MixingConfig:
     return mixing
 
 
-def _are_numbers(values: Any) -> bool:
-    return isinstance(values, (list, tuple)) and all(isinstance(value, (int, float)) for value in values)
-
-
 def _in_capitals(key: re.Match[str]) -> str:
     """A key as Detectron2's configurations write it."""
     return f"LOSSMIX.{key[1].upper()}"
 
 
-def _table(mixer: str | CfgNode) -> str | dict[str, float]:
-    """A mixer's name, or several with weights, as text or as a node."""
-    if isinstance(mixer, CfgNode):
-        return dict(mixer)
+def _table(mixer: Any) -> Any:
+    """A mixer's name, or several with weights, as text or as a table."""
+    if not isinstance(mixer, str):
+        return dict(mixer) if isinstance(mixer, Mapping) else mixer
     try:
         return yaml.safe_load(mixer)
     except yaml.YAMLError:

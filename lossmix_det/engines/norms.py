@@ -52,7 +52,7 @@ def thaw_norms(module: nn.Module) -> None:
 
 
 def rest_frozen_norms(module: nn.Module) -> None:
-    """Put every BatchNorm whose own parameters do not learn into evaluation mode: its statistics stay, too."""
+    """Put every BatchNorm whose parameters are frozen into evaluation mode, so that its statistics stay as they are."""
     for part in module.modules():
         if isinstance(part, _BatchNorm) and part.affine and not part.weight.requires_grad:
             part.eval()

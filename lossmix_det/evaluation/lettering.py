@@ -12,7 +12,7 @@ from matplotlib.ft2font import FT2Font
 log = logging.getLogger(__name__)
 
 USUAL = "DejaVu Sans"  # comes with matplotlib
-SCORE = "0123456789."  # stands behind the name of a class
+SCORE = "0123456789."  # characters of a score, which follows the name of a class
 SQUARES = (
     "Last Resort",
     "LastResort",

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 
-from lossmix_det.data.inputs import Frame, Input, frames_in, frames_per_second
+from lossmix_det.data.inputs import LOST, Frame, Input, frames_in, frames_per_second
 from lossmix_det.evaluation.pictures import draw_picture
 from lossmix_det.evaluation.predictor import Predictor
 from lossmix_det.files import draft_of, growing, write_atomically
@@ -79,7 +79,11 @@ class _Video:
 
     def __init__(self, source: Input, path: Path, first: np.ndarray) -> None:
         self.source, self.path, self.frames = source, path, 0
-        self.draft = draft_of(path).with_suffix(".mp4")  # OpenCV goes by the suffix
+        self.draft = Path(f"{draft_of(path)}.mp4")  # OpenCV goes by the suffix
+        try:
+            str(self.draft).encode()
+        except UnicodeEncodeError:  # OpenCV would end the process
+            raise OSError(f"{path} cannot be written: its folder's name is not UTF-8; give another --output") from None
         path.parent.mkdir(parents=True, exist_ok=True)
         self.size = (first.shape[1], first.shape[0])
         rate = frames_per_second(source.path)
@@ -111,7 +115,7 @@ class _Video:
 
     def _holds_all(self) -> bool:
         try:
-            return frames_in(os.fspath(self.draft)) >= self.frames
+            return frames_in(os.fspath(self.draft)) >= (1 - LOST) * self.frames - 1
         except OSError:  # not even its index was written
             return False
 
@@ -127,7 +131,7 @@ class _GrowingText:
         """Append.
 
         Raises:
-            OSError: the disk is full, say.
+            OSError: it cannot be written, because the disk is full, for example.
         """
         try:
             self.file.write(text.encode("utf-8", "backslashreplace"))  # names of files may be of any bytes
@@ -171,21 +175,21 @@ class CocoFile:
             self.file.write(("," if self.boxes > 1 else "") + "\n" + json.dumps(row))
 
     def __exit__(self, *error: Any) -> None:
-        with self.images:
-            if error[0] is None:
-                self._write_images()
-        self.file.end(whole=error[0] is None)
+        whole = False
+        try:
+            with self.images:
+                if error[0] is None:
+                    self._write_images()
+            whole = error[0] is None
+        finally:
+            self.file.end(whole=whole)
 
     def _write_images(self) -> None:
-        try:
-            self.file.write('\n],\n"images": [')
-            self.images.seek(0)
-            for line in self.images:
-                self.file.write(line)
-            self.file.write("\n]}\n")
-        except OSError:
-            self.file.end(whole=False)
-            raise
+        self.file.write('\n],\n"images": [')
+        self.images.seek(0)
+        for line in self.images:
+            self.file.write(line)
+        self.file.write("\n]}\n")
 
 
 class YoloFiles:

@@ -35,9 +35,10 @@ def print_tables(results: Results, console: Console) -> None:
 
 
 def write_results(results: Results, folder: Path) -> None:
-    """Write ``results.csv``, of each model and test set a row for all classes and one for each, and ``results.json``.
+    """Write ``results.csv`` and then ``results.json``.
 
-    Scores that are not numbers are empty in the first and null in the second, which is written last.
+    The CSV has a row for each class and one for all of them, by model and test set. Scores that are nan are a dash in
+    the CSV and null in the JSON.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -42,7 +42,8 @@ class AsNoise:
 
     Args:
         config: ``noise_share``.
-        rule: of mixing; one that teaches no partner may have been given such a λ already, which is then kept.
+        rule: of mixing; one that teaches no partner may have a range of λ of its own, which is kept above
+            1 - ``noise_share``.
     """
 
     truths = "own"
@@ -52,9 +53,7 @@ class AsNoise:
 
     def __call__(self, mix: Mix, across: Tensor, pool: ImageBatch) -> Mix:
         """As `BurnInRule`."""
-        lam = as_noise(mix.lam, self.share)
-        if not self.shrink:
-            lam = torch.where(mix.lam >= 1 - self.share - 1e-6, mix.lam, lam)
+        lam = as_noise(mix.lam, self.share) if self.shrink else mix.lam.clamp(min=1 - self.share)
         return _applied(mix.with_lam(lam), mix, across)
 
 

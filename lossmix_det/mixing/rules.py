@@ -138,13 +138,13 @@ def _seen(known: Known, mix: Mix, k: int, images: ImageBatch, least: float) -> t
         elif least:
             share = known.on_image[index]
             seen, kept = clipped_to_mask(truths[index], mask, images.canvas, least, share)
-            truths[index] = _on_image(seen, images.sizes[index])  # the tip of an outline may be hidden, but not there
+            truths[index] = _on_image(seen, images.sizes[index])  # a coarse outline may reach beyond the edge
             visible[index] = visible[index][kept] if weighed else None
     return replace(known.supervision, truths=tuple(truths)), visible
 
 
 def _on_image(truth: Instances, size: Size) -> Instances:
-    """Boxes no further than the image reaches, on which something of each is seen."""
+    """Boxes cut off at the edge of the image."""
     limit = truth.boxes.new_tensor([*size[::-1]] * 2)
     return truth if (truth.boxes <= limit).all() else truth.clipped(torch.minimum(truth.boxes, limit))
 

@@ -59,7 +59,7 @@ def spectral(images: ImageBatch, truths: Sequence[Instances]) -> Tensor:
     for index, (rows, columns) in enumerate(_whole_cells(images.sizes, cell)):
         inside = grey[index, :rows, :columns]
         if not rows * columns or inside.max() - inside.min() <= EVEN:
-            continue  # its spectrum is that of the corner that it begins in
+            continue  # an image of one colour has no salient place
         spectrum = torch.fft.fft2(inside)
         amplitude = spectrum.abs()
         amplitude = amplitude.clamp(min=1e-3 * float(amplitude.mean()) + 1e-12).log()
@@ -84,7 +84,9 @@ def boxes(images: ImageBatch, truths: Sequence[Instances]) -> Tensor:
 
 
 def _in_cells(edges: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """(N, C) mean over each cell of a Gaussian whose σ is half a side, so that no object falls between the cells.
+    """(N, C) mean over each cell, up to a factor that all boxes share, of a Gaussian whose σ is half a side.
+
+    So a small box between the centres of two cells counts too.
 
     Args:
         edges: (C + 1,) of the cells.

@@ -6,12 +6,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+from lossmix_det.errors import UserError
 from lossmix_det.evaluation.predictor import Predictor, find_weights
 from lossmix_det.evaluation.tables import TITLES
 from lossmix_det.files import read_checkpoint
 from lossmix_det.report.run_folder import RunFolder
 
-CHECKPOINT = ".pt"
 SCORES = ("AP", "AP50", "AP75", "VOC_AP50", "VOC07_AP50")
 
 
@@ -54,17 +54,19 @@ def _run_of(file: Path) -> RunFolder | None:
     return next((RunFolder(folder) for folder in folders if (folder / "run.json").is_file()), None)
 
 
-def _step_of(file: Path, run: RunFolder | None) -> int:
-    """The step that weights are of; an export is of the last one."""
-    if run is None or file.suffix != CHECKPOINT:
-        return run.step if run is not None else 0
-    return int(read_checkpoint(file)["step"])
+def _step_of(file: Path, run: RunFolder | None) -> int | None:
+    """The step that weights are of; an export does not say, but is of the last one of a run that has ended."""
+    try:
+        return int(read_checkpoint(file)["step"])
+    except UserError:
+        return run.step if run is not None and run.results else None
 
 
-def _training(run: RunFolder | None, step: int) -> list[str]:
+def _training(run: RunFolder | None, step: int | None) -> list[str]:
     if run is None:
         return ["* Training: not recorded beside the weights."]
-    lines = [f"* Steps: {step} of {run.steps}; seed {run.about.get('seed', 'not recorded')}."]
+    steps = "not recorded" if step is None else f"{step} of {run.steps}"
+    lines = [f"* Steps: {steps}; seed {run.about.get('seed', 'not recorded')}."]
     sets: dict[str, Any] = run.about.get("datasets") or {}
     for use in ("train", "target", "test"):
         names = run.setting("data", use) or []
@@ -78,10 +80,10 @@ def _training(run: RunFolder | None, step: int) -> list[str]:
 USES = {"train": "Trained on the labels of", "target": "Adapted, without labels, to", "test": "Tested on"}
 
 
-def _scores(run: RunFolder | None, step: int) -> list[str]:
-    if run is None:
+def _scores(run: RunFolder | None, step: int | None) -> list[str]:
+    if run is None or step is None:
         return []
-    scores = run.latest_scores() if step == run.step else run.scores_of(step)
+    scores = run.latest_scores() if run.results and step == run.step else run.scores_of(step)
     if not scores:
         return ["## Scores", "", f"Its run measured none at step {step}.", ""]
     head = ["model", "test set", *(TITLES[key] for key in SCORES)]

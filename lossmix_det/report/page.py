@@ -16,7 +16,7 @@ from lossmix_det.files import write_atomically
 from lossmix_det.report.charts import comparison_charts, diagnosis_charts, run_charts
 from lossmix_det.report.gallery import gallery, snapshots_gallery
 from lossmix_det.report.mixed_batch import mixed_gallery
-from lossmix_det.report.run_folder import RunFolder
+from lossmix_det.report.run_folder import RunFolder, text_of
 from lossmix_det.report.sections import Cell, Header, Section, Table, render
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def write_page(
     sections.append(Section("Pseudo-labels over time", SNAPSHOTS, rows=followed, wide=True))
     sections.append(Section("A mixed batch", MIXED, rows=mixed_gallery(folder)))
     path = folder / PAGE
-    details = {"Settings": run.config_text, "Data problems": run.problems_text}
+    details = {"Settings": text_of(run.config_path), "Data problems": run.problems_text}
     write_atomically(path, render(Header(run.name, _status(run), _facts(run)), sections, details))
     return path
 
@@ -81,7 +81,7 @@ def write_comparison(runs: Sequence[RunFolder], path: Path, references: Mapping[
         Section("Classes", CLASSES, tables=[table for run in runs for table in class_tables(run, run.name)]),
     ]
     facts = [(name, f"{run.path}: {_status(run)}") for name, run in named.items()]
-    details = {f"Settings of {name}": run.config_text for name, run in named.items()}
+    details = {f"Settings of {name}": text_of(run.config_path) for name, run in named.items()}
     write_atomically(path, render(Header(f"{len(runs)} runs", "side by side", facts), sections, details))
 
 

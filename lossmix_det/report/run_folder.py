@@ -54,15 +54,15 @@ class RunFolder:
         return _rows(self.path / "scores.csv")
 
     @property
-    def config_text(self) -> str:
-        """The settings that it was last started with, as they are written."""
-        later = {int(path.stem.rpartition("_")[2]): path for path in self.path.glob("config.resumed_at_*[0-9].yaml")}
-        return _text(later[max(later)] if later else self.path / "config.yaml")
+    def config_path(self) -> Path:
+        """The file of the settings that it was last started with."""
+        changed = [entry for entry in _resumptions(self.about) if entry.get("changed")]
+        return self.path / (f"config.resumed_at_{changed[-1].get('step')}.yaml" if changed else "config.yaml")
 
     @property
     def problems_text(self) -> str:
         """``data_problems.txt``; empty where the data had none."""
-        return _text(self.path / "data_problems.txt")
+        return text_of(self.path / "data_problems.txt")
 
     @property
     def step(self) -> int:
@@ -76,8 +76,8 @@ class RunFolder:
 
     def setting(self, *keys: str) -> Any:
         """A setting that it was last started with, as ``setting("train", "steps")``; None if it is not known."""
-        for entry in reversed(self.about.get("resumed") or []):
-            changed = entry.get("changed") if isinstance(entry, dict) else None
+        for entry in reversed(_resumptions(self.about)):
+            changed = entry.get("changed")
             if isinstance(changed, dict) and ".".join(keys) in changed:
                 return changed[".".join(keys)][-1]
         value: Any = self.about.get("config")
@@ -103,8 +103,13 @@ class RunFolder:
 
     def detections(self, test_set: str) -> list[dict[str, Any]] | None:
         """Of the reported model on a test set, once the run has ended."""
-        content = _load(self.path / f"detections_{test_set}.json")
+        content = _load(self.path / f"detections_{test_set}.json") if self.results else None
         return content if isinstance(content, list) else None
+
+
+def _resumptions(about: dict[str, Any]) -> list[dict[str, Any]]:
+    entries = about.get("resumed")
+    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
 
 
 def _by_model(rows: list[Row]) -> dict[str, dict[str, Row]]:
@@ -135,7 +140,8 @@ def _load(path: Path) -> Any:
         return None
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """What a file of a run says; nothing if there is none."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:

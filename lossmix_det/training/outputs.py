@@ -44,12 +44,12 @@ def publish(
     config = state.config
     folder = Path(config.output_dir)
     results = ({BURNED_IN: state.burned_in} if state.burned_in else {}) | results
+    print_tables(results, console)  # first: the disk may be full
     write_detections(detections, folder)
     for name, model in state.models().items():
         export_model(model, config, state.classes, folder / "export" / f"{name}.pth")
-    write_results(results, folder)  # last: a run that has them has everything
+    write_results(results, folder)  # after the exports: with these a run counts as ended
     report_problems(streams.sets, state.unreadable, folder)
-    print_tables(results, console)
     warn_if_worse(results, folder)
     _draw(state, streams, detections, console)
     if state.skipped_steps:
@@ -60,13 +60,13 @@ def publish(
     console.print(Text(f"results, detections, checkpoints and exports are in {folder}{page}"), soft_wrap=True)
 
 
-def set_results_aside(folder: Path, step: int) -> None:
-    """Rename the results of a run that had ended and now learns on, so that nobody takes them for those of its end.
+def set_results_aside(folder: Path) -> None:
+    """Rename the results of a run that had ended and now trains on, so that they are not taken for its final ones.
 
     Args:
-        folder: of the run.
-        step: at which it had ended.
+        folder: of the run; its tables still say at which step it had ended.
     """
+    step = RunFolder(folder).step
     for name in RESULTS:
         path = folder / name
         if path.is_file():

@@ -30,15 +30,18 @@ class Patience:
         """Refuse to wait for scores that there will never be.
 
         Raises:
-            UserError: no test set has labels, or the one of the metric no object.
+            UserError: no test set has labels, or that of the metric has no object that counts.
         """
-        watched = metric_set(self.metric, test_sets) if self.patience else None
-        reason = "no test set has labels" if watched is None else f"no object in {watched.name} counts"
-        if self.patience and (watched is None or not _counts_any(watched)):
-            raise UserError(
-                f"train.patience={self.patience} has no score to watch, because {reason}; name another set in "
-                "data.test, or set train.patience=0"
-            )
+        if not self.patience:
+            return
+        watched = metric_set(self.metric, test_sets)
+        if watched is not None and _counts_any(watched):
+            return
+        reason = "no test set has labels" if watched is None else f"{watched.name} has no object that counts"
+        raise UserError(
+            f"train.patience={self.patience} has no score to watch, because {reason}; name another set in data.test or "
+            "train.best_metric, or set train.patience=0"
+        )
 
     def is_over(self, state: RunState) -> bool:
         """Whether the last `patience` evaluations all were no better than one before them."""

@@ -250,7 +250,7 @@ class Adaptation(BurnIn):
 def _either(first: Sequence[Supervision], second: Sequence[Supervision], chosen: Tensor) -> list[Supervision]:
     """Of the images chosen by a (S,) bool the supervisions of the second list, of all others those of the first.
 
-    Each has its own weight of the background: where they differ, they stay apart.
+    The two lists stay apart where their weights of the background differ.
     """
     if first[0].background_weight != second[0].background_weight:
         return [*(one.scaled((~chosen).float()) for one in first), *(one.scaled(chosen.float()) for one in second)]

@@ -51,14 +51,15 @@ def describe(folder: Path, config: Config, device: str, sets: list[ImageSet], st
     about = read_run(folder) if step else None
     if step and about is None and (folder / "run.json").is_file():
         set_aside(folder / "run.json")
+    datasets = {one.name: {"images": len(one), "fingerprint": one.fingerprint} for one in sets}
     if about is None:
         save_config(config, folder / "config.yaml")
-        datasets = {one.name: {"images": len(one), "fingerprint": one.fingerprint} for one in sets}
         about = {**_start(step, device), "seed": config.train.seed, "datasets": datasets, "config": as_dict(config)}
         about["resumed"] = []
     else:
         changed = changes(settings_of(about), flat(as_dict(config)))
         about.setdefault("resumed", []).append({**_start(step, device), "changed": changed})
+        about["datasets"] = about.get("datasets", {}) | datasets
         if changed:
             save_config(config, folder / f"config.resumed_at_{step}.yaml")
     write_atomically(folder / "run.json", json.dumps(about, indent=2) + "\n")

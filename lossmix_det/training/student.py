@@ -51,7 +51,7 @@ class StudentStep(nn.Module):
         )
         for part in detector.taught_only_by(left_out):  # declared, because DDP waits for all other gradients
             part.requires_grad_(False)
-        self.train()  # but for the norms of what does not learn
+        self.train()  # once more: norms of what was just frozen now rest
 
     def _check_names(self, known: list[str]) -> None:
         for name in self.loss_weights:

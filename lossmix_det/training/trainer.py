@@ -104,7 +104,7 @@ class Trainer:
                 warn_of_known_test_images(self.streams.train_sets, self.streams.test_sets)
                 report_problems(self.streams.sets, self.state.unreadable, self.folder)
                 if self.state.step < self.config.train.steps and not self.patience.is_over(self.state):
-                    set_results_aside(self.folder, self.state.step)
+                    set_results_aside(self.folder)
             self.recovery.prepare()
             with catching_signals(self.stop):
                 while not self.patience.is_over(self.state) and self._learn_on():

@@ -61,13 +61,14 @@ def test_there_is_no_interval_where_the_labels_have_changed(tmp_path, monkeypatc
     image_set, rows = random_set(0)
     monkeypatch.setattr(bootstrap, "load_test_sets", lambda config: [image_set])
     (tmp_path / f"detections_{image_set.name}.json").write_text(json.dumps(rows))
+    (tmp_path / "results.json").write_text('{"student": {}}')
     run = Run("m", 1, ROOT / "configs/quick.yaml", tmp_path)
     for fingerprint, known in ((image_set.fingerprint, {image_set.name}), ("other", set())):
         about = {"datasets": {image_set.name: {"fingerprint": fingerprint}}}
         (tmp_path / "run.json").write_text(json.dumps(about))
         bootstrap._resamples_in.cache_clear()
         assert bootstrap.resamples_of(run, []).keys() == known
-    assert "no intervals, because its test images have changed or are gone" in caplog.text
+    assert "no intervals, because its test images are not those of the run" in caplog.text
 
 
 def test_without_detections_and_without_truths():

@@ -143,6 +143,16 @@ def test_the_card_of_a_checkpoint_has_its_own_step_and_scores(tmp_path):
     assert "Its run measured none at step 1." in cards[0]
     assert "| student | shapes" in cards[1]
     assert "| student | shapes" in cards[2]
+    (tmp_path / "run" / "results.json").unlink()  # as of a run that was stopped; its last score is of step 2
+    rows = (tmp_path / "run" / "scores.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "run" / "scores.csv").write_text("".join(rows[:2]))
+    for file, said in (
+        ("checkpoints/step_0000003.pt", "measured none at step 3"),
+        ("export/student.pth", "Steps: not recorded"),
+    ):
+        output = tmp_path / f"again_{len(said)}.onnx"
+        assert main([str(tmp_path / "run" / file), "--output", str(output)]) == 0
+        assert said in output.with_suffix(".md").read_text()
 
 
 def test_detectron2_is_refused_in_a_sentence(tmp_path):

@@ -61,8 +61,12 @@ def drawn(name: str, caplog) -> tuple[str, list[str]]:
 
 @pytest.fixture(autouse=True)
 def _afresh():
-    for cached in (lettering.families_with, lettering.lettered_file, lettering._say):
-        cached.cache_clear()
+    cached = (lettering.families_with, lettering.lettered_file, lettering._say)
+    for one in cached:
+        one.cache_clear()
+    yield
+    for one in cached:
+        one.cache_clear()
 
 
 @pytest.mark.parametrize(

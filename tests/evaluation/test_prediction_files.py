@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import csv
 import os
-import resource
-import signal
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import write_image, write_video
+from conftest import files_of_at_most, write_image, write_video
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -22,6 +20,7 @@ from lossmix_det.data.catalog import load
 from lossmix_det.data.inputs import Frame, Input, find_inputs
 from lossmix_det.evaluation.pictures import COLOURS, draw_picture, enlargement, lay_out, places
 from lossmix_det.evaluation.prediction_files import SINKS, predict_all, write_all
+from lossmix_det.files import draft_of
 from lossmix_det.structures import Instances
 
 CLASSES = ["cat", "dog"]
@@ -131,27 +130,15 @@ def test_what_is_interrupted_leaves_no_half_a_file(folder, tmp_path, error):
     assert sorted(left) == ["a.jpg", "a.txt", "classes.txt"]
 
 
-@pytest.fixture
-def small_disk():
-    """Within it no file may grow beyond 8 kB, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
-
-
 @pytest.mark.parametrize(
     ("kind", "name"), [("drawn", "clip.mp4"), ("coco", "predictions.json"), ("csv", "predictions")]
 )
-def test_a_full_disk_ends_in_a_sentence_and_leaves_no_half_a_file(tmp_path, request, kind, name):
+def test_a_full_disk_ends_in_a_sentence_and_leaves_no_half_a_file(tmp_path, kind, name):
     write_image(tmp_path / "shots" / "a.png")
     write_video(tmp_path / "shots" / "clip.avi", count=5)
     frames = 80 * list(find_inputs([tmp_path / "shots" / "clip.avi"]).read())
-    request.getfixturevalue("small_disk")
     sink = SINKS[kind](tmp_path / "out", CLASSES)
-    with pytest.raises(OSError, match=f"{name}.* cannot be written"):
+    with files_of_at_most(8192), pytest.raises(OSError, match=f"{name}.* cannot be written"):
         write_all(((frame, found_on(frame)) for frame in frames), [sink], lambda count: None)
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
@@ -164,10 +151,17 @@ def test_an_image_called_classes_leaves_the_names_of_classes_alone(tmp_path):
 
 
 def test_names_of_255_bytes_are_written(tmp_path):
-    write_image(tmp_path / "shots" / ("é" * 125 + ".png"), 60, 40)
+    """They are cut, while they are written, inside of a character."""
+    name = "a" + "é" * 125
+    try:
+        write_image(tmp_path / "shots" / f"{name}.png", 60, 40)
+    except OSError:
+        pytest.skip("this file system takes no such name")
     write(tmp_path / "shots", tmp_path / "out", "drawn", "yolo")
-    assert (tmp_path / "out" / "labels" / ("é" * 125 + ".txt")).is_file()
+    assert (tmp_path / "out" / "labels" / f"{name}.txt").is_file()
     assert not list((tmp_path / "out").rglob(".*"))
+    draft = draft_of(tmp_path / f"{name}.png").name
+    assert len(draft.encode()) < 220
 
 
 def test_a_video_whose_name_is_no_text_is_a_problem_and_not_the_end(tmp_path):

@@ -56,7 +56,9 @@ def test_a_set_in_which_no_object_counts_cannot_be_waited_for():
         for name, crowd in (("good", False), ("herd", True))
     )
     patience.check([counts])
-    with pytest.raises(UserError, match="train.patience=2 has no score to watch, because no object in herd counts"):
+    with pytest.raises(
+        UserError, match="train.patience=2 has no score to watch, because herd has no object that counts"
+    ):
         patience.check([counts, empty])
 
 

@@ -142,14 +142,17 @@ def test_a_run_that_learns_on_no_longer_has_the_results_of_its_end(tmp_path):
     learn = again.learn
     again.learn = lambda batch: (again.stop() if again.state.step == 3 else None, learn(batch))[1]
     assert not again.train()
-    assert (tmp_path / "results.at_2.json").read_bytes() == results
+    assert (tmp_path / "results.at_2.json").read_bytes() == results  # the step at which it had ended
     assert not (tmp_path / "results.json").exists()
     folder = RunFolder(tmp_path)
     assert (folder.step, folder.steps, folder.setting("train", "eval_every")) == (4, 6, 3)
-    assert "steps: 6" in folder.config_text
+    assert "steps: 6" in folder.config_path.read_text()
     page = (tmp_path / "report.html").read_text()
     assert "step 3 of 6" in page
     assert "ended after" not in page
+    assert folder.detections("shapes_clipart_test") is None  # those that lie there are of the earlier end
+    (tmp_path / "config.resumed_at_9 2.yaml").write_text("a copy of somebody's\n")
+    assert RunFolder(tmp_path).config_path.name == "config.resumed_at_2.yaml"
 
 
 def test_resuming_where_nothing_is_starts_from_the_beginning(tmp_path):

@@ -18,6 +18,7 @@ from lossmix_det.files import Damaged, read_model
 log = logging.getLogger(__name__)
 
 BODY = "backbone.bottom_up.net."  # where a network of timm lies
+STATISTICS = ("running_mean", "running_var")  # begin at 0 and 1
 PYRAMID = "backbone.fpn_"
 MOST_FRESH = 0.95  # of a model that any weights were meant for; a few names are alike in any two networks
 
@@ -41,7 +42,8 @@ def _say(total: int, fresh: Iterable[str], unused: Iterable[str], path: str) -> 
     log.info("model.weights: %d of %d parts loaded%s", total - len(fresh), total, rest)
     if unused:
         log.info("model.weights: of no use here: %s", _parts_of(unused))
-    warn_of_fresh([name for name in fresh if name.startswith("backbone.") and not name.startswith(PYRAMID)], path)
+    body = [name for name in fresh if name.startswith("backbone.") and not name.startswith(PYRAMID)]
+    warn_of_fresh([name for name in body if not name.endswith(STATISTICS)], path)
 
 
 def _parts_of(names: Iterable[str]) -> str:

@@ -68,7 +68,7 @@ class TwoStageDetector(CanvasDetector):
         return [*(layers[name] for name in losses), *whole]
 
     def heads(self) -> tuple[nn.Module, nn.Module]:
-        """What the losses of the first stage and of the second teach together, and nothing else does."""
+        """What only the losses of the first stage teach, and what only those of the second do; not alignment."""
         raise NotImplementedError
 
     def last_layers(self) -> list[nn.Module]:

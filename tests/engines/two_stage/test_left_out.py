@@ -21,7 +21,11 @@ def build(name: str):
     return build_detector(ModelConfig(engine="detectron2", detectron2_options=options(name)), CLASSES)
 
 
-@pytest.mark.parametrize("left_out", [{"roi_box"}, {"rpn_class", "roi_class"}, RPN, ROI, RPN | {"roi_box"}], ids=sorted)
+@pytest.mark.parametrize(
+    "left_out",
+    [{"roi_box"}, {"rpn_class", "roi_class"}, RPN, ROI, RPN | {"roi_box"}],
+    ids=lambda names: "+".join(sorted(names)),
+)
 @pytest.mark.parametrize("name", ["torchvision", "fpn", "c4_two_fc", "c4_res5"])
 def test_what_learns_nothing_without_some_losses_is_declared(name, left_out):
     detector = build(name)
