@@ -139,6 +139,29 @@ def test_what_the_text_says_of_mixers_without_adaptation():
     assert (ranked[0], ranked[-2]) == ("mosaic", "saliencymix")
 
 
+def test_what_the_text_says_of_mixers_without_adaptation_on_real_images():
+    page = read("docs/results/mixers_blood_source_only.md")
+    rows = dict(re.findall(r"^\| ([\w, ]+) \| (?:[^|]+ \| )+?([+-][\d.]+ ± [\d.]+) \|", page, re.MULTILINE))
+    whole = " ".join(SECTIONS["Does mixing pay without adaptation?"].split())
+    text = whole.partition("mixers_blood_source_only.md")[2]
+    assert "is " + re.search(r"^\| no mixing \| ([\d.]+ ± [\d.]+)", page, re.MULTILINE)[1] in text
+    for kind in ("share", "visibility", "union"):
+        assert f"{rows[f'{kind}, all mixers with masks']} with `{kind}`" in text
+    assert f"`mixup` with `lossmix` changed it by {rows['mixup, share']}" in text
+    of_methods = {name: cell for name, cell in rows.items() if " and " not in name and ", all" not in name}
+    of_methods.pop("oracle")
+    assert len(of_methods) == 28
+    gains = {name: float(cell.split()[0]) for name, cell in of_methods.items()}
+    gainers = {"puzzlemix, share", "puzzlemix, visibility", "comixup, visibility", "mosaic, visibility"}
+    assert {name for name, gain in gains.items() if gain > 0} == gainers
+    assert f"The highest is {of_methods[max(gains, key=gains.get)]}," in text
+    passed = {"mixup, union", "saliencymix, union", "sage, union", "cutmix, share", "classmix, share"}
+    assert {name for name, cell in of_methods.items() if passes(cell)} == passed
+    means = {name: float(cell.split()[0]) for name, cell in rows.items() if name.endswith("share and visibility")}
+    ranked = [name.partition(",")[0] for name in sorted(means, key=means.get)]
+    assert ranked[-2:] == ["sage", "puzzlemix"]  # "cost least" in docs/mixing.md
+
+
 def test_the_overview_has_the_means_of_the_tables():
     kinds = ("", "_noise", "_union", "_lossmix")
     methods = ["source_only", *(f"adaptive_teacher{kind}" for kind in kinds), "oracle"]
