@@ -21,7 +21,7 @@ from lossmix_det.config import load_config
 from lossmix_det.data.catalog import load_test_sets
 from lossmix_det.data.records import ImageSet
 from lossmix_det.errors import UserError
-from lossmix_det.report.run_folder import RunFolder
+from lossmix_det.report.run_folder import RunFolder, is_as_recorded
 
 log = logging.getLogger(__name__)
 
@@ -142,10 +142,8 @@ def _resamples_in(folder: Path, config: Path, words: tuple[str, ...]) -> dict[st
     found = {}
     try:
         run = RunFolder(folder)
-        recorded = run.about.get("datasets") or {}
         for image_set in load_test_sets(load_config(config, list(words))):
-            known = recorded.get(image_set.name, {}).get("fingerprint", image_set.fingerprint)
-            if known != image_set.fingerprint:
+            if not is_as_recorded(run, image_set):
                 raise UserError(f"the images or labels of {image_set.name} have changed since the run")
             detections = run.detections(image_set.name)
             if image_set.labelled and detections is not None:

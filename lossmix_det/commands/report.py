@@ -93,14 +93,13 @@ def _data_of(run: RunFolder) -> tuple[list[ImageSet], list[ImageSet], str]:
     out, because detections belong to images by their place in it.
     """
     from lossmix_det.data.catalog import load_sets, load_target  # loads torch
-
-    recorded = run.about.get("datasets", {})
+    from lossmix_det.report.run_folder import is_as_recorded
 
     def unchanged(image_set: ImageSet) -> bool:
-        known = recorded.get(image_set.name, {}).get("fingerprint", image_set.fingerprint)
-        if known != image_set.fingerprint:
+        same = is_as_recorded(run, image_set)
+        if not same:
             log.warning("data set %s has changed since the run: the page leaves out its pictures", image_set.name)
-        return known == image_set.fingerprint
+        return same
 
     try:
         config = load_config(run.config_path)

@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lossmix_det.config import ModelConfig
 from lossmix_det.engines import canvases
 from lossmix_det.engines.feature_mixing import FeatureMix
-from lossmix_det.engines.norms import rest_frozen_norms
+from lossmix_det.engines.norms import KeepsFrozenStatistics
 from lossmix_det.errors import UserError
 from lossmix_det.structures import STRIDE, ImageBatch, Instances, Size, Supervision
 
@@ -57,7 +57,7 @@ class Export:
     files: dict[str, str] = field(default_factory=dict)
 
 
-class Detector(nn.Module, ABC):
+class Detector(KeepsFrozenStatistics, ABC):
     """Three verbs that every engine provides: encode, losses, detect."""
 
     model: nn.Module  # the engine's own
@@ -67,12 +67,6 @@ class Detector(nn.Module, ABC):
     layout: canvases.Layout = staticmethod(canvases.few)  # of `LAYOUTS`, as `model.canvases` names it
     multiple: int = STRIDE  # pixels that the sides of a canvas are multiples of
     left_out: frozenset[str] = frozenset()  # losses that nobody wants, which need not be computed
-
-    def train(self, mode: bool = True) -> Detector:
-        """As any module, but the norms of parts that do not learn keep their statistics."""
-        super().train(mode)
-        rest_frozen_norms(self)
-        return self
 
     @abstractmethod
     def encode(self, images: ImageBatch) -> Encoding:

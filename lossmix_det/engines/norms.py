@@ -58,6 +58,16 @@ def rest_frozen_norms(module: nn.Module) -> None:
             part.eval()
 
 
+class KeepsFrozenStatistics(nn.Module):
+    """A module whose norms keep their statistics in training where their parameters do not learn."""
+
+    def train(self, mode: bool = True) -> KeepsFrozenStatistics:
+        """As any module, but for these norms."""
+        super().train(mode)
+        rest_frozen_norms(self)
+        return self
+
+
 def freeze_norms(module: nn.Module) -> None:
     """Replace every BatchNorm below a module by a frozen one with the same parameters and statistics."""
     for name, child in module.named_children():

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lossmix_det.engines.norms import rest_frozen_norms
+from lossmix_det.engines.norms import KeepsFrozenStatistics, rest_frozen_norms
 from lossmix_det.errors import UserError, first_line
 
 COARSEST = 32  # pixels from one cell to the next in the last level of a pyramid
@@ -58,7 +58,7 @@ def check_name(name: str, setting: str) -> None:
         raise UserError(f"{setting}: timm has no network {name!r}; {hint}")
 
 
-class TimmBody(nn.Module):
+class TimmBody(KeepsFrozenStatistics):
     """A timm network that gives some of its features as levels by name.
 
     Args:
@@ -94,12 +94,6 @@ class TimmBody(nn.Module):
         features, last = _features(self.net, images), _channels_last(self.net)
         levels = ((level, features[index]) for level, index in self.places.items())
         return OrderedDict((level, found.permute(0, 3, 1, 2) if last else found) for level, found in levels)
-
-    def train(self, mode: bool = True) -> TimmBody:
-        """As any module, but the norms of stages that do not learn keep their statistics."""
-        super().train(mode)
-        rest_frozen_norms(self)
-        return self
 
     def in_timms_names(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The tensors of a classifier whose publisher named them otherwise than timm does, by timm's own rules.

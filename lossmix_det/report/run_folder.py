@@ -8,7 +8,10 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lossmix_det.data.records import ImageSet
 
 Row = dict[str, float]
 
@@ -105,6 +108,12 @@ class RunFolder:
         """Of the reported model on a test set, once the run has ended."""
         content = _load(self.path / f"detections_{test_set}.json") if self.results else None
         return content if isinstance(content, list) else None
+
+
+def is_as_recorded(run: RunFolder, image_set: ImageSet) -> bool:
+    """Whether a data set is what the run was made with; so it is taken to be where that was not recorded."""
+    recorded = (run.about.get("datasets") or {}).get(image_set.name, {})
+    return recorded.get("fingerprint", image_set.fingerprint) == image_set.fingerprint
 
 
 def _resumptions(about: dict[str, Any]) -> list[dict[str, Any]]:

@@ -36,15 +36,23 @@ def test_the_table_gives_mean_deviation_and_paired_gain(tmp_path):
     assert command + str(tmp_path) in text
 
 
-def test_runs_of_several_machines_are_said_to_be(tmp_path):
+VERSIONS = "Python 3.11, torch 1.0, torchvision 1.0, albumentations 1.0"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "said"),
+    [
+        ('"device": "cpu"', '"device": "cuda"', f"{VERSIONS}, on cpu (32); {VERSIONS}, on cuda (32). Revision abc."),
+        ('"steps": 5', '"steps": 500', "5 steps of 4 source images each or 500 steps of 4 source images each; scores"),
+    ],
+)
+def test_runs_that_differ_in_machine_or_length_are_said_to(tmp_path, first, second, said):
     for seed in (1, 2):
         results(tmp_path, "union", seed, 50, 50)
     path = tmp_path / "shapes" / "union_seed2" / "run.json"
-    path.write_text(path.read_text().replace('"device": "cpu"', '"device": "cuda"'))
+    path.write_text(path.read_text().replace(first, second))
     chosen = options(tmp_path, "--seeds", "1", "2", "--methods", "union")
-    text = page(suites.MIXING, planned(suites.MIXING, chosen), "")
-    versions = "Python 3.11, torch 1.0, torchvision 1.0, albumentations 1.0"
-    assert f"over seeds. {versions}, on cpu (32); {versions}, on cuda (32). Revision abc." in text
+    assert said in page(suites.MIXING, planned(suites.MIXING, chosen), "")
 
 
 def test_burn_in_student_and_teacher_stand_side_by_side_where_they_exist(tmp_path):
@@ -160,16 +168,6 @@ def test_runs_without_a_score_and_damaged_ones_leave_a_page(tmp_path):
         assert f"| {count} |" in page(replace(suites.MIXING, adapts=True), planned(suites.MIXING, chosen), "x")
     chosen = options(tmp_path, "--seeds", "2", "--methods", "union")
     assert "their run.json is gone or damaged" in page(suites.MIXING, planned(suites.MIXING, chosen), "x")
-
-
-def test_runs_of_other_lengths_are_said_to_be(tmp_path):
-    for seed in (1, 2):
-        results(tmp_path, "union", seed, 50, 50)
-    path = tmp_path / "shapes" / "union_seed2" / "run.json"
-    path.write_text(path.read_text().replace('"steps": 5', '"steps": 500'))
-    chosen = options(tmp_path, "--seeds", "1", "2", "--methods", "union")
-    text = page(suites.MIXING, planned(suites.MIXING, chosen), "")
-    assert "5 steps of 4 source images each or 500 steps of 4 source images each; scores" in text
 
 
 def test_a_set_without_truths_has_no_interval(tmp_path):

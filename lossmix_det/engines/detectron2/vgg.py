@@ -8,10 +8,10 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 from torchvision.models import vgg16_bn
 
-from lossmix_det.engines.norms import rest_frozen_norms
+from lossmix_det.engines.norms import KeepsFrozenStatistics, rest_frozen_norms
 
 
-class VGG16(Backbone):
+class VGG16(KeepsFrozenStatistics, Backbone):
     """Five stages, ``vgg0`` to ``vgg4``, each ending in its pooling: strides 2 to 32.
 
     Parameters are named as torchvision names them, so that its ImageNet weights load.
@@ -35,12 +35,6 @@ class VGG16(Backbone):
         for parameter in self.features[: self.ends[freeze_at - 1] if freeze_at else 0].parameters():
             parameter.requires_grad = False
         rest_frozen_norms(self)
-
-    def train(self, mode: bool = True) -> VGG16:
-        """As any module, but the norms of stages that do not learn keep their statistics."""
-        super().train(mode)
-        rest_frozen_norms(self)
-        return self
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) images to the output of each stage, by name."""
