@@ -9,8 +9,11 @@ import queue
 import shlex
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,6 +27,7 @@ from lossmix_det.config import Config, as_dict, flat
 from lossmix_det.errors import UserError
 from lossmix_det.files import write_atomically
 from lossmix_det.training.provenance import changes, read_run, settings_of
+from lossmix_det.training.signals import catching_signals
 
 log = logging.getLogger(__name__)
 
@@ -65,17 +69,55 @@ def _train_all(suite: Suite, runs: list[Run], options: argparse.Namespace, outpu
     for slot in range(options.jobs):
         slots.put(slot)
     lenders = lenders_of({run.folder: run.settings(options.overrides) for run in runs})
-    with ThreadPoolExecutor(options.jobs) as pool:
+    processes = _Processes()
+    with ThreadPoolExecutor(options.jobs) as pool, catching_signals(processes.stop):
         # Those that begin where others end their burn-in come last, so that they need not wait.
         order = sorted((run for run in runs if not run.finished), key=lambda run: run.folder in lenders)
-        waiting = [pool.submit(_train, run, options, slots, lenders.get(run.folder)) for run in order]
+        waiting = [pool.submit(_train, run, options, slots, processes, lenders.get(run.folder)) for run in order]
         try:
             for done in as_completed(waiting):
                 done.result()
                 _write(suite, runs, options, output)
-        except BaseException:  # told to stop: those that run are told so too, and no other begins
+        except BaseException:  # told a second time, or nothing can be written: no other run begins
+            processes.stop()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    if processes.stopped:
+        raise UserError("told to stop; the same command goes on from there")
+
+
+class _Processes:
+    """The runs that train at this moment, each a process of its own, which has to be told to stop, too."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._running: set[subprocess.Popen] = set()
+        self._lock = threading.RLock()  # a signal may come while the same thread holds it
+
+    def stop(self) -> None:
+        """Let all that run save and end, and none begin."""
+        with self._lock:
+            self.stopped = True
+            for process in self._running:
+                process.terminate()
+
+    def wait_for(self, words: Sequence[str], **more: Any) -> int:
+        """Run a command to its end, unless all are to stop; returns its exit status.
+
+        Args:
+            words: the command.
+            more: for `subprocess.Popen`.
+        """
+        with self._lock:
+            if self.stopped:
+                return 0
+            process = subprocess.Popen(words, **more)
+            self._running.add(process)
+        try:
+            return process.wait()
+        finally:
+            with self._lock:
+                self._running.discard(process)
 
 
 def check_paths(options: argparse.Namespace, output: Path) -> None:
@@ -107,8 +149,16 @@ def check_settings(folder: Path, wanted: Config) -> None:
         raise UserError(f"{folder} holds a run with other settings ({', '.join(changed)}); give another by --runs")
 
 
-def _train(run: Run, options: argparse.Namespace, slots: queue.SimpleQueue[int], lender: Path | None = None) -> None:
+def _train(
+    run: Run,
+    options: argparse.Namespace,
+    slots: queue.SimpleQueue[int],
+    processes: _Processes,
+    lender: Path | None = None,
+) -> None:
     """One training run as its own process, resumed if it was interrupted; everything it prints goes to its log."""
+    if processes.stopped:
+        return
     if lender is not None:
         try:
             borrow(lender, run.folder)
@@ -123,10 +173,10 @@ def _train(run: Run, options: argparse.Namespace, slots: queue.SimpleQueue[int],
     try:
         with open(run.log, "a") as file:
             environment = _environment(slot, options.jobs)
-            done = subprocess.run(words, stdout=file, stderr=subprocess.STDOUT, check=False, env=environment)
+            status = processes.wait_for(words, stdout=file, stderr=subprocess.STDOUT, env=environment)
     finally:
         slots.put(slot)
-    if done.returncode:
+    if status and not processes.stopped:
         log.warning("%s seed %d failed: %s; see %s", run.method, run.seed, run.complaint(), run.log)
 
 

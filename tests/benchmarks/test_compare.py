@@ -1,7 +1,12 @@
 """The suites of tools/benchmark.py on miniature runs."""
 
+import contextlib
 import json
+import os
 import shlex
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -12,6 +17,7 @@ from benchmarks import compare, cost, runs, suites
 from benchmarks.page import page
 from benchmarks.runs import Suite, methods_in
 from lossmix_det.errors import UserError
+from lossmix_det.training.run_lock import run_lock
 
 pytestmark = pytest.mark.slow
 
@@ -167,6 +173,35 @@ def test_told_to_stop_it_begins_no_other_run(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         compare.compare(suites.MIXING, chosen, tmp_path / "unused.md")
     assert len(begun) <= 2  # one may begin before it is known
+
+
+def test_told_to_stop_it_lets_the_runs_save_and_ends_with_them(tmp_path):
+    (tmp_path / "mine").mkdir()
+    for name in ("a", "b", "c"):
+        (tmp_path / "mine" / f"{name}.yaml").write_text("train: {steps: 100000}\n")
+    words = [sys.executable, "tools/benchmark.py", "--suite-dir", str(tmp_path / "mine"), "--seeds", "1", "--jobs", "2"]
+    words += ["--runs", str(tmp_path / "runs"), *TINY]
+    process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    folders = [tmp_path / "runs" / "mine" / f"{name}_seed1" for name in ("a", "b")]
+    try:
+        while process.poll() is None and not all(_steps_of(folder) for folder in folders):
+            time.sleep(0.2)
+        process.terminate()
+        _, said = process.communicate()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 2, said
+    assert said.rstrip().endswith("error: told to stop; the same command goes on from there")
+    for folder in folders:
+        with run_lock(folder):  # nobody trains in it any more
+            assert list((folder / "checkpoints").glob("step_*.pt"))
+    assert not (tmp_path / "runs" / "mine" / "c_seed1").exists()
+
+
+def _steps_of(folder):
+    path = folder / "metrics.csv"
+    return len(path.read_text().splitlines()) > 1 if path.is_file() else False
 
 
 def test_an_unknown_method_is_refused(tmp_path, monkeypatch, capsys):
