@@ -71,7 +71,12 @@ PRETRAINED = Suite(
     baselines=("random",),
     text="Blood cells of one microscope (BCCD), 60 photos to train on, 72 to test on.",
 )
-ABLATION = ablation()
+ABLATION = ablation("What the settings of LossMix do", "ablation", Path("configs/shapes_adapt"))
+ABLATION_SHARED = ablation(
+    "What the settings of LossMix do: blood cells, from one microscope to another",
+    "ablation_blood",
+    Path("configs/blood_adapt"),
+)
 MIXERS = mixers("Mixers: the generated `shapes` benchmark", "mixers", Path("configs/shapes_adapt"))
 MIXERS_SHARED = mixers(
     "Mixers: blood cells, from one microscope to another", "mixers_blood", Path("configs/blood_adapt")
@@ -86,6 +91,7 @@ SUITES: dict[str, tuple[Callable[[argparse.Namespace, Path], None], Path]] = {
     "people_art": (partial(compare, PEOPLE), Path("docs/results/people_art.md")),
     "pretrained": (partial(compare, PRETRAINED), Path("docs/results/pretrained.md")),
     "ablation": (partial(compare, ABLATION), Path("docs/results/ablation.md")),
+    "ablation_shared": (partial(compare, ABLATION_SHARED), Path("docs/results/ablation_blood.md")),
     "mixers": (partial(compare, MIXERS), Path("docs/results/mixers.md")),
     "mixers_shared": (partial(compare, MIXERS_SHARED), Path("docs/results/mixers_blood.md")),
     "cost": (measure_cost, Path("docs/results/cost.md")),

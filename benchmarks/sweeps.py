@@ -8,8 +8,6 @@ from pathlib import Path
 from benchmarks.runs import Method, Part, Suite, methods_in
 from lossmix_det.mixing.mixers import MIXERS
 
-ADAPT = Path("configs/shapes_adapt")
-LOSSMIX = ADAPT / "adaptive_teacher_lossmix.yaml"
 DEFAULT = "default"
 
 # By setting: what is said of it, how the default's value is called, and by name of a row the settings over the default.
@@ -40,17 +38,32 @@ FACTORS: dict[str, tuple[str, str, dict[str, tuple[str, ...]]]] = {
 }
 
 
-def ablation() -> Suite:
-    """One factor at a time around LossMix in adaptation."""
-    methods, parts = [Method(DEFAULT, LOSSMIX)], []
-    for factor, (title, default, values) in FACTORS.items():
-        names = {value: f"{factor}_{value.strip('[]').replace(', ', '_')}" for value in values}
-        methods += [Method(names[value], LOSSMIX, overrides) for value, overrides in values.items()]
-        rows = {**names, f"{default} (default)": DEFAULT}
-        parts.append(Part(title, DEFAULT, dict(sorted(rows.items()))))
-    text = f"LossMix in adaptation, one setting changed at a time; the default is `{LOSSMIX}`."
-    return Suite("What the settings of LossMix do", "ablation", tuple(methods), text=text, parts=tuple(parts))
+def ablation(title: str, name: str, configs: Path) -> Suite:
+    """One factor at a time around LossMix in adaptation, and soft pseudo-labels with and without mixing.
 
+    Args:
+        title: of the page.
+        name: of the folder of its runs.
+        configs: folder with adaptive_teacher.yaml and adaptive_teacher_lossmix.yaml.
+    """
+    lossmix, unmixed = configs / "adaptive_teacher_lossmix.yaml", configs / "adaptive_teacher.yaml"
+    methods, parts = [Method(DEFAULT, lossmix)], []
+    for factor, (text, default, values) in FACTORS.items():
+        names = {value: f"{factor}_{value.strip('[]').replace(', ', '_')}" for value in values}
+        methods += [Method(names[value], lossmix, overrides) for value, overrides in values.items()]
+        rows = {**names, f"{default} (default)": DEFAULT}
+        parts.append(Part(text, DEFAULT, dict(sorted(rows.items()))))
+    methods += [Method("soft", lossmix, SOFT), Method("no_mixing", unmixed), Method("no_mixing_soft", unmixed, SOFT)]
+    rows = {
+        **{"no mixing, hard": "no_mixing", "no mixing, soft": "no_mixing_soft"},
+        **{"LossMix, hard (default)": DEFAULT, "LossMix, soft": "soft"},
+    }
+    parts.append(Part("`pseudo_labels.kind`, without and with mixing", DEFAULT, rows))
+    text = f"LossMix in adaptation, one setting changed at a time; the default is `{lossmix}`."
+    return Suite(title, name, tuple(methods), text=text, parts=tuple(parts))
+
+
+SOFT = ("pseudo_labels.kind=soft",)
 
 # By how a row is called: what a mixed image is taught.
 TAUGHT = {

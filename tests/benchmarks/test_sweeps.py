@@ -25,7 +25,8 @@ from lossmix_det.structures import ImageBatch
 
 pytestmark = pytest.mark.slow
 
-SWEEPS = {name: getattr(suites, name) for name in ("ABLATION", "MIXERS", "MIXERS_SHARED")}
+SWEEPS = {name: getattr(suites, name) for name in ("ABLATION", "ABLATION_SHARED", "MIXERS", "MIXERS_SHARED")}
+ABLATIONS = ("ABLATION", "ABLATION_SHARED")
 
 
 @cache
@@ -42,8 +43,9 @@ def checkout(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-def test_an_ablation_changes_one_factor_at_a_time():
-    found = settings("ABLATION")
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_changes_one_factor_at_a_time(name):
+    found = settings(name)
     default = found["default"]
     changes = {method: {k: v for k, v in of.items() if v != default[k]} for method, of in found.items()}
     assert changes.pop("default") == {}
@@ -56,21 +58,28 @@ def test_an_ablation_changes_one_factor_at_a_time():
             f"burn_in_rule_{rule}": {"mixing.burn_in_probability": 0.5, "mixing.burn_in_rule": rule}
             for rule in ("lam", "max")
         },
+        "soft": {"pseudo_labels.kind": "soft"},
+        "no_mixing": {"mixing.probability": 0},
+        "no_mixing_soft": {"mixing.probability": 0, "pseudo_labels.kind": "soft"},
     }
 
 
-def test_the_default_of_the_ablation_is_what_its_tables_call_it():
-    default = settings("ABLATION")["default"]
-    named = {part.label("default") for part in suites.ABLATION.parts}
-    assert named == {f"{text} (default)" for text in ("1", "0.5", "[0, 1]", "burn-in without mixing")}
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_the_default_of_an_ablation_is_what_its_tables_call_it(name):
+    default = settings(name)["default"]
+    named = {part.label("default") for part in SWEEPS[name].parts}
+    factors = ("1", "0.5", "[0, 1]", "burn-in without mixing", "LossMix, hard")
+    assert named == {f"{text} (default)" for text in factors}
+    assert default["pseudo_labels.kind"] == "hard"
     assert (default["mixing.alpha"], default["mixing.probability"], default["mixing.lam_range"]) == (1.0, 0.5, None)
     assert MIXERS["mixup"].own_lam_range == (0, 1)
     assert default["mixing.burn_in_probability"] == 0
     assert (default["mixing.mixer"], default["mixing.rule"]) == ("mixup", "lossmix")
 
 
-def test_rows_of_the_ablation_share_a_burn_in_but_where_burn_in_mixes():
-    runs = planned(suites.ABLATION, Path("runs"), suites.ABLATION.names_of(["*"]), [1, 2])
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_rows_of_an_ablation_share_a_burn_in_but_where_burn_in_mixes(name):
+    runs = planned(SWEEPS[name], Path("runs"), SWEEPS[name].names_of(["*"]), [1, 2])
     lenders = lenders_of({run.folder: run.settings([]) for run in runs})
     begun = [run.method for run in runs if run.folder not in lenders]
     assert begun == ["default", *(f"burn_in_rule_{rule}" for rule in ("noise", "lam", "max"))] * 2
