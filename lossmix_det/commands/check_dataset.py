@@ -82,10 +82,12 @@ def _run(options: argparse.Namespace) -> int:
 
 def _check_use(config: Config, surveys: list[Survey]) -> None:
     """Add what a run would refuse or warn of, though each set is sound by itself."""
-    from lossmix_det.data.catalog import without_boxes
+    from lossmix_det.data.catalog import without_boxes, without_labels
 
     trained = [survey for survey in surveys if survey.use == "train"]
     for survey in trained:
+        if survey.image_set is not None and not survey.image_set.labelled:
+            survey.faults.append(without_labels(survey.name, survey.entry))
         if survey.name in config.data.test:
             survey.faults.append(
                 f"{survey.name} is in data.train and in data.test: its score says how well it was learned; test on "
@@ -93,7 +95,8 @@ def _check_use(config: Config, surveys: list[Survey]) -> None:
             )
     present = {label for survey in trained for label in survey.names}
     absent = [label for label in config.data.classes or [] if label not in present]
-    if absent and present & {*config.data.classes}:  # else every set has been told that it has none of them
+    told = any("has none of the classes" in line for survey in trained for line in survey.faults)
+    if absent and trained and not told:
         trained[0].faults.append(without_boxes(absent, config))
 
 
@@ -117,7 +120,7 @@ def _sets(options: argparse.Namespace) -> tuple[Config, dict[str, str]]:
 
 def _declare(config: Config, word: str, prefix: str, use: str) -> dict[str, str]:
     """Declare the parts of a folder; the use of each by its name."""
-    from lossmix_det.data.parts import TEST, TRAIN, VALIDATION, Place, settled
+    from lossmix_det.data.parts import TEST, TRAIN, VALIDATION, Place, has_boxes, settled
 
     place = Place.parse(word)
     parts = {} if place.split else {names[0]: place.part(names) for names in (TRAIN, VALIDATION, TEST)}
@@ -125,8 +128,10 @@ def _declare(config: Config, word: str, prefix: str, use: str) -> dict[str, str]
     if not any(name.endswith(TRAIN[0]) for name in found):
         found = {f"{prefix}{place.split or 'all'}": place.whole()}
     first = next(iter(found))
-    config.datasets |= {name: entry for name, (entry, _) in zip(found, settled(list(found.values())), strict=True)}
-    return {name: use if name == first else "test" for name in found}
+    entries = settled(list(found.values()), labelled=False)
+    config.datasets |= {name: entry for name, (entry, _) in zip(found, entries, strict=True)}
+    # As that of a target, a part without labels is looked at all the same.
+    return {name: use if name == first else "test" if has_boxes(found[name]) else "target" for name in found}
 
 
 def _read(config: Config, uses: dict[str, str], workers: int, console: Console) -> list[Survey]:

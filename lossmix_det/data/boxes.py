@@ -9,8 +9,14 @@ Box = tuple[float, float, float, float]
 
 
 def around(points: Iterable[tuple[float, float]]) -> Box:
-    """The upright box around points (x, y), of which there is at least one."""
+    """The upright box around points (x, y), of which there is at least one.
+
+    Raises:
+        ValueError: a coordinate is not finite.
+    """
     xs, ys = zip(*points, strict=True)
+    if not all(map(math.isfinite, (*xs, *ys))):  # min and max would pass over it
+        raise ValueError("has a point that is not finite")
     return min(xs), min(ys), max(xs), max(ys)
 
 

@@ -22,7 +22,7 @@ from lossmix_det.data.formats.auto import AUTO, recognise
 from lossmix_det.data.formats.detectron2 import detectron2_classes, detectron2_names
 from lossmix_det.data.holdout import part_of
 from lossmix_det.data.memory import remembered
-from lossmix_det.data.paths import look_alike
+from lossmix_det.data.paths import look_alike, unread_labels
 from lossmix_det.data.problems import ON_ERROR
 from lossmix_det.data.records import ImageSet, Reading, build, class_names
 from lossmix_det.errors import UserError, first_line, nearest
@@ -117,7 +117,8 @@ def _load(name: str, entry: DatasetConfig, config: Config, classes: list[str] | 
     images, numbers = file_format.read(entry, problems)
     images = part_of(images, entry, file_format.image_folder(entry))
     if not images:
-        hint = problems.first() or f"; check its split, {entry.split or 'all annotations'!r}"
+        held = f" and its holdout, {entry.holdout:g} of few images" if entry.holdout else ""
+        hint = problems.first() or f"; check its split, {entry.split or 'all annotations'!r}{held}"
         raise UserError(f"data set {name!r} lists no image{hint}")
     known = entry.classes or list(numbers) or None
     classes = classes or config.data.classes or known or class_names(images)
@@ -204,7 +205,7 @@ def load_sets(config: Config) -> tuple[list[ImageSet], list[ImageSet]]:
     train += [load_to_train(name, config, classes) for name in config.data.train[1:]]
     for image_set in train:
         if not image_set.labelled:
-            raise UserError(f"data set {image_set.name!r} has no labels to train on; take it out of data.train")
+            raise UserError(without_labels(image_set.name, find(image_set.name, config)))
     present = set(np.concatenate([image_set.records.classes for image_set in train]).tolist())
     absent = [label for index, label in enumerate(classes) if index not in present]
     if absent and (config.data.classes or known_classes(config.data.train[0], config)):
@@ -212,6 +213,11 @@ def load_sets(config: Config) -> tuple[list[ImageSet], list[ImageSet]]:
     if absent:  # named by the file alone, as many exports do
         log.warning(without_boxes(absent, config))
     return train, [load(name, config, classes) for name in config.data.test]
+
+
+def without_labels(name: str, entry: DatasetConfig) -> str:
+    """That a data set cannot be trained on, and what may be the reason."""
+    return f"data set {name!r} has no labels to train on; take it out of data.train{unread_labels(Path(entry.root))}"
 
 
 def without_boxes(classes: list[str], config: Config) -> str:

@@ -136,7 +136,10 @@ def _orientation(image: Image.Image) -> int:
     """EXIF orientation, 1 if upright or unknown. Asking a PNG that has none in its header would decode all of it."""
     if isinstance(image, PngImageFile) and "exif" not in image.info:
         return 1
-    orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+    try:
+        orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+    except Exception:  # a damaged block says nothing about the pixels; Pillow raises almost anything
+        return 1
     return orientation if orientation in TURN_BACK else 1
 
 

@@ -53,8 +53,12 @@ class Place:
             raise UserError(f"{word}: " + ("is a file; give its folder" if folder.exists() else "no such folder"))
         return cls(Path(os.path.abspath(folder)), split)
 
-    def part(self, names: tuple[str, ...]) -> DatasetConfig | None:
+    def part(self, names: tuple[str, ...], *, labelled: bool = False) -> DatasetConfig | None:
         """The first of some splits that is there; None if none is.
+
+        Args:
+            names: of the splits.
+            labelled: only one in which some image has a box.
 
         Raises:
             UserError: it is there, but cannot be read.
@@ -66,7 +70,7 @@ class Place:
             except UserError:
                 continue
             try:
-                if FORMATS[entry.format].read_images(entry, SkippedProblems()):
+                if FORMATS[entry.format].read_images(entry, SkippedProblems()) and (not labelled or has_boxes(entry)):
                     return entry
             except LostSplit as error:
                 lost.add(str(error))
@@ -98,30 +102,44 @@ class Place:
         return recognise(self.root.name, DatasetConfig(root=str(self.root), split=split))
 
 
-def settled(entries: Sequence[DatasetConfig]) -> list[tuple[DatasetConfig, list[RawImage]]]:
+def has_boxes(entry: DatasetConfig) -> bool:
+    """Whether some image of a declaration has a box; false where its labels are missing, or cannot be read."""
+    return any(image.objects for image in _images(entry, labelled=False))
+
+
+def settled(entries: Sequence[DatasetConfig], *, labelled: bool = True) -> list[tuple[DatasetConfig, list[RawImage]]]:
     """Declarations completed with what their annotations tell, and their images as they stand in the files.
 
     VOC files that have a box at pixel 0 count from 0, and so do all parts of their data set: one tool wrote them, and
     in a part no box may happen to lie at the edge.
 
+    Args:
+        entries: the declarations.
+        labelled: all need labels; otherwise one whose labels are missing or cannot be read has no image here.
+
     Raises:
         UserError: a data set as a whole cannot be read.
     """
-    found = [(entry, _images(entry)) for entry in entries]
+    found = [(entry, _images(entry, labelled)) for entry in entries]
     from_zero = {_files(entry) for entry, images in found if entry.format == "voc" and any(map(_begins_before, images))}
     at_zero = [
         replace(entry, pixel_origin=0) if entry.format == "voc" and _files(entry) in from_zero else entry
         for entry in entries
     ]
     return [
-        (after, images if after == before else _images(after))
+        (after, images if after == before else _images(after, labelled))
         for after, (before, images) in zip(at_zero, found, strict=True)
     ]
 
 
-def _images(entry: DatasetConfig) -> list[RawImage]:
+def _images(entry: DatasetConfig, labelled: bool) -> list[RawImage]:
     file_format = FORMATS[entry.format]
-    return file_format.read(entry, SkippedProblems())[0] if file_format.labelled else []
+    try:
+        return file_format.read(entry, SkippedProblems())[0] if file_format.labelled else []
+    except UserError:
+        if labelled:
+            raise
+        return []
 
 
 def _files(entry: DatasetConfig) -> tuple[str, str]:

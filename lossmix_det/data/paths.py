@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from lossmix_det.data.images import NOT_READ, SUFFIXES
 from lossmix_det.errors import UserError
 
+LABEL_FILES = (".xml", ".json", ".jsonl", ".csv", ".txt")
 # Folders that systems put beside what people put there: of archives from a Mac, Synology's thumbnails, Windows' bin.
 SYSTEM = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 
@@ -47,9 +48,9 @@ def is_absolute(path: str) -> bool:
 
 
 def _below(root: Path, path: str) -> str:
-    """An absolute path relative to the root if it lies below it, links followed or not; else the path itself."""
+    """A path relative to the root if it lies below it, as written or with links followed; else the path itself."""
     path = os.path.normpath(path)
-    for base in (os.path.abspath(root), os.path.realpath(root)):
+    for base in (os.path.normpath(root), os.path.abspath(root), os.path.realpath(root)):
         if path.startswith(base.rstrip("/") + "/"):
             return path[len(base.rstrip("/")) + 1 :]
     return path
@@ -159,6 +160,12 @@ def visible(root: Path, pattern: str) -> list[Path]:
     return [path for path in paths if not any(map(is_hidden, path.relative_to(root).parts))]
 
 
+def unread_labels(root: Path) -> str:
+    """A file of a folder that may hold labels of a kind that is not read, for a message; empty if there is none."""
+    other = next((path.name for kind in LABEL_FILES for path in visible(root, f"*{kind}")), None)
+    return f"; labels in {other} are not read, docs/data.md says what to export" if other else ""
+
+
 def is_hidden(name: str) -> bool:
     """Whether a file or folder is not one of those that people put there."""
     return name.startswith(".") or name in SYSTEM
@@ -180,14 +187,14 @@ def composed(name: str) -> str:
 
 
 def differs_by(first: str, second: str) -> str | None:
-    """How two names differ, if only in what hardly shows: accents, letter case or blanks."""
+    """How two unequal names differ, if only in what hardly shows: accents, letter case or blanks."""
     ways = (
         ("only in how accents are stored (Unicode NFC or NFD)", composed),
         ("only by letter case", lambda name: composed(name).casefold()),
         ("only by blanks", lambda name: "".join(composed(name).split())),
         ("only by letter case and blanks", lambda name: "".join(composed(name).casefold().split())),
     )
-    return next((how for how, fold in ways if fold(first) == fold(second)), None)
+    return next((how for how, fold in ways if fold(first) == fold(second)), None) if first != second else None
 
 
 def look_alike(name: str, known: Iterable[str]) -> str:
@@ -233,7 +240,11 @@ class ImageFolder:
         """What is there instead, for a message; begins with a semicolon, or is empty."""
         found = self._candidates(path)
         if len(found) > 1:
-            return f"; there are {len(found)} images of that name, {found[0]} and {found[1]} for two"
+            two = f"{found[0]} and {found[1]}"
+            return f"; there are {len(found)} images of that name, {two} for two; set images to one's folder"
+        elsewhere = self.by_name.get(composed(path.name), [])
+        if elsewhere:
+            return f"; an image of that name is {elsewhere[0]}"
         names = [other.rpartition("/")[2] for group in self.by_name.values() for other in group]
         stem = composed(path.stem).casefold()
         unread = [name for name in self.listing.files if os.path.splitext(name)[1].lower() in NOT_READ]

@@ -15,7 +15,8 @@ import yaml
 from lossmix_det.config import Config, DatasetConfig
 from lossmix_det.data.catalog import load, load_target
 from lossmix_det.data.formats import FORMATS
-from lossmix_det.data.parts import TEST, TRAIN, VALIDATION, Place, settled
+from lossmix_det.data.parts import TEST, TRAIN, VALIDATION, Place, has_boxes, settled
+from lossmix_det.data.paths import unread_labels
 from lossmix_det.data.records import ImageSet, RawImage, class_names
 from lossmix_det.engines.timm_weights import LITE0_ARCHITECTURE, LITE0_PACKAGE
 from lossmix_det.errors import UserError, nearest
@@ -135,7 +136,8 @@ def _declare(folders: Folders) -> tuple[dict[str, Declared], list[str]]:
     remarks: list[str] = []
     train, validation = _source(folders.source, remarks)
     if not FORMATS[train.format].labelled:
-        raise UserError(f"{folders.source.root}: read as {train.format}, and holds no box to learn from")
+        hint = unread_labels(folders.source.root)
+        raise UserError(f"{folders.source.root}: read as {train.format}, and holds no box to learn from{hint}")
     sets = dict(zip(("source_train", "source_val"), _declared([train, validation], remarks), strict=True))
     if not sets["source_train"].labelled:
         raise UserError(
@@ -145,7 +147,7 @@ def _declare(folders: Folders) -> tuple[dict[str, Declared], list[str]]:
         remarks.append("some images or boxes of the source cannot be used; check_dataset lists them")
     if folders.target is not None:
         entries = filter(None, _target(folders.target, folders.target_test))
-        sets |= dict(zip(("target_train", "target_test"), _declared(entries, remarks), strict=False))
+        sets |= dict(zip(("target_train", "target_test"), _declared(entries, remarks, labelled=False), strict=False))
         _check_apart(sets["source_train"].entry, sets["target_train"].entry)
         if "target_test" not in sets and sets["target_train"].labelled:
             remarks.append("the target has no test part: scores are those on the images that are adapted to")
@@ -166,7 +168,7 @@ def _source(place: Place, remarks: list[str]) -> tuple[DatasetConfig, DatasetCon
     """What to train on and what to choose by."""
     train = None if place.split else place.part(TRAIN)
     if train is not None:
-        validation = place.part((*VALIDATION, *TEST))
+        validation = place.part((*VALIDATION, *TEST), labelled=True)
         if validation is not None:
             return train, validation
     train = train or place.whole()
@@ -178,14 +180,16 @@ def _target(place: Place, test: Place | None) -> tuple[DatasetConfig, DatasetCon
     """What to adapt to, and what to score on if there is such a part."""
     train = None if place.split else place.part(TRAIN)
     if test is not None:
-        scored = test.whole() if test.split else test.part((*TEST, *VALIDATION)) or test.whole()
+        scored = test.whole() if test.split else test.part((*TEST, *VALIDATION), labelled=True) or test.whole()
+        if not has_boxes(scored):
+            raise UserError(f"{test.root}: read as {scored.format}, and holds no box to measure with")
         return train or place.whole(), scored
-    return (place.whole(), None) if train is None else (train, place.part((*TEST, *VALIDATION)))
+    return (place.whole(), None) if train is None else (train, place.part((*TEST, *VALIDATION), labelled=True))
 
 
-def _declared(entries: Iterable[DatasetConfig], remarks: list[str]) -> list[Declared]:
-    """The parts of a data set, read as a run will read them but for their classes."""
-    found = settled(list(entries))
+def _declared(entries: Iterable[DatasetConfig], remarks: list[str], *, labelled: bool = True) -> list[Declared]:
+    """The parts of a data set, which need labels or not, read as a run will read them but for their classes."""
+    found = settled(list(entries), labelled=labelled)
     roots = dict.fromkeys(entry.root for entry, _ in found if entry.format == "voc" and not entry.pixel_origin)
     remarks += [f"{root}: pixels are counted from 0, because some boxes begin there" for root in roots]
     return [_loaded(entry, images) for entry, images in found]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+from typing import Any
+
 from lossmix_det.config import Config
 from lossmix_det.data.records import ImageSet
 from lossmix_det.errors import UserError
 from lossmix_det.evaluation.scores import metric_set
 from lossmix_det.training.state import RunState
+
+log = logging.getLogger(__name__)
 
 
 class Patience:
@@ -47,7 +52,7 @@ class Patience:
         """Whether the last `patience` evaluations all were no better than one before them."""
         if not self.patience or (self.adapts and not state.adapting):
             return False
-        best = state.best["step"] if state.best else 0
+        best = max(state.best["step"], state.best.get("counted_from", 0)) if state.best else 0
         since = max(best, self.burn_in_steps if self.adapts else 0)
         return state.step // self.every - since // self.every >= self.patience
 
@@ -55,6 +60,24 @@ class Patience:
         """Why the run ended, for a person."""
         best = f"{state.best['value']:.1f} at step {state.best['step']}" if state.best else "none"
         return f"no better {self.metric} in {self.patience} evaluations (train.patience); the best was {best}"
+
+
+def keep_best(state: RunState, before: dict[str, Any]) -> None:
+    """Let the best score of a resumed run go where it is of another metric, and count anew where evaluations are.
+
+    Args:
+        state: resumed; its ``best`` is what the checkpoint brought.
+        before: the configuration with which that was saved.
+    """
+    train, best = state.config.train, state.best
+    if best is None:
+        return
+    sets = before["data"]["test"], state.config.data.test
+    if best["metric"] != train.best_metric or ("/" not in train.best_metric and sets[0][-1:] != sets[1][-1:]):
+        log.info("the best %s of before says nothing of %s; the best is sought anew", best["metric"], train.best_metric)
+        state.best = None
+    elif before["train"]["eval_every"] != train.eval_every:
+        state.best = {**best, "counted_from": state.step}
 
 
 def _counts_any(image_set: ImageSet) -> bool:

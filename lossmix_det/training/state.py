@@ -114,7 +114,9 @@ class RunState:
             labeller=labeller,
         )
         if config.ema.decay and (not adapts or STARTS[config.ema.start].follows):
-            state.teacher = averaged(detector, config.ema)
+            # A detector that has learned already needs no warm-up, as in `begin_adaptation`.
+            begun = bool(adapts and config.adaptation.burn_in_from)
+            state.teacher = averaged(detector, replace(config.ema, warmup=config.ema.warmup and not begun))
         return state
 
     @property

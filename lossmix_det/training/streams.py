@@ -85,12 +85,13 @@ class Streams:
             yield StepBatch(*views), time.perf_counter() - started
 
     def _note(self, problems: list[Unreadable], unreadable: set[Unreadable]) -> None:
+        known = len(unreadable)
         for problem in problems:
             ON_ERROR[self.config.data.on_error](problem)
             if problem not in unreadable:
                 log.warning("skipped: %s", problem)
                 unreadable.add(problem)
-        if problems:
+        if len(unreadable) > known:
             bad = {problem.path for problem in unreadable}
             for sets in (self.train_sets, self.target_sets):
                 files = {record.path for image_set in sets for record in image_set.records}

@@ -7,6 +7,7 @@ import math
 import random
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from lossmix_det.training.outputs import (
     set_results_aside,
     warn_of_target_labels,
 )
-from lossmix_det.training.patience import Patience
+from lossmix_det.training.patience import Patience, keep_best
 from lossmix_det.training.phases import Phases
 from lossmix_det.training.processes import anywhere, everywhere, mean_over_processes
 from lossmix_det.training.provenance import describe, name_of
@@ -78,6 +79,7 @@ class Trainer:
         self.page = LivePage(config, self.streams, fabric)
         self.phases = Phases(config)
         fingerprints, resumes = self.streams.fingerprints(), bool(self.checkpoints.paths())
+        seed_everything(config.train.seed)  # again: code of the user may have drawn numbers on being imported
         self.state = RunState.build(config, fabric, self.streams.classes, fingerprints, resumes=resumes)
         self.phases.check(self.state.detector)
         self.recovery = Recovery(config, self.state, self.checkpoints, fabric)
@@ -124,7 +126,7 @@ class Trainer:
         state = self.state
         self.log = open_log(self.config, state.step, self.console, self.fabric.is_global_zero)
         try:
-            for batch, waited in self.streams.batches(state.step, lambda: self.stopping, state.unreadable):
+            for batch, waited in self._batches():
                 if self.config.data.target and not state.adapting and state.step >= self.phases.burn_in_steps:
                     self._hand_over()
                 started = time.perf_counter()
@@ -147,6 +149,16 @@ class Trainer:
         finally:
             self.log.close()
         return False
+
+    def _batches(self) -> Iterator[tuple[StepBatch, float]]:
+        """The batches from here to the end; if loading fails, what was learned is saved first."""
+        state, start = self.state, self.state.step
+        try:
+            yield from self.streams.batches(start, lambda: self.stopping, state.unreadable)
+        except Exception:  # because of a damaged image, say
+            if state.step > start:
+                self.recovery.save()
+            raise
 
     def _evaluate_and_save(self) -> None:
         """What is due after this step; if evaluation fails, what was learned is saved first."""
@@ -179,11 +191,12 @@ class Trainer:
         losses = self._accumulate(student_batch.split(self.config.train.accumulate, self.state.detector.multiple))
         norm = self._descend() if losses is not None else math.nan
         self.state.optimizer.zero_grad(set_to_none=True)
+        rate = rate_of(self.state.optimizer)
         with warnings.catch_warnings():  # of a first step that was skipped
             warnings.simplefilter("ignore", UserWarning)
             self.state.schedule.step()
         self.recovery.note(losses, norm)
-        return {**(losses or {"loss": math.nan}), "grad_norm": norm}
+        return {"lr": rate, **(losses or {"loss": math.nan}), "grad_norm": norm}
 
     def compose(self, batch: StepBatch) -> StudentBatch:
         """What the student is to learn from a batch; in adaptation the teacher labels the target's images first."""
@@ -295,6 +308,7 @@ class Trainer:
             log.info("%s holds no checkpoint yet; starting from the beginning", self.folder)
             return
         self.state.load(content, self.fabric)
+        keep_best(self.state, content["config"])
         log.info("resuming at step %d of %d", self.state.step, self.config.train.steps)
 
     def _record(self, losses: dict[str, float], images: int, seconds: float, waited: float) -> None:
@@ -304,7 +318,7 @@ class Trainer:
         known: dict[str, float] = {}
         if is_due(state.step, self.config.train.log_every) or state.step == self.config.train.steps:
             pseudo = state.labeller.row() if state.adapting else {}
-            known = {"lr": rate_of(state.optimizer), **losses, **pseudo}
+            known = {**losses, **pseudo}
             self.log.row(state.step, known)
         self.callbacks.on_step(state, known)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from adapting import ADAPT, ALIGN, COUNT, SURE, adapting, batch
 from runs import assert_same_tensors, last_checkpoint, trainer
+from torch.nn.utils import parameters_to_vector
 from torch.testing import assert_close
 
 from lossmix_det.errors import UserError
@@ -173,3 +174,20 @@ def test_no_test_set_and_one_image_a_step_are_enough(tmp_path):
     it = trainer(tmp_path, *ADAPT, "data.test=[]", "data.batch_size=1", "train.best_metric=AP50", "data.views=[weak]")
     assert it.train()
     assert not it.results["teacher"]
+
+
+@pytest.mark.parametrize("start", ["copy", "follow", "restart"])
+def test_a_teacher_that_has_learned_already_is_not_forgotten_within_a_few_steps(tmp_path, start):
+    """Warm-up lets an average of random weights go fast; these come from a run, by whatever name the teacher begins."""
+    trainer(tmp_path / "first", "train.steps=2").train()
+    source = tmp_path / "first" / "export" / "student.pth"
+    words = [f"adaptation.burn_in_from={source}", "adaptation.burn_in_steps=0", f"ema.start={start}", "ema.decay=0.999"]
+    it = trainer(tmp_path / "second", *ADAPT, *words, "train.steps=4", "ema.warmup=true")
+    before = _flat(it.state.detector)
+    it.train()
+    taught, followed = ((_flat(model) - before).norm() for model in (it.state.detector, it.state.teacher.module))
+    assert followed < 0.02 * taught
+
+
+def _flat(model):
+    return parameters_to_vector(model.parameters()).detach().clone()

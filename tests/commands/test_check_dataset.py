@@ -15,6 +15,8 @@ from checked import WRITE, check, cut_image, spoil_coco, spoil_number, survey
 from conftest import voc_object, voc_xml, write_image
 
 from lossmix_det.config import load_config
+from lossmix_det.data.catalog import load_sets
+from lossmix_det.errors import UserError
 from lossmix_det.report.dataset_numbers import report_of
 from lossmix_det.report.dataset_page import write_page
 
@@ -191,6 +193,30 @@ def test_what_a_run_would_refuse_is_a_fault(sound, tmp_path, data, said):
     config = tmp_path / "my.yaml"
     root = f"root: {sound / 'voc'}, split: train"
     config.write_text(f"datasets: {{mine: {{{root}}}}}\ndata: {{{data}}}\n")
+    assert check(config, "--output", tmp_path / "out") == 1
+    faults = json.loads((tmp_path / "out" / "check.json").read_text())["faults"]["mine"]
+    assert any(said in line for line in faults), faults
+
+
+@pytest.mark.parametrize(
+    ("declaration", "said"),
+    [
+        ("format: folder", "'mine' has no labels to train on; take it out of data.train"),
+        ("annotations: none.json", "no box in mine is of class 'car'; leave it out of data.classes"),
+    ],
+)
+def test_data_without_any_box_to_learn_from_is_a_fault(tmp_path, declaration, said):
+    root = write_image(tmp_path / "data" / "a.png").parent
+    images = [{"id": 1, "file_name": "a.png", "width": 60, "height": 40}]
+    content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "car"}]}
+    (root / "none.json").write_text(json.dumps(content))
+    config = tmp_path / "my.yaml"
+    config.write_text(
+        f"datasets: {{mine: {{root: {root}, {declaration}}}}}\ndata: {{train: [mine], test: [], classes: [car]}}\n"
+    )
+    with pytest.raises(UserError) as refused:
+        load_sets(load_config(config))
+    assert said in str(refused.value)
     assert check(config, "--output", tmp_path / "out") == 1
     faults = json.loads((tmp_path / "out" / "check.json").read_text())["faults"]["mine"]
     assert any(said in line for line in faults), faults

@@ -197,3 +197,9 @@ def test_a_name_with_a_nul_is_an_os_error(tmp_path):
     for reader in (read, probe):
         with pytest.raises(OSError, match="null"):
             reader(tmp_path / "a\0.jpg")
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "jpg"])
+def test_a_damaged_exif_block_says_nothing_about_the_pixels(tmp_path, suffix):
+    path = save(tmp_path / f"a.{suffix}", Image.new("RGB", (30, 20)), exif=b"Exif\0\0garbage")
+    assert read(path).shape == (20, 30, 3)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 from conftest import write_image
 
-from lossmix_det.data.boxes import around_rotated
+from lossmix_det.data.boxes import around, around_rotated
 from lossmix_det.data.formats.splits import choose
 from lossmix_det.data.paths import ImageFolder, contained, differs_by, is_absolute, listed
 from lossmix_det.errors import UserError
@@ -128,3 +129,33 @@ def test_a_link_to_itself_is_left_out(tmp_path):
     found = listed(tmp_path)
     assert found.files == ["a.png"]
     assert found.left_out == [f"{tmp_path / 'loop.png'}: no regular file, or a link that leads nowhere"]
+
+
+@pytest.mark.parametrize("root", ["mine", "./mine", "../work/mine", "{here}/mine"])
+def test_images_in_a_sub_folder_are_found_however_the_root_is_written(tmp_path, monkeypatch, root):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    image = write_image(Path("mine/images/a.png"))
+    root = Path(root.format(here=tmp_path / "work"))
+    found = ImageFolder(root).find(root / "a.png")
+    assert found is not None
+    assert found.samefile(image)
+
+
+def test_at_the_root_itself_a_folder_of_its_name_is_no_part_of_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_image(Path("images/a.png"))
+    assert ImageFolder(Path()).find(Path("a.png")) == Path("images/a.png")
+
+
+def test_a_hint_names_the_image_of_another_folder(tmp_path):
+    write_image(tmp_path / "trainA" / "1.png")
+    hint = ImageFolder(tmp_path).hint(tmp_path / "train" / "1.png")
+    assert hint == "; an image of that name is trainA/1.png"
+    assert differs_by("1.png", "1.png") is None
+
+
+@pytest.mark.parametrize("points", [[(1, 2), (math.nan, 3), (10, 20)], [(1, 2), (3, math.inf)]])
+def test_there_is_no_box_around_points_that_are_not_finite(points):
+    with pytest.raises(ValueError, match="has a point that is not finite"):
+        around(points)

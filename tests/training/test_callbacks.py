@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from runs import trainer
+from runs import assert_same_tensors, trainer
 
 from lossmix_det.errors import UserError
 from lossmix_det.training.callbacks import Callbacks
@@ -92,3 +92,15 @@ def test_a_callback_that_fails_ends_the_run_and_names_the_line(tmp_path, module)
 def test_a_callback_that_cannot_be_built_is_one_sentence(module, path, message):
     with pytest.raises(UserError, match=f"train.callbacks: {message}"):
         Callbacks([path], active=True)
+
+
+@pytest.mark.slow
+def test_code_that_draws_numbers_does_not_change_the_first_weights(tmp_path, monkeypatch):
+    (tmp_path / "that_draws.py").write_text("import torch\n\n\nclass Draws:\n    at_once = torch.rand(3)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    models = [
+        trainer(tmp_path / name, *words).state.detector
+        for name, words in (("alone", []), ("with", ["train.callbacks=[that_draws.Draws]"]))
+    ]
+    sys.modules.pop("that_draws")
+    assert_same_tensors(*(dict(model.exported()) for model in models))

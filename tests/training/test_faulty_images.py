@@ -7,6 +7,7 @@ from conftest import voc_object, voc_xml, write_image
 from runs import last_checkpoint, run, trainer
 
 from lossmix_det.errors import UserError
+from lossmix_det.files import read_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -85,3 +86,21 @@ def test_a_folder_without_labels_cannot_be_trained_on(tmp_path, voc_folder):
     words = [f"datasets.bare.root={voc_folder / 'JPEGImages'}", "datasets.bare.format=folder", "data.train=[bare]"]
     with pytest.raises(UserError, match="data set 'bare' has no labels to train on"):
         trainer(tmp_path / "run", *words, "data.classes=[cat]")
+
+
+def test_what_was_learned_before_a_damaged_image_is_saved(tmp_path, voc_folder):
+    """Its header is sound, so that only loading it tells, perhaps hours after the start."""
+    words = [f"datasets.mine.root={voc_folder}", "data.train=[mine]", "data.test=[]", "data.drop_empty=false"]
+    words += ["data.batch_size=1", "train.steps=8", "train.save_every=100", "train.eval_every=0"]
+    saved = {}
+    for name in ("one", "two"):  # of which one is the first to be loaded
+        path = voc_folder / "JPEGImages" / f"{name}.png"
+        sound = path.read_bytes()
+        path.write_bytes(sound[:500])
+        it = trainer(tmp_path / name, *words)
+        with pytest.raises(UserError, match=rf"{name}.png: image cannot be read"):
+            it.train()
+        path.write_bytes(sound)
+        files = (tmp_path / name / "checkpoints").glob("step_*.pt")
+        saved[it.state.step] = [read_checkpoint(path)["step"] for path in files]
+    assert saved == {0: [], 1: [1]}  # nothing was learned, and nothing stands in the way of another start

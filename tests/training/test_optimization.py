@@ -80,6 +80,14 @@ def test_the_learning_rate_follows_its_schedule(tmp_path, schedule):
     assert rates == pytest.approx(warm + rest)
 
 
+def test_a_row_has_the_rate_that_its_step_took(tmp_path):
+    words = ["optimizer.lr=0.01", "optimizer.warmup_steps=2", "optimizer.warmup_factor=0.1", "data.test=[]"]
+    trainer(tmp_path, *words, "optimizer.schedule=constant", "train.steps=4").train()
+    with open(tmp_path / "metrics.csv") as file:
+        rates = [float(row["lr"]) for row in csv.DictReader(file)]
+    assert rates == pytest.approx([0.001, 0.0055, 0.01, 0.01])
+
+
 def test_bf16_trains_with_finite_losses_near_those_of_fp32(tmp_path):
     values = []
     for precision in ("32", "bf16"):

@@ -8,10 +8,10 @@ import pytest
 from runs import TINY, last_checkpoint, trainer
 from test_metrics import rows_of
 
-from lossmix_det.config import load_config
+from lossmix_det.config import as_dict, load_config
 from lossmix_det.data.records import ImageRecord, ImageSet, Problems
 from lossmix_det.errors import UserError
-from lossmix_det.training.patience import Patience
+from lossmix_det.training.patience import Patience, keep_best
 
 EVERY_2 = ("train.eval_every=2", "train.save_every=100", "train.steps=12", "train.patience=2")
 
@@ -119,3 +119,41 @@ def test_patience_needs_evaluations_and_labels(tmp_path, voc_folder):
     words = ["datasets={art: {format: folder, root: %s}}" % (voc_folder / "JPEGImages"), "data.test=[art]"]  # noqa: UP031
     with pytest.raises(UserError, match=r"train.patience=2 has no score to watch, because no test set has labels"):
         trainer(tmp_path, *EVERY_2, *words, "data.on_error=skip")
+
+
+class Scored:
+    """What `keep_best` reads and changes of a run."""
+
+    def __init__(self, *words, best=None, step=500):
+        self.config, self.step = load_config(None, [*TINY, *words]), step
+        self.best = {"metric": "AP50", "value": 60.0, "step": 300} if best is None else best
+
+
+@pytest.mark.parametrize(
+    ("now", "kept"),
+    [
+        ([], True),
+        (["train.best_metric=AP"], False),
+        (["data.test=[shapes_photo_test,shapes_clipart_train]"], False),  # AP50 is that of the last set
+        (["data.test=[shapes_photo_test,shapes_clipart_test]"], True),
+    ],
+)
+def test_a_best_score_of_another_metric_is_not_kept(now, kept):
+    before, state = as_dict(load_config(None, TINY)), Scored(*now)
+    best = dict(state.best)
+    keep_best(state, before)
+    assert state.best == (best if kept else None)
+
+
+def test_evaluations_are_counted_anew_where_they_are_more_frequent():
+    every = {count: ("train.patience=5", f"train.eval_every={count}") for count in (20, 100)}
+    state = Scored(*every[20])
+    state.adapting = False
+    keep_best(state, as_dict(load_config(None, [*TINY, *every[100]])))
+    patience = Patience(state.config)
+    over = {}
+    for state.step in (500, 580, 600):
+        over[state.step] = patience.is_over(state)
+    assert over == {500: False, 580: False, 600: True}
+    keep_best(state, as_dict(state.config))  # resumed once more
+    assert state.best["counted_from"] == 500

@@ -30,6 +30,7 @@ FLAG = (1, "1")  # a flag that is set; some tools write text
 PLACES = ("*.json", "*/*.json")  # where the files of a data set are looked for
 KEYS = (b'"annotations"', b'"file_name"')  # one of these tells a COCO file, with "images", at its start or end
 ENDS = 1 << 16  # bytes
+INSTANCES, OTHER_TASKS = "instances_", ("captions_", "person_keypoints_")  # how COCO calls its files
 LARGEST_CATEGORY = 2**31 - 1
 
 
@@ -49,7 +50,8 @@ class Coco(Format):
         paths = [path for place in PLACES for path in visible(root, place) if _is_coco(path)]
         if not paths:
             return None
-        path = choose(root, [path.relative_to(root).as_posix() for path in paths], entry.split, "annotations")
+        names = _of_instances([path.relative_to(root).as_posix() for path in paths])
+        path = choose(root, names, entry.split, "annotations")
         folder = path.rpartition("/")[0]
         beside = folder if has_image(root / folder) else ""
         return replace(entry, annotations=path, images=entry.images or beside)
@@ -84,6 +86,13 @@ class Coco(Format):
         reader = _Reader(path, problems)
         reader.read_images(_load(path, ("images",))["images"])
         return reader.raw_images(self.image_folder(entry))
+
+
+def _of_instances(paths: list[str]) -> list[str]:
+    """Paths without those of COCO's other tasks, where the file of instances of the same images lies beside them."""
+    there = set(paths)
+    other = {path for path in paths for task in OTHER_TASKS if path.replace(task, INSTANCES) in there - {path}}
+    return [path for path in paths if path not in other]
 
 
 def _annotation_file(entry: DatasetConfig) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,10 +24,13 @@ FILE = "metadata.jsonl"
 HEAD = 1 << 16  # bytes that are looked at to tell the format
 BOXES = ("bbox", "bboxes", "boxes")
 LABELS = ("categories", "category", "labels", "label")
+MORE = ("difficult", "iscrowd", "area")  # of each object, if they are there
 
 
 class HuggingFace(Format):
     """``objects: {bbox: [[x, y, width, height], …], categories: […]}`` for each image, in pixels from 0.
+
+    ``iscrowd``, ``difficult`` and ``area`` are read where each object has one.
 
     ``annotations`` is the file; images are relative to its folder. Categories are names, or numbers from 0 of the names
     in ``classes``.
@@ -65,16 +69,18 @@ class HuggingFace(Format):
         images, numbers = [], _Numbers(entry.classes)
         for where, row, image in self._images(entry, rows, problems):
             try:
-                pairs = _pairs(row.get("objects"))
+                found = _objects(row.get("objects"))
             except ValueError as error:
                 problems.fail(f"{where}: {error}")
                 continue
             images.append(image)
-            for index, (bbox, label) in enumerate(pairs):
-                place = f"{where}: objects[{index}]"
+            for index, item in enumerate(found):
+                place, bbox, label = f"{where}: objects[{index}]", item["bbox"], item["label"]
                 try:
                     x, y, width, height = map(float, bbox)
-                    image.objects.append(RawObject(place, numbers.name(label), (x, y, x + width, y + height)))
+                    flags = [item.get(name) in (1, "1") for name in ("difficult", "iscrowd")]  # True is 1
+                    box, area = (x, y, x + width, y + height), _area(item.get("area"))
+                    image.objects.append(RawObject(place, numbers.name(label), box, *flags, area))
                 except UserError:
                     raise
                 except (ValueError, TypeError, OverflowError):
@@ -136,18 +142,26 @@ def _rows(path: Path, problems: Problems) -> list[tuple[str, Row]]:
     return rows
 
 
-def _pairs(objects: Any) -> list[tuple[Any, Any]]:
-    """(bbox, category) of every object, from a table of lists or a list of tables."""
+def _objects(objects: Any) -> list[dict[str, Any]]:
+    """``bbox``, ``label`` and what else is known of every object, from a table of lists or a list of tables."""
     if objects is None:
         return []
     if isinstance(objects, list) and all(isinstance(item, dict) for item in objects):
-        return [(_first(item, BOXES), _first(item, LABELS)) for item in objects]
+        return [{**item, "bbox": _first(item, BOXES), "label": _first(item, LABELS)} for item in objects]
     if not isinstance(objects, dict):
         raise ValueError("objects is neither a table of lists nor a list of tables")
     boxes, labels = _first(objects, BOXES), _first(objects, LABELS)
     if not isinstance(boxes, list) or not isinstance(labels, list) or len(boxes) != len(labels):
         raise ValueError("objects needs bbox and categories, two lists of one length")
-    return list(zip(boxes, labels, strict=True))
+    lists = {name: objects.get(name) for name in MORE}
+    lists = {name: each for name, each in lists.items() if isinstance(each, list) and len(each) == len(boxes)}
+    lists |= {"bbox": boxes, "label": labels}
+    return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
+
+
+def _area(value: Any) -> float | None:
+    """In square pixels; None, which is the box's, where it is missing or none."""
+    return float(value) if type(value) in (int, float) and 0 < value < math.inf else None
 
 
 def _first(table: dict[str, Any], keys: tuple[str, ...]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from lossmix_det.data.problems import Problems
 from lossmix_det.data.records import RawImage
 from lossmix_det.errors import UserError
 
-WORD, HEAD, LOOKED_AT = b"annotation", 1000, 20  # what tells an annotation among the bytes at its start; files to try
+# What tells an annotation among the bytes at its start, and how many files to try. CVAT's own export has <annotations>.
+WORD, HEAD, LOOKED_AT = re.compile(rb"<(?:[\w.-]+:)?annotation[\s>/]", re.IGNORECASE), 1000, 20
 
 
 class Voc(Format):
@@ -33,7 +35,7 @@ class Voc(Format):
         """The declaration, if there are lists, or the folder of annotations holds an XML annotation."""
         files = list(Folders(entry).xml_of.values())[:LOOKED_AT]
         has_lists = (Path(entry.root) / LISTS[1]).is_dir()
-        return entry if has_lists or any(WORD in _head(path) for path in files) else None
+        return entry if has_lists or any(WORD.search(_head(path)) for path in files) else None
 
     def image_folder(self, entry: DatasetConfig) -> Path:
         """``JPEGImages``, or the folder that takes its place."""

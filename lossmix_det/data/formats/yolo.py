@@ -108,7 +108,7 @@ class _Folders:
         self.entry, self.root = entry, Path(entry.root)
         is_yaml = entry.annotations.lower().endswith((".yaml", ".yml"))
         self.yaml = DataYaml(contained(self.root, entry.annotations, "annotations"), self.root) if is_yaml else None
-        self.label_folder = "" if is_yaml or not entry.annotations else entry.annotations.strip("/")
+        self.label_folder = "" if is_yaml or not entry.annotations else os.path.normpath(entry.annotations).strip("/")
 
     @cached_property
     def listing(self) -> Listing:

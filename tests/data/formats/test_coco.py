@@ -5,7 +5,7 @@ import pytest
 from conftest import write_image
 
 from lossmix_det.config import load_config
-from lossmix_det.data.catalog import load, load_sets
+from lossmix_det.data.catalog import find, load, load_sets
 from lossmix_det.data.loaders import teaches
 from lossmix_det.errors import UserError
 
@@ -181,3 +181,16 @@ def test_numbers_beyond_all_measure_are_one_sentence(content, load_coco, number)
     text = json.dumps(content).replace("321.5", number)
     with pytest.raises(UserError, match="instances.json"):
         load_coco(text)
+
+
+def test_the_official_folder_is_read_by_its_files_of_instances(content, tmp_path):
+    write_image(tmp_path / "val2017" / "a.png")
+    write_image(tmp_path / "val2017" / "sub" / "b.png")
+    (tmp_path / "annotations").mkdir()
+    captions = {"images": content["images"], "annotations": [{"id": 1, "image_id": 7, "caption": "a dog"}]}
+    for task, said in (("captions", captions), ("instances", content), ("person_keypoints", content)):
+        for split in ("train", "val"):
+            (tmp_path / "annotations" / f"{task}_{split}2017.json").write_text(json.dumps(said))
+    config = load_config(None, [f"datasets.mine.root={tmp_path}", "datasets.mine.split=val"])
+    assert find("mine", config).annotations == "annotations/instances_val2017.json"
+    assert len(load("mine", config)) == 2

@@ -118,3 +118,13 @@ def test_an_image_with_a_line_for_each_box_is_one_image(read):
 def test_ends_of_lines_inside_of_a_text_and_those_of_windows_are_read(read, tmp_path):
     row = {"file_name": "a.png", "text": "one\u2028two", "objects": {"bbox": [[1, 2, 3, 4]], "categories": ["cat"]}}
     assert len(read([json.dumps(row, ensure_ascii=False) + "\r"])) == 1
+
+
+@pytest.mark.parametrize("as_tables", [False, True])
+def test_crowds_difficult_objects_and_areas_are_read(read, as_tables):
+    objects = {**ROWS[0]["objects"], "iscrowd": [0, True], "difficult": [1, 0], "area": [100, None]}
+    if as_tables:
+        objects = [dict(zip(objects, values, strict=True)) for values in zip(*objects.values(), strict=True)]
+    (record, _) = read([{**ROWS[0], "objects": objects}, ROWS[1]]).records
+    assert (record.crowd.tolist(), record.difficult.tolist()) == ([False, True], [True, False])
+    assert record.areas.tolist() == [100.0, 56.0]

@@ -113,6 +113,7 @@ def test_a_split_must_be_named_where_there_are_several(yolo):
         ("obj_train_data/a.png", "obj_train_data/a.txt", "obj.names", []),
         ("images/images/a.png", "images/labels/a.txt", "classes.txt", []),
         ("photos/a.png", "txt/a.txt", "classes.txt", ["datasets.mine.images=photos", "datasets.mine.annotations=txt"]),
+        ("a.png", "txt/a.txt", "classes.txt", ["datasets.mine.annotations=./txt/"]),
     ],
 )
 def test_layouts_without_yaml_are_told_from_the_folder(tmp_path, image, label, names, overrides):
