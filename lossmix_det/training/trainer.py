@@ -7,10 +7,10 @@ import math
 import random
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -48,6 +48,7 @@ from lossmix_det.training.student_batch import StudentBatch
 from lossmix_det.training.summary import log_summary, warn_of_known_test_images, warn_of_no_partners
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Trainer:
@@ -126,7 +127,9 @@ class Trainer:
         state = self.state
         self.log = open_log(self.config, state.step, self.console, self.fabric.is_global_zero)
         try:
-            for batch, waited in self._batches():
+            start, save = state.step, self.recovery.save
+            batches = self.streams.batches(start, lambda: self.stopping, state.unreadable)
+            for batch, waited in saving(batches, lambda: state.step > start and save()):
                 if self.config.data.target and not state.adapting and state.step >= self.phases.burn_in_steps:
                     self._hand_over()
                 started = time.perf_counter()
@@ -149,16 +152,6 @@ class Trainer:
         finally:
             self.log.close()
         return False
-
-    def _batches(self) -> Iterator[tuple[StepBatch, float]]:
-        """The batches from here to the end; if loading fails, what was learned is saved first."""
-        state, start = self.state, self.state.step
-        try:
-            yield from self.streams.batches(start, lambda: self.stopping, state.unreadable)
-        except Exception:  # because of a damaged image, say
-            if state.step > start:
-                self.recovery.save()
-            raise
 
     def _evaluate_and_save(self) -> None:
         """What is due after this step; if evaluation fails, what was learned is saved first."""
@@ -321,6 +314,15 @@ class Trainer:
             known = {**losses, **pseudo}
             self.log.row(state.step, known)
         self.callbacks.on_step(state, known)
+
+
+def saving(batches: Iterator[T], save: Callable[[], object]) -> Iterator[T]:
+    """Batches as they come; if one cannot be loaded, because of a damaged image perhaps, `save` comes first."""
+    try:
+        yield from batches
+    except Exception:
+        save()
+        raise
 
 
 def is_due(step: int, every: int) -> bool:
