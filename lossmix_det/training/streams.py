@@ -38,7 +38,10 @@ class Streams:
             self.train_sets, self.test_sets = load_sets(config)
             self.classes = self.train_sets[0].classes
             self.target_sets = [load_target(name, config, self.classes) for name in config.data.target]
-        self.target_labelled = all(image_set.labelled for image_set in self.target_sets)
+        bare = [image_set.name for image_set in self.target_sets if not image_set.labelled]
+        self.target_labelled = not bare
+        if 0 < len(bare) < len(self.target_sets):
+            log.warning("pseudo-labels are not measured, because %s has no labels", ", ".join(bare))
 
     @property
     def by_use(self) -> dict[str, list[ImageSet]]:

@@ -104,3 +104,11 @@ def test_what_was_learned_before_a_damaged_image_is_saved(tmp_path, voc_folder):
         files = (tmp_path / name / "checkpoints").glob("step_*.pt")
         saved[it.state.step] = [read_checkpoint(path)["step"] for path in files]
     assert saved == {0: [], 1: [1]}  # nothing was learned, and nothing stands in the way of another start
+
+
+def test_it_is_said_if_one_of_several_targets_has_no_labels(tmp_path, voc_folder, caplog):
+    words = [f"datasets.bare={{root: {voc_folder / 'JPEGImages'}, format: folder}}", "ema.decay=0.9", "data.test=[]"]
+    for target, said in (("shapes_clipart_train,bare", True), ("bare", False), ("shapes_clipart_train", False)):
+        caplog.clear()
+        trainer(tmp_path / target, *words, f"data.target=[{target}]")
+        assert ("pseudo-labels are not measured, because bare has no labels" in caplog.text) is said
