@@ -117,8 +117,7 @@ def _load(name: str, entry: DatasetConfig, config: Config, classes: list[str] | 
     images, numbers = file_format.read(entry, problems)
     images = part_of(images, entry, file_format.image_folder(entry))
     if not images:
-        held = f" and its holdout, {entry.holdout:g} of few images" if entry.holdout else ""
-        hint = problems.first() or f"; check its split, {entry.split or 'all annotations'!r}{held}"
+        hint = problems.first() or f"; check its split, {entry.split or 'all annotations'!r}"
         raise UserError(f"data set {name!r} lists no image{hint}")
     known = entry.classes or list(numbers) or None
     classes = classes or config.data.classes or known or class_names(images)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lossmix_det.config import DatasetConfig
 from lossmix_det.data.records import RawImage
+from lossmix_det.errors import UserError
 
 
 def part_of(images: list[RawImage], entry: DatasetConfig, folder: Path | None) -> list[RawImage]:
@@ -20,9 +21,17 @@ def part_of(images: list[RawImage], entry: DatasetConfig, folder: Path | None) -
         images: of the data set.
         entry: its declaration.
         folder: of the images; None: it is not known.
+
+    Raises:
+        UserError: there is one image, which cannot be parted.
     """
     if not entry.holdout:
         return images
+    if len(images) == 1:
+        raise UserError(
+            f"{images[0].path} is the only image, so that holdout={entry.holdout:g} cannot part the data set; add "
+            "images, or name a part to validate on"
+        )
     ranked = sorted({image.path for image in images}, key=lambda path: _rank(path, folder))
     count = min(max(1, round(entry.holdout * len(ranked))), len(ranked) - 1)
     held_out = set(ranked[: max(count, 0)])

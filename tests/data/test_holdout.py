@@ -58,3 +58,13 @@ def test_more_is_held_out_by_a_larger_share_and_nothing_less(root):
 def test_what_holds_out_nothing_or_all_is_refused(root, word, said):
     with pytest.raises(UserError, match=f"datasets.mine.{said}|{said}"):
         names(root, word)
+
+
+@pytest.mark.parametrize("read", [load, load_target])
+def test_a_single_image_cannot_be_parted(root, read):
+    for path in [*root.rglob("*.png"), *root.rglob("*.xml")]:
+        if path.stem != "7":
+            path.unlink()
+    for words in (["holdout=0.1"], ["holdout=0.1", "held_out=true"]):
+        with pytest.raises(UserError, match=r"7.png is the only image, so that holdout=0.1 cannot part the data set"):
+            names(root, *words, read=read)
