@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.adapting import adaptation_of
 from benchmarks.bootstrap import Resamples, interval
 from benchmarks.runs import Part, Run, Suite
 
@@ -48,7 +49,8 @@ def page(
     for baseline in suite.baselines if sets else ():
         lines += ["", *_gains(runs, baseline, sets, resamples)]
     if suite.adapts and sets:
-        lines += ["", *_by_class(runs, sets[-1])]
+        changed = adaptation_of(runs)
+        lines += ["", *changed, *([""] if changed else []), *_by_class(runs, sets[-1])]
     if picture:
         lines += ["", f"![Scores and pseudo-labels over the steps]({picture.name})"]
     lines += ["", *_failures(runs)]

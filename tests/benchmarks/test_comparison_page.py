@@ -178,3 +178,27 @@ def test_a_set_without_truths_has_no_interval(tmp_path):
         warnings.simplefilter("error")
         text = page(suites.MIXING, planned(suites.MIXING, chosen), "x", resamples=resamples)
     assert "nan" not in text
+
+
+def test_what_adaptation_changed_is_told_by_method(tmp_path):
+    suite = Suite("s", "shapes", methods_in(Path("configs/shapes"), ("a", "b", "c")), (), adapts=True)
+    chosen = options(tmp_path, "--seeds", "1", "2", "--methods", "a", "b", "c")
+    for seed, (before, after) in enumerate([(50, 53), (55, 60)], start=1):
+        for method in ("a", "b"):
+            results(tmp_path, method, seed, 0, after)
+        folder = tmp_path / "shapes" / f"a_seed{seed}"
+        models = json.loads((folder / "results.json").read_text())
+        models = {"burn-in": {name: {"AP50": before, "AP": 9.0} for name in models["student"]}, **models}
+        (folder / "results.json").write_text(json.dumps(models))
+        rows = [f"{step},," if step < 4 else f"{step},{step / 4},{seed / 10 + step / 100}" for step in range(20)]
+        header = "step,pseudo/per_image,pseudo/precision"
+        (folder / "metrics.csv").write_text("\n".join([header, *rows]) + "\n")
+    lines = page(suite, planned(suite, chosen), "x").splitlines()
+    at = lines.index(
+        "| method | AP50 since burn-in | pseudo-labels per image | precision in percent | recall in percent |"
+    )
+    # Steps 4 and 5, then 18 and 19; precision 0.15 more than a hundredth of the step.
+    assert lines[at + 2 : at + 4] == ["| a | +4.0 ± 1.0 | 1.12 → 4.62 | 20 → 34 | – |", ""]
+    assert "AP50 of the last test set minus that at the end of burn-in" in lines[at - 2]
+    chosen.methods = ["b"]
+    assert "since burn-in" not in page(suite, planned(suite, chosen), "x")

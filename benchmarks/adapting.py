@@ -1,0 +1,68 @@
+"""What adaptation changed: the score since burn-in, and the pseudo-labels between its first and its last steps."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable
+
+from benchmarks.curves import rows_of
+from benchmarks.runs import Run
+
+SHARE = 8  # of the rows of adaptation: the first and the last eighth are given
+# By column: the name in metrics.csv, and how a value is written.
+COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "pseudo-labels per image": ("pseudo/per_image", "{:.2f}".format),
+    "precision in percent": ("pseudo/precision", lambda share: f"{100 * share:.0f}"),
+    "recall in percent": ("pseudo/recall", lambda share: f"{100 * share:.0f}"),
+}
+
+
+def adaptation_of(runs: list[Run]) -> list[str]:
+    """A table in Markdown of the methods that adapt; empty if none does.
+
+    Args:
+        runs: finished or not.
+    """
+    lines = []
+    for method in dict.fromkeys(run.method for run in runs):
+        finished = [run for run in runs if run.method == method and run.finished]
+        gains = [gain for gain in map(_gain, finished) if gain is not None]
+        if gains:
+            cells = [_signed(gains), *(_change(finished, *column) for column in COLUMNS.values())]
+            lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    if not lines:
+        return []
+    heads = ["method", "AP50 since burn-in", *COLUMNS]
+    return [
+        "What adaptation changed: AP50 of the last test set minus that at the end of burn-in, mean ± standard error; "
+        f"pseudo-labels in the first → the last {100 / SHARE:g} % of its steps, means over seeds.",
+        "",
+        "| " + " | ".join(heads) + " |",
+        "|---|" + "---:|" * (len(heads) - 1),
+        *lines,
+    ]
+
+
+def _gain(run: Run) -> float | None:
+    """AP50 of the reported model minus that of the burned-in one; None where the run has no burn-in."""
+    before, after = run.results().get("burn-in"), run.scores()
+    name = list(after)[-1] if after else ""
+    values = (before or {}).get(name, {}).get("AP50"), after.get(name, {}).get("AP50")
+    return None if None in values else values[1] - values[0]
+
+
+def _signed(values: list[float]) -> str:
+    mean = f"{statistics.mean(values):+.1f}"
+    return f"{mean} ± {statistics.stdev(values) / math.sqrt(len(values)):.1f}" if len(values) > 1 else mean
+
+
+def _change(runs: list[Run], name: str, written: Callable[[float], str]) -> str:
+    ends: list[tuple[float, float]] = []
+    for run in runs:
+        values = [float(row[name]) for row in rows_of(run.folder / "metrics.csv") if row.get(name)]
+        count = max(len(values) // SHARE, 1)
+        parts = [[value for value in part if math.isfinite(value)] for part in (values[:count], values[-count:])]
+        if all(parts):  # a precision without any pseudo-label is none
+            ends.append((statistics.mean(parts[0]), statistics.mean(parts[1])))
+    return " → ".join(written(statistics.mean(end)) for end in zip(*ends, strict=True)) or "–"
