@@ -9,6 +9,7 @@ from benchmarks.runs import Method, Part, Suite, methods_in
 from lossmix_det.mixing.mixers import MIXERS
 
 DEFAULT = "default"
+SOFT = ("pseudo_labels.kind=soft",)
 
 # By setting: what is said of it, how the default's value is called, and by name of a row the settings over the default.
 FACTORS: dict[str, tuple[str, str, dict[str, tuple[str, ...]]]] = {
@@ -62,8 +63,6 @@ def ablation(title: str, name: str, configs: Path) -> Suite:
     text = f"LossMix in adaptation, one setting changed at a time; the default is `{lossmix}`."
     return Suite(title, name, tuple(methods), text=text, parts=tuple(parts))
 
-
-SOFT = ("pseudo_labels.kind=soft",)
 
 # By how a row is called: what a mixed image is taught.
 TAUGHT = {

@@ -1,7 +1,7 @@
 """Data sets that were checked before are not checked again, as long as no file has changed.
 
 Reading the headers of many images takes long; asking the file system whether they are still what they were does not. A
-data set is remembered by its declaration, in one file of `memory_folder`; it is
+data set is remembered by its declaration and by the code that read it, in one file of `memory_folder`; it is
 forgotten as soon as the size or the time of any file that it was read from differs.
 """
 
@@ -16,12 +16,12 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lossmix_det import __version__
 from lossmix_det.config import DatasetConfig
 from lossmix_det.data.packed import Records
 from lossmix_det.data.problems import Problems
@@ -61,7 +61,9 @@ def remembered(
     """
     if sources is None:
         return check()
-    key = json.dumps([__version__, str(Path(entry.root).resolve()), dataclasses.asdict(entry), asked], sort_keys=True)
+    key = json.dumps(
+        [_reading_code(), str(Path(entry.root).resolve()), dataclasses.asdict(entry), asked], sort_keys=True
+    )
     path = memory_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
     started = time.time()
     stamps = _stamps(map(os.fspath, sources))
@@ -72,6 +74,15 @@ def remembered(
     if not found.problems.skipped and stamps is not None:  # what was left out may be mended elsewhere
         _remember(path, found, stamps, started)
     return found
+
+
+@cache
+def _reading_code() -> str:
+    """Tells whether the same code reads: one that reads more, or mends a fault, is to read everything again."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _stamps(paths: Iterable[str]) -> np.ndarray | None:

@@ -246,3 +246,12 @@ def test_a_user_without_a_home_has_a_folder_too(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(Path, "home", homeless)
     assert memory.memory_folder().name == "lossmix_det"
+
+
+def test_other_code_reads_again(voc_folder, probed, monkeypatch):
+    settle(voc_folder)
+    load("mine", voc(voc_folder))
+    assert len(memory._reading_code()) == 64
+    monkeypatch.setattr(memory, "_reading_code", lambda: "a fault is mended")
+    load("mine", voc(voc_folder))
+    assert len(probed) == 4
