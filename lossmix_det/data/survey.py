@@ -157,9 +157,10 @@ def _raw(result: Survey, problems: SkippedProblems) -> tuple[list[RawImage], dic
     file_format = FORMATS[result.entry.format]
     try:
         return file_format.read(result.entry, problems)
-    except UserError:
+    except UserError as error:
         if result.use != "target":
             raise
+        problems.note(f"{result.name} is looked at without labels: {error}")
     return file_format.read_images(result.entry, problems), {}
 
 
