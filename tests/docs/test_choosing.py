@@ -169,3 +169,12 @@ def test_the_overview_has_the_means_of_the_tables():
 def test_the_overview_has_every_page():
     pages = {path.name for path in (ROOT / "docs" / "results").glob("*.md")} - {"index.md"}
     assert pages <= set(re.findall(r"\]\((\w+\.md)\)", read("docs/results/index.md")))
+
+
+def test_what_adaptation_changed_on_paintings_is_what_its_page_says():
+    section = SECTIONS["Where hard pseudo-labels hurt"]
+    written = re.findall(r"^\| [^|]+ \| `(mean_teacher\w*)` \| (.*) \|$", section, re.MULTILINE)
+    changed = read("docs/results/people_art_adaptation.md").partition("What adaptation changed")[2].split("\n\n")[1]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in changed.splitlines()[2:]]
+    assert [(method, cells.split(" | ")) for method, cells in written] == [(row[0], row[1:4]) for row in rows]
+    assert len(rows) == 3
