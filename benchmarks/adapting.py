@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Callable
 
+from benchmarks.cells import cell_of, gain_of
 from benchmarks.curves import rows_of
 from benchmarks.runs import Run
 
@@ -29,7 +30,7 @@ def adaptation_of(runs: list[Run]) -> list[str]:
         finished = [run for run in runs if run.method == method and run.finished]
         gains = [gain for gain in map(_gain, finished) if gain is not None]
         if gains:
-            cells = [_signed(gains), *(_change(finished, *column) for column in COLUMNS.values())]
+            cells = [cell_of(gains, error=True), *(_change(finished, *column) for column in COLUMNS.values())]
             lines.append(f"| {method} | " + " | ".join(cells) + " |")
     if not lines:
         return []
@@ -46,15 +47,8 @@ def adaptation_of(runs: list[Run]) -> list[str]:
 
 def _gain(run: Run) -> float | None:
     """AP50 of the reported model minus that of the burned-in one; None where the run has no burn-in."""
-    before, after = run.results().get("burn-in"), run.scores()
-    name = list(after)[-1] if after else ""
-    values = (before or {}).get(name, {}).get("AP50"), after.get(name, {}).get("AP50")
-    return None if None in values else values[1] - values[0]
-
-
-def _signed(values: list[float]) -> str:
-    mean = f"{statistics.mean(values):+.1f}"
-    return f"{mean} ± {statistics.stdev(values) / math.sqrt(len(values)):.1f}" if len(values) > 1 else mean
+    after = run.scores()
+    return gain_of(after, run.results().get("burn-in", {}), list(after)[-1]) if after else None
 
 
 def _change(runs: list[Run], name: str, written: Callable[[float], str]) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from benchmarks.adapting import adaptation_of
 from benchmarks.bootstrap import Resamples, interval
+from benchmarks.cells import cell_of, gain_of, score_of
 from benchmarks.runs import Part, Run, Suite
 
 NOTHING = "no run has finished"  # all that a page says then
@@ -78,12 +79,12 @@ def _summary(runs: list[Run], sets: list[str], resamples: Resamples) -> list[str
         finished = [run.results() for run in of_method if run.finished]
         reported = [list(results.values())[-1] for results in finished]
         cells = [
-            _cell([_score(scores, name, metric) for scores in reported])
+            cell_of([score_of(scores, name, metric) for scores in reported])
             + _bracket(metric, resamples.get((method, name)))
             for name, metric in columns
         ]
         for model in models:
-            cells.append(_cell([_score(results.get(model, {}), sets[-1]) for results in finished]))
+            cells.append(cell_of([score_of(results.get(model, {}), sets[-1]) for results in finished]))
         lines.append(f"| {method} | " + " | ".join(cells) + f" | {len(finished)} of {len(of_method)} |")
     return [*lines, *(["", f"{', '.join(models)}: AP50 on {sets[-1]}."] if models else [])]
 
@@ -116,8 +117,8 @@ def _part(part: Part, runs: list[Run], sets: list[str]) -> list[str]:
         finished, cells = _scores_by_seed(methods[method]), []
         pairs = [(scores, base[seed]) for seed, scores in finished.items() if seed in base and method != part.baseline]
         for name in sets:
-            cells += [_cell([_score(scores, name, metric) for scores in finished.values()]) for metric in METRICS]
-            cells.append(_cell([_gain(one, two, name) for one, two in pairs], error=True))
+            cells += [cell_of([score_of(scores, name, metric) for scores in finished.values()]) for metric in METRICS]
+            cells.append(cell_of([gain_of(one, two, name) for one, two in pairs], error=True))
         lines.append(f"| {label} | " + " | ".join(cells) + f" | {len(finished)} of {len(methods[method])} |")
     return [*lines, "", *_groups(part, methods, sets)]
 
@@ -133,8 +134,8 @@ def _groups(part: Part, methods: dict[str, list[Run]], sets: list[str]) -> list[
             continue
         cells = []
         for name in sets:
-            gains = [[_gain(of[seed], base[seed], name) for of in scores] for seed in seeds]
-            cells.append(_cell([statistics.mean(row) for row in gains if None not in row], error=True))
+            gains = [[gain_of(of[seed], base[seed], name) for of in scores] for seed in seeds]
+            cells.append(cell_of([statistics.mean(row) for row in gains if None not in row], error=True))
         rows.append(f"| {label} | " + " | ".join([str(len(names)), *cells, str(len(seeds))]) + " |")
     if not rows:
         return []
@@ -163,7 +164,7 @@ def _gains(runs: list[Run], baseline: str, sets: list[str], resamples: Resamples
         if method == baseline or not pairs:
             continue
         cells = [
-            _cell([_gain(one, two, name) for one, two in pairs], error=True)
+            cell_of([gain_of(one, two, name) for one, two in pairs], error=True)
             + _bracket(METRICS[0], _difference(resamples, name, method, baseline), sign="+")
             for name in sets
         ]
@@ -187,20 +188,9 @@ def _by_class(runs: list[Run], test_set: str) -> list[str]:
     lines += ["| method | " + " | ".join(classes) + " |", "|---|" + "---:|" * len(classes)]
     for method, scored in methods.items():
         by_class = [scores[test_set]["classes"] for scores in scored if test_set in scores]
-        cells = [_cell([_score(of_class, name) for of_class in by_class]) for name in classes]
+        cells = [cell_of([score_of(of_class, name) for of_class in by_class]) for name in classes]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return lines
-
-
-def _score(scores: dict[str, Any], name: str, metric: str = "AP50") -> float | None:
-    """Of a test set or class; None where the run did not test on it, or there was nothing to find."""
-    return scores.get(name, {}).get(metric)
-
-
-def _gain(one: dict[str, Any], other: dict[str, Any], name: str) -> float | None:
-    """AP50 of one run minus that of another, where both have it."""
-    values = _score(one, name), _score(other, name)
-    return None if None in values else values[0] - values[1]
 
 
 def _failures(runs: list[Run]) -> list[str]:
@@ -208,18 +198,6 @@ def _failures(runs: list[Run]) -> list[str]:
     if not failed:
         return []
     return ["Not finished:", "", *(f"* {run.method}, seed {run.seed}: {run.complaint()}" for run in failed)]
-
-
-def _cell(given: list[float | None], error: bool = False) -> str:
-    """Mean and spread of what there is."""
-    values = [value for value in given if value is not None]
-    if not values:
-        return "–"
-    sign = "+" if error else ""
-    if len(values) == 1:
-        return f"{values[0]:{sign}.1f}"
-    spread = statistics.stdev(values) / (len(values) ** 0.5 if error else 1)
-    return f"{statistics.mean(values):{sign}.1f} ± {spread:.1f}"
 
 
 def _about(finished: list[Run]) -> str:

@@ -120,7 +120,7 @@ def _sets(options: argparse.Namespace) -> tuple[Config, dict[str, str]]:
 
 def _declare(config: Config, word: str, prefix: str, use: str) -> dict[str, str]:
     """Declare the parts of a folder; the use of each by its name."""
-    from lossmix_det.data.parts import TEST, TRAIN, VALIDATION, Place, has_boxes, settled
+    from lossmix_det.data.parts import TEST, TRAIN, VALIDATION, Place, settled
 
     place = Place.parse(word)
     parts = {} if place.split else {names[0]: place.part(names) for names in (TRAIN, VALIDATION, TEST)}
@@ -128,10 +128,13 @@ def _declare(config: Config, word: str, prefix: str, use: str) -> dict[str, str]
     if not any(name.endswith(TRAIN[0]) for name in found):
         found = {f"{prefix}{place.split or 'all'}": place.whole()}
     first = next(iter(found))
-    entries = settled(list(found.values()), labelled=False)
-    config.datasets |= {name: entry for name, (entry, _) in zip(found, entries, strict=True)}
-    # As that of a target, a part without labels is looked at all the same.
-    return {name: use if name == first else "test" if has_boxes(found[name]) else "target" for name in found}
+    parts = dict(zip(found, settled(list(found.values()), labelled=False), strict=True))
+    config.datasets |= {name: entry for name, (entry, _) in parts.items()}
+    uses = {}
+    for name, (_, images) in parts.items():
+        # As that of a target, a part without labels is looked at all the same.
+        uses[name] = use if name == first else "test" if any(image.objects for image in images) else "target"
+    return uses
 
 
 def _read(config: Config, uses: dict[str, str], workers: int, console: Console) -> list[Survey]:

@@ -70,7 +70,7 @@ class Place:
             except UserError:
                 continue
             try:
-                if FORMATS[entry.format].read_images(entry, SkippedProblems()) and (not labelled or has_boxes(entry)):
+                if FORMATS[entry.format].read_images(entry, SkippedProblems()) and (not labelled or _has_boxes(entry)):
                     return entry
             except LostSplit as error:
                 lost.add(str(error))
@@ -102,7 +102,7 @@ class Place:
         return recognise(self.root.name, DatasetConfig(root=str(self.root), split=split))
 
 
-def has_boxes(entry: DatasetConfig) -> bool:
+def _has_boxes(entry: DatasetConfig) -> bool:
     """Whether some image of a declaration has a box; false where its labels are missing, or cannot be read."""
     return any(image.objects for image in _images(entry, labelled=False))
 

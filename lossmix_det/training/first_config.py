@@ -15,7 +15,7 @@ import yaml
 from lossmix_det.config import Config, DatasetConfig
 from lossmix_det.data.catalog import load, load_target
 from lossmix_det.data.formats import FORMATS
-from lossmix_det.data.parts import TEST, TRAIN, VALIDATION, Place, has_boxes, settled
+from lossmix_det.data.parts import TEST, TRAIN, VALIDATION, Place, settled
 from lossmix_det.data.paths import unread_labels
 from lossmix_det.data.records import ImageSet, RawImage, class_names
 from lossmix_det.engines.timm_weights import LITE0_ARCHITECTURE, LITE0_PACKAGE
@@ -148,6 +148,9 @@ def _declare(folders: Folders) -> tuple[dict[str, Declared], list[str]]:
     if folders.target is not None:
         entries = filter(None, _target(folders.target, folders.target_test))
         sets |= dict(zip(("target_train", "target_test"), _declared(entries, remarks, labelled=False), strict=False))
+        scored = sets.get("target_test")
+        if scored is not None and not scored.labelled:
+            raise UserError(f"{scored.entry.root}: read as {scored.entry.format}, and holds no box to measure with")
         _check_apart(sets["source_train"].entry, sets["target_train"].entry)
         if "target_test" not in sets and sets["target_train"].labelled:
             remarks.append("the target has no test part: scores are those on the images that are adapted to")
@@ -181,8 +184,6 @@ def _target(place: Place, test: Place | None) -> tuple[DatasetConfig, DatasetCon
     train = None if place.split else place.part(TRAIN)
     if test is not None:
         scored = test.whole() if test.split else test.part((*TEST, *VALIDATION), labelled=True) or test.whole()
-        if not has_boxes(scored):
-            raise UserError(f"{test.root}: read as {scored.format}, and holds no box to measure with")
         return train or place.whole(), scored
     return (place.whole(), None) if train is None else (train, place.part((*TEST, *VALIDATION), labelled=True))
 

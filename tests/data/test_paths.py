@@ -131,12 +131,12 @@ def test_a_link_to_itself_is_left_out(tmp_path):
     assert found.left_out == [f"{tmp_path / 'loop.png'}: no regular file, or a link that leads nowhere"]
 
 
-@pytest.mark.parametrize("root", ["mine", "./mine", "../work/mine", "{here}/mine"])
+@pytest.mark.parametrize("root", ["mine", "./mine", "../base/mine", "{here}/mine"])
 def test_images_in_a_sub_folder_are_found_however_the_root_is_written(tmp_path, monkeypatch, root):
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
+    (tmp_path / "base").mkdir()
+    monkeypatch.chdir(tmp_path / "base")
     image = write_image(Path("mine/images/a.png"))
-    root = Path(root.format(here=tmp_path / "work"))
+    root = Path(root.format(here=tmp_path / "base"))
     found = ImageFolder(root).find(root / "a.png")
     assert found is not None
     assert found.samefile(image)
