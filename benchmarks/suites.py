@@ -56,7 +56,7 @@ PEOPLE = Suite(
     methods=methods_in(
         Path("configs/people_art"),
         (
-            *("source_only", "mean_teacher", "mean_teacher_lossmix", "mean_teacher_soft"),
+            *("source_only", "mean_teacher", "mean_teacher_lossmix", "mean_teacher_soft", "mean_teacher_soft_lossmix"),
             *("mean_teacher_classmix", "mean_teacher_comixup", "mean_teacher_box_score", "mean_teacher_box_agreement"),
             *("adaptive_teacher", "adaptive_teacher_lossmix", "adaptive_teacher_union", "oracle"),
         ),

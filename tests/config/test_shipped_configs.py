@@ -51,6 +51,7 @@ PEOPLE = {  # what may differ from mean_teacher
     "mean_teacher_classmix": {"mixing.mixer", "mixing.probability", "mixing.weighting"},
     "mean_teacher_comixup": {"mixing.mixer", "mixing.probability", "mixing.weighting"},
     "mean_teacher_soft": {"pseudo_labels.kind"},
+    "mean_teacher_soft_lossmix": {"pseudo_labels.kind", "mixing.probability"},
     "mean_teacher_box_score": {"pseudo_labels.box_score"},
     "mean_teacher_box_agreement": {"pseudo_labels.box_agreement"},
     "adaptive_teacher": {"alignment.parts"},
