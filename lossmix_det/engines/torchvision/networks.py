@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import detection as zoo
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
-from torchvision.models.detection._utils import overwrite_eps
 from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import FrozenBatchNorm2d
 
 from lossmix_det.config import TIMM_PREFIX, ModelConfig
 from lossmix_det.engines.backbones import BACKBONES, Backbone, freeze_stages, stage_ends
@@ -36,10 +36,15 @@ ZOO: dict[str, type[Network]] = {
     "retinanet_resnet50_fpn_v2": RetinaNet,
     "fcos_resnet50_fpn": FCOS,
 }
-TRAINED_WITHOUT_EPS = tuple(
-    f"{name}_Weights.{version}"
-    for name in ("FasterRCNN_ResNet50_FPN", "RetinaNet_ResNet50_FPN")
-    for version in ("COCO_V1", "DEFAULT")
+# Weights of torchvision, by name and by the files that it publishes, whose FrozenBatchNorm2d added no eps in training.
+TRAINED_WITHOUT_EPS = (
+    *(
+        f"{name}_Weights.{version}"
+        for name in ("FasterRCNN_ResNet50_FPN", "RetinaNet_ResNet50_FPN")
+        for version in ("COCO_V1", "DEFAULT")
+    ),
+    "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth",
+    "retinanet_resnet50_fpn_coco-eeacb38b.pth",
 )
 
 
@@ -117,8 +122,19 @@ def build_network(
         return model
     load_weights(model, state, config.weights, strict)
     if config.weights.endswith(TRAINED_WITHOUT_EPS):
-        overwrite_eps(model, 0.0)  # as torchvision does: these weights were trained without it
+        _take_off_eps(model)
     return model
+
+
+def _take_off_eps(model: nn.Module) -> None:
+    """Let every FrozenBatchNorm2d compute as if it had no eps.
+
+    torchvision sets the eps to 0 where it loads these weights itself. No state dict holds it, so that checkpoints and
+    exports would compute otherwise than the run did. Taken off the variances it stays with the weights.
+    """
+    for part in model.modules():
+        if isinstance(part, FrozenBatchNorm2d):
+            part.running_var -= part.eps
 
 
 def _backbone(config: ModelConfig, state: dict[str, Tensor] | None, one_stage: bool) -> Backbone:

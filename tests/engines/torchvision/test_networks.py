@@ -10,6 +10,7 @@ from runs import trainer
 from torch import nn
 from torch.testing import assert_close
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_fpn, fasterrcnn_resnet50_fpn
+from torchvision.models.detection._utils import overwrite_eps
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN, resnet_fpn_backbone
 from torchvision.models.detection.faster_rcnn import FasterRCNN, FastRCNNPredictor, TwoMLPHead
@@ -19,6 +20,7 @@ from lossmix_det.config import ModelConfig, load_config
 from lossmix_det.engines import build_detector
 from lossmix_det.engines.backbones import BACKBONES
 from lossmix_det.engines.export import export_model
+from lossmix_det.engines.norms import freeze_norms
 from lossmix_det.engines.torchvision.faster_rcnn import build_faster_rcnn as build_model
 from lossmix_det.engines.torchvision.networks import ZOO
 from lossmix_det.engines.weights import read_weights
@@ -242,9 +244,29 @@ def test_unknown_members_of_a_weights_enum_are_refused():
         read_weights("ResNet50_Weights.IMAGENET1K_V3")
 
 
-def test_coco_weights_of_torchvision_are_used_without_eps(monkeypatch):
-    state = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None).state_dict()
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: state)
+@pytest.mark.parametrize("as_file", [False, True])
+def test_coco_weights_of_torchvision_are_used_without_eps_and_so_are_their_exports(as_file, tmp_path, monkeypatch):
+    stock = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None).eval()
+    freeze_norms(stock)  # torchvision builds them so for weights
+    for part in stock.modules():
+        if isinstance(part, FrozenBatchNorm2d):
+            part.running_var.uniform_(1e-5, 3e-5)  # where eps is felt
+            part.weight.fill_(1e-3)
+    state = {name: value.clone() for name, value in stock.state_dict().items()}
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: dict(state))
     name = "FasterRCNN_ResNet50_FPN_Weights.COCO_V1"
-    model = build_model(ModelConfig(architecture="fasterrcnn_resnet50_fpn", weights=name), 20)
-    assert {part.eps for part in model.modules() if isinstance(part, FrozenBatchNorm2d)} == {0.0}
+    if as_file:
+        name = str(tmp_path / "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth")
+        torch.save(state, name)
+    config = load_config(None, ["model.architecture=fasterrcnn_resnet50_fpn", f"model.weights={name}"])
+    ours = build_detector(config.model, 90)
+    export_model(ours, config, [str(number) for number in range(90)], tmp_path / "model.pth")
+    exported = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None).eval()
+    exported.load_state_dict(torch.load(tmp_path / "model.pth"))
+    pixels = torch.rand(1, 3, 64, 64)
+    with_eps = stock.backbone(pixels)["0"]
+    overwrite_eps(stock, 0.0)  # what torchvision does where it loads these weights itself
+    expected = stock.backbone(pixels)["0"]
+    assert (with_eps - expected).abs().max() > 0.01 * expected.abs().max()
+    for model in (ours.model, exported):
+        assert_close(model.backbone(pixels)["0"], expected, rtol=1e-3, atol=1e-6)
