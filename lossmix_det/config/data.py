@@ -118,5 +118,9 @@ class DataConfig(Settings):
         return [
             (self.views and among(self.views, VIEWS), f"views={self.views} must be [weak], [strong] or both"),
             (len(set(classes)) == len(classes), f"classes={classes} names a class twice"),
+            (
+                len(set(self.test)) == len(self.test),
+                f"test={self.test} names a data set twice; its scores would be the same",
+            ),
             *(names(key, getattr(self, key)) for key in ("train", "target", "test", "classes")),
         ]

@@ -86,6 +86,7 @@ def test_what_is_saved_is_read_back_the_same(tmp_path):
         ("train.accumulate=3", "data.batch_size=. is no multiple of train.accumulate=3"),
         ("train.loss_weights.x=-1", "train.loss_weights.x=-1.0 must be a number of at least 0"),
         ("data.classes=[a,a]", "names a class twice"),
+        ("data.test=[a,b,a]", "names a data set twice"),
         ("alignment.parts=[image]", "alignment.parts=.'image'. has no domain to align without data.target"),
         ("train.steps", "is not of the form KEY=VALUE"),
         ("=3", "is not of the form KEY=VALUE"),
