@@ -17,6 +17,7 @@ from lossmix_det.training.run_lock import run_lock
 
 log = logging.getLogger(__name__)
 
+LATER = ("output_dir", "pseudo_labels.", "alignment.", "train.loss_weights.alignment")  # settings without effect on it
 ROWS = ("metrics.csv", "scores.csv", "speed.csv")  # a run that resumes drops the rows of later steps
 
 
@@ -37,10 +38,9 @@ def lenders_of(settings: dict[Path, Config]) -> dict[Path, Path]:
 
 
 def _burn_in_of(config: Config) -> str:
-    """All settings that burn-in depends on: not pseudo-labels, and mixing only where burn-in mixes."""
-    mixing = config.mixing
-    share = mixing.in_burn_in.probability
-    later = ("output_dir", "pseudo_labels.") + (() if share else ("mixing.",))
+    """All settings that burn-in depends on: not pseudo-labels nor alignment, and mixing only where burn-in mixes."""
+    share = config.mixing.in_burn_in.probability
+    later = (*LATER, *(() if share else ("mixing.",)))
     settings = flat(as_dict(config))
     return json.dumps({name: value for name, value in settings.items() if not name.startswith(later)}, sort_keys=True)
 
@@ -69,6 +69,7 @@ def _borrow(lender: Path, borrower: Path) -> None:
         shutil.copy2(lent.best, borrowed.best)
     else:  # the lender has found a better one since
         content["best"] = None
+    content["alignment"] = None  # discriminators have learned nothing yet, and are as the borrower's seed draws them
     for name in ROWS:
         shutil.copy2(lender / name, borrower / name)
     if (lender / "burn_in").is_dir():  # there are test sets

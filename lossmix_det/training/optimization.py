@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -46,12 +45,10 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig, backbone: nn.Mod
     groups: list[dict[str, Any]] = []
     for decay, wanted in ((config.weight_decay, True), (0.0, False)):
         chosen = [each for each in learning if (each.ndim > 1 or id(each) in biases) is wanted]
-        # Neighbours of one rate make a group, so that momenta, which go by place, keep theirs when the factor changes.
-        for in_backbone, members in groupby(chosen, lambda each: id(each) in slower):
-            factor = config.backbone_lr_factor if in_backbone else 1.0
-            groups.append(
-                {"params": list(members), "weight_decay": decay, "lr": config.lr * factor, "lr_factor": factor}
-            )
+        for factor, in_backbone in ((1.0, False), (config.backbone_lr_factor, True)):
+            members = [each for each in chosen if (id(each) in slower) is in_backbone]
+            group = {"params": members, "weight_decay": decay, "lr": config.lr * factor, "lr_factor": factor}
+            groups += [group] if members else []
     return OPTIMIZERS[config.name](groups, config)
 
 
@@ -66,6 +63,28 @@ def _sgd(groups: list[dict[str, Any]], config: OptimizerConfig) -> Optimizer:
 
 
 OPTIMIZERS = {"adamw": _adamw, "sgd": _sgd}
+
+
+def momenta_of(optimizer: Optimizer, module: nn.Module) -> dict[str, dict[str, Any]]:
+    """What an optimizer remembers of each parameter, by the names that these have in a module."""
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    return {names[id(parameter)]: kept for parameter, kept in optimizer.state.items()}
+
+
+def load_momenta(optimizer: Optimizer, module: nn.Module, momenta: dict[str, dict[str, Any]]) -> None:
+    """Give an optimizer back what `momenta_of` found; parameters that are not named begin without.
+
+    Raises:
+        ValueError: momenta are of no parameter that learns.
+    """
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    learning = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    strange = set(momenta).difference(learning)
+    if strange:
+        raise ValueError(f"momenta of {min(map(str, strange))}, which does not learn here")
+    state = {place: momenta[name] for place, name in enumerate(learning) if name in momenta}
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    match_layout(optimizer)
 
 
 def match_layout(optimizer: Optimizer) -> None:

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 FIXED = (
     *("model.engine", "model.detector", "model.architecture", "model.norm", "model.trainable_layers"),
     "model.fpn_channels",
-    *("model.detectron2_config", "model.detectron2_options", "optimizer.name", "optimizer.decay_biases"),
+    *("model.detectron2_config", "model.detectron2_options", "optimizer.name"),
 )
 
 

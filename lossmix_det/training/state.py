@@ -21,7 +21,7 @@ from lossmix_det.data.records import Unreadable
 from lossmix_det.engines import Detector, HasBody, build_detector, require, to_device
 from lossmix_det.errors import UserError, first_line
 from lossmix_det.training.checkpoints import random_state, restore_random_state
-from lossmix_det.training.optimization import build_optimizer, build_schedule, match_layout
+from lossmix_det.training.optimization import build_optimizer, build_schedule, load_momenta, momenta_of
 from lossmix_det.training.resume import check_content, check_continues, check_weights, finite, start_from
 from lossmix_det.training.student import StudentStep, weight_of
 
@@ -167,7 +167,7 @@ class RunState:
             "learning": self.learning,
             "labeller": labeller.state_dict() if labeller is not None else {},
             "alignment": alignment.state_dict() if alignment is not None else {},
-            "optimizer": self.optimizer.state_dict()["state"],
+            "optimizer": momenta_of(self.optimizer, self.student_step),
             "scaler": scaler.state_dict() if scaler is not None else {},
             "random": random_state(),
             "best": self.best,
@@ -228,7 +228,11 @@ class RunState:
 
     def _check_parts(self, content: dict[str, Any]) -> None:
         folder, burn_in = self.config.output_dir, self.config.adaptation.burn_in_steps
-        if content["learning"] != self.learning:
+        fresh = content["alignment"] is None  # another run's state, whose discriminators have not learned yet
+        saved, own = (
+            [name for name in names if not (fresh and _aligns(name))] for names in (content["learning"], self.learning)
+        )
+        if saved != own:
             raise UserError(
                 f"{folder}: the set of trainable parameters changed since it was saved; restore data.target, "
                 f"alignment.parts and the zeros in train.loss_weights, or give another output_dir"
@@ -239,16 +243,14 @@ class RunState:
                 f"adaptation.burn_in_steps={burn_in} needs another output_dir"
             )
 
-    def _load_optimizer(self, momenta: dict[int, Any], step: int) -> None:
+    def _load_optimizer(self, momenta: dict[str, Any], step: int) -> None:
         """Bring back momenta, and the schedule by running it up to the step, so that changed settings count."""
         self.schedule = _schedule(self.config, self.optimizer)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             for _ in range(step):
                 self.schedule.step()
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": momenta, "param_groups": groups})
-        match_layout(self.optimizer)
+        load_momenta(self.optimizer, self.student_step, momenta)
 
 
 @dataclass(frozen=True)

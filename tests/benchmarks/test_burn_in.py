@@ -13,9 +13,16 @@ from lossmix_det.config import load_config
 pytestmark = pytest.mark.slow
 
 
-def test_methods_share_a_burn_in_and_end_as_if_each_had_its_own(tmp_path, monkeypatch):
+PAIRS = [
+    ("adaptive_teacher", "adaptive_teacher_lossmix"),
+    ("mean_teacher", "adaptive_teacher"),  # the borrower's discriminator is its own
+    ("adaptive_teacher", "mean_teacher"),
+]
+
+
+@pytest.mark.parametrize("methods", PAIRS)
+def test_methods_share_a_burn_in_and_end_as_if_each_had_its_own(tmp_path, monkeypatch, methods):
     monkeypatch.chdir(ROOT)
-    methods = ("adaptive_teacher", "adaptive_teacher_lossmix")
     suite = Suite("small", "shapes_adapt", methods_in(ROOT / "configs" / "shapes_adapt", methods), adapts=True)
     words = [*TINY, "data.target=[shapes_clipart_train]", "adaptation.burn_in_steps=4", "train.steps=6"]
     words += ["train.eval_every=2", "train.save_every=2", "pseudo_labels.score=0.05"]
@@ -24,14 +31,15 @@ def test_methods_share_a_burn_in_and_end_as_if_each_had_its_own(tmp_path, monkey
         chosen = options(tmp_path / folder, *words_of)
         chosen.overrides = words
         compare.compare(suite, chosen, tmp_path / "unused.md")
-    shared, alone = (
-        tmp_path / folder / "shapes_adapt" / "adaptive_teacher_lossmix_seed5" for folder in ("shared", "alone")
-    )
+    shared, alone = (tmp_path / folder / "shapes_adapt" / f"{methods[1]}_seed5" for folder in ("shared", "alone"))
     assert "resuming at step 4 of 6" in (shared / "log.txt").read_text()
     assert "resuming" not in (alone / "log.txt").read_text()
     for name in ("metrics.csv", "scores.csv", "results.json", "burn_in/detections_shapes_clipart_test.json"):
         assert (shared / name).read_bytes() == (alone / name).read_bytes(), name
-    assert_same_tensors(last_checkpoint(shared)["student"], last_checkpoint(alone)["student"])
+    ends = [last_checkpoint(folder) for folder in (shared, alone)]
+    for part in ("student", "ema", "alignment", "optimizer"):
+        assert ends[1][part] or (part, methods[1]) == ("alignment", "mean_teacher")
+        assert_same_tensors(*(end[part] for end in ends))
 
 
 @pytest.mark.parametrize(
@@ -42,7 +50,8 @@ def test_methods_share_a_burn_in_and_end_as_if_each_had_its_own(tmp_path, monkey
         ([], False),  # burn-in mixes, by another rule
         (["mixing.burn_in_probability=0", "train.seed=2"], False),
         (["mixing.burn_in_probability=0", "adaptation.burn_in_steps=5"], False),
-        (["mixing.burn_in_probability=0", "alignment.parts=[image]"], False),
+        (["mixing.burn_in_probability=0", "alignment.parts=[image]", "train.loss_weights={alignment: 0.3}"], True),
+        (["mixing.burn_in_probability=0", "train.loss_weights={source: 0.3}"], False),
         (["mixing.burn_in_probability=0", "data.target=[]"], False),
     ],
 )

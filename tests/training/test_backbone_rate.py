@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from runs import trainer
@@ -11,7 +13,7 @@ from test_additions import CellDetector
 from lossmix_det.config import OptimizerConfig
 from lossmix_det.engines.torchvision import DETECTORS
 from lossmix_det.errors import UserError
-from lossmix_det.training.optimization import build_optimizer, build_schedule, rate_of
+from lossmix_det.training.optimization import build_optimizer, build_schedule, load_momenta, momenta_of, rate_of
 
 
 def rates(optimizer: torch.optim.Optimizer) -> dict[int, float]:
@@ -71,18 +73,21 @@ def test_without_burn_in_the_restarts_rate_is_that_of_the_whole_run(schedule, wa
 
 
 @pytest.mark.parametrize("name", ["slim", "detectron2_fpn"])
-def test_momenta_keep_their_places_whatever_the_factor(name):
-    """They are stored by place, so that a run may be resumed with another factor."""
+def test_momenta_stay_with_their_parameters_when_the_factor_changes(name):
     detector = make(name)
-    places = [
-        [
-            id(value)
-            for group in build_optimizer(detector, config, detector.body()).param_groups
-            for value in group["params"]
-        ]
-        for config in (OptimizerConfig(), OptimizerConfig(backbone_lr_factor=0.1))
-    ]
-    assert places[0] == places[1]
+    config = OptimizerConfig(name="sgd", momentum=0.5, weight_decay=0.0)
+    optimizer = build_optimizer(detector, config)
+    for place, parameter in enumerate(detector.parameters()):
+        parameter.grad = torch.full_like(parameter, float(place))  # that of the parameter alone
+    optimizer.step()
+    momenta = momenta_of(optimizer, detector)
+    other = build_optimizer(detector, replace(config, backbone_lr_factor=0.1), detector.body())
+    assert len(other.param_groups) > len(optimizer.param_groups)
+    load_momenta(other, detector, momenta)
+    places = {id(parameter): place for place, parameter in enumerate(detector.parameters())}
+    for group in other.param_groups:
+        for parameter in group["params"]:
+            assert (other.state[parameter]["momentum_buffer"] == places[id(parameter)]).all()
 
 
 def test_a_detector_without_a_backbone_of_its_own_is_refused(tmp_path, monkeypatch):

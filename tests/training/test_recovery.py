@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -159,13 +160,21 @@ def test_a_latest_checkpoint_of_unexpected_content_falls_back_to_the_one_before(
     assert_same_tensors(before["student"], dict(it.state.detector.exported()))
 
 
-def test_what_cannot_be_taken_over_says_which_checkpoint_to_delete(finished, tmp_path):
+STRANGE = {
+    "random": ({}, "KeyError"),
+    "optimizer": ({0: {"step": torch.tensor(3.0)}}, "ValueError: momenta of 0, which does not learn here"),  # by place
+}
+
+
+@pytest.mark.parametrize(("part", "value", "reason"), [(part, *strange) for part, strange in STRANGE.items()])
+def test_what_cannot_be_taken_over_says_which_checkpoint_to_delete(finished, tmp_path, part, value, reason):
     folder = shutil.copytree(finished, tmp_path / "run")
     for path in (folder / "checkpoints").iterdir():
         content = read_checkpoint(path)
-        content["random"] = {}
+        content[part] = value
         save_tensors(content, path)
-    with pytest.raises(UserError, match=r"the checkpoint of step 3 holds what this version cannot take over \(KeyErr"):
+    message = f"the checkpoint of step 3 holds what this version cannot take over ({reason}"
+    with pytest.raises(UserError, match=re.escape(message)):
         trainer(folder, "train.steps=3", "data.test=[]", resume=True)
 
 
