@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Callable
 
-from benchmarks.cells import cell_of, gain_of
+from benchmarks.cells import cell_of, gain_of, text_of
 from benchmarks.curves import rows_of
 from benchmarks.runs import Run
 
@@ -19,24 +19,25 @@ COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
 }
 
 
-def adaptation_of(runs: list[Run]) -> list[str]:
+def adaptation_of(runs: list[Run], test_set: str) -> list[str]:
     """A table in Markdown of the methods that adapt; empty if none does.
 
     Args:
         runs: finished or not.
+        test_set: that AP50 is of.
     """
     lines = []
     for method in dict.fromkeys(run.method for run in runs):
         finished = [run for run in runs if run.method == method and run.finished]
-        gains = [gain for gain in map(_gain, finished) if gain is not None]
+        gains = [gain for run in finished if (gain := _gain(run, test_set)) is not None]
         if gains:
             cells = [cell_of(gains, error=True), *(_change(finished, *column) for column in COLUMNS.values())]
-            lines.append(f"| {method} | " + " | ".join(cells) + " |")
+            lines.append(f"| {text_of(method)} | " + " | ".join(cells) + " |")
     if not lines:
         return []
     heads = ["method", "AP50 since burn-in", *COLUMNS]
     return [
-        "What adaptation changed: AP50 of the last test set minus that at the end of burn-in, mean ± standard error; "
+        f"What adaptation changed: AP50 on {test_set} minus that at the end of burn-in, mean ± standard error; "
         f"pseudo-labels in the first → the last {100 / SHARE:g} % of its steps, means over seeds.",
         "",
         "| " + " | ".join(heads) + " |",
@@ -45,10 +46,9 @@ def adaptation_of(runs: list[Run]) -> list[str]:
     ]
 
 
-def _gain(run: Run) -> float | None:
+def _gain(run: Run, test_set: str) -> float | None:
     """AP50 of the reported model minus that of the burned-in one; None where the run has no burn-in."""
-    after = run.scores()
-    return gain_of(after, run.results().get("burn-in", {}), list(after)[-1]) if after else None
+    return gain_of(run.scores(), run.results().get("burn-in", {}), test_set)
 
 
 def _change(runs: list[Run], name: str, written: Callable[[float], str]) -> str:

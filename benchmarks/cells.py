@@ -27,3 +27,8 @@ def cell_of(given: list[float | None], error: bool = False) -> str:
         return f"{values[0]:{sign}.1f}"
     spread = statistics.stdev(values) / (len(values) ** 0.5 if error else 1)
     return f"{statistics.mean(values):{sign}.1f} ± {spread:.1f}"
+
+
+def text_of(name: str) -> str:
+    """A name of the user's as it may stand in a cell."""
+    return name.replace("|", "\\|")

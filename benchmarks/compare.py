@@ -10,7 +10,7 @@ import shlex
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -44,10 +44,11 @@ def compare(suite: Suite, options: argparse.Namespace, default_output: Path) -> 
         default_output: of the page.
 
     Raises:
-        UserError: an unknown method, a folder that holds a run with other settings, a file that holds another table,
-            or a run that failed.
+        UserError: an unknown method, a setting that is of each run, a folder that holds a run with other settings, a
+            file that holds another table, or a run that failed.
     """
     methods = suite.names_of(options.methods or ["*"])
+    check_overrides(options.overrides)
     if options.jobs < 1:
         raise UserError(f"--jobs {options.jobs}: at least one run at a time")
     runs = planned(suite, options.runs, methods, options.seeds)
@@ -120,6 +121,17 @@ class _Processes:
                 self._running.discard(process)
 
 
+OPTIONS = {"train.seed": "--seeds", "output_dir": "--runs"}  # by setting: what gives each run its own
+
+
+def check_overrides(overrides: Iterable[str]) -> None:
+    """Refuse settings that would be the same for all runs, where each needs its own."""
+    for word in overrides:
+        option = OPTIONS.get(word.partition("=")[0])
+        if option:
+            raise UserError(f"{word} would hold for every run, and each has its own; give {option}")
+
+
 def check_paths(options: argparse.Namespace, output: Path) -> None:
     """Refuse to write where nothing can be written, or over the table of another command."""
     if options.runs.exists() and not options.runs.is_dir():
@@ -132,9 +144,9 @@ def check_paths(options: argparse.Namespace, output: Path) -> None:
 
 def _is_page_of(text: str, command: str) -> bool:
     """Whether a page was made by a command, whatever Python it names; nobody misses one that shows no run."""
-    if text.rstrip().endswith(NOTHING):
-        return True
     lines = text.splitlines()
+    if NOTHING in lines:
+        return True
     commands = {line.partition(SCRIPT)[2] for line, before in zip(lines[1:], lines, strict=False) if before == "```"}
     return command.partition(SCRIPT)[2] in commands
 

@@ -42,8 +42,9 @@ def draw_curves(runs: list[Run], path: Path) -> bool:
     Returns:
         Whether there was anything to draw.
     """
+    target = _last_test_set(runs)
     panels = {
-        SCORES: _scores(runs),
+        SCORES: _scores(runs, target),
         "precision of pseudo-labels": _metric(runs, "pseudo/precision"),
         "recall of pseudo-labels": _metric(runs, "pseudo/recall"),
     }
@@ -64,7 +65,7 @@ def draw_curves(runs: list[Run], path: Path) -> bool:
             _line(axis, method, points, colours[method])
     if SCORES in panels:
         _zoom(axes[0])
-    _confidence(axes[len(panels)], runs, colours)
+    _confidence(axes[len(panels)], runs, colours, target)
     axes[0].legend(fontsize=7)
     save_figure(figure, path)
     return True
@@ -89,7 +90,8 @@ def _line(axis: Axes, method: str, points: Points, colour: tuple[float, ...]) ->
     if not steps:
         return
     means = np.array([np.mean(points[method, step]) for step in steps])
-    spreads = np.array([np.std(points[method, step]) for step in steps])
+    values = [points[method, step] for step in steps]
+    spreads = np.array([np.std(each, ddof=1) if len(each) > 1 else 0.0 for each in values])  # as in the tables
     axis.plot(steps, means, label=method, color=colour, linewidth=1.3)
     band = axis.fill_between(steps, means - spreads, means + spreads, color=colour, alpha=0.15, linewidth=0)
     band.set_label(f"_{method}")  # no line of its own in the legend
@@ -114,11 +116,18 @@ def _zoom(axis: Axes) -> None:
     axis.set_xlabel("; ".join(["step", *far]))
 
 
-def _scores(runs: list[Run]) -> Points:
+def _last_test_set(runs: list[Run]) -> str:
+    """The last of all that any run was scored on, as on the page; empty if none was."""
+    names = (name for run in runs for row in rows_of(run.folder / "scores.csv")[:1] for name in row)
+    sets = dict.fromkeys(name.partition("/")[2].rpartition("/")[0] for name in names)
+    return list(sets)[-1] if sets else ""
+
+
+def _scores(runs: list[Run], test_set: str) -> Points:
     points: Points = defaultdict(list)
     for run in runs:
         for row in rows_of(run.folder / "scores.csv"):
-            values = [float(value) for name, value in row.items() if name.endswith("/AP50") and value]
+            values = [float(value) for name, value in row.items() if name.endswith(f"/{test_set}/AP50") and value]
             if values:
                 points[run.method, int(row["step"])].append(values[-1])
     return points
@@ -137,12 +146,12 @@ def _metric(runs: list[Run], name: str) -> Points:
     return points
 
 
-def _confidence(axis: Axes, runs: list[Run], colours: dict[str, tuple[float, ...]]) -> None:
+def _confidence(axis: Axes, runs: list[Run], colours: dict[str, tuple[float, ...]], test_set: str) -> None:
     axis.set_title("scores of the reported model's detections on the last test set", fontsize=10)
     axis.set_xlabel("score")
     axis.set_ylabel("share of detections above 0.1")
     for method, colour in colours.items():
-        scores = [score for run in runs if run.method == method for score in _detection_scores(run)]
+        scores = [score for run in runs if run.method == method for score in _detection_scores(run, test_set)]
         if scores:
             heights, _ = np.histogram(scores, BINS)
             axis.stairs(heights / max(heights[2:].sum(), 1), BINS, color=colour, linewidth=1.2)
@@ -150,9 +159,8 @@ def _confidence(axis: Axes, runs: list[Run], colours: dict[str, tuple[float, ...
     axis.set_ylim(0, None)
 
 
-def _detection_scores(run: Run) -> list[float]:
-    scores = run.scores()
-    rows = RunFolder(run.folder).detections(list(scores)[-1]) if scores else None
+def _detection_scores(run: Run, test_set: str) -> list[float]:
+    rows = RunFolder(run.folder).detections(test_set) if test_set else None
     return [row["score"] for row in rows or () if row["score"] >= BINS[2]]
 
 

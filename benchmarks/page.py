@@ -11,10 +11,11 @@ import numpy as np
 
 from benchmarks.adapting import adaptation_of
 from benchmarks.bootstrap import Resamples, interval
-from benchmarks.cells import cell_of, gain_of, score_of
+from benchmarks.cells import cell_of, gain_of, score_of, text_of
 from benchmarks.runs import Part, Run, Suite
+from lossmix_det.training.provenance import settings_of
 
-NOTHING = "no run has finished"  # all that a page says then
+NOTHING = "no run has finished"  # all that a page says then, but for what failed
 METRICS = ("AP50", "AP")
 MODELS = ("burn-in", "student", "teacher")  # of those that a run scores, what the last test set is also given of
 
@@ -35,22 +36,25 @@ def page(
     lines = [f"# {suite.title}", "", "```", command, "```", ""]
     finished = [run for run in runs if run.finished]
     if not finished:
-        return "\n".join([*lines, NOTHING]) + "\n"
+        return "\n".join([*lines, NOTHING, "", *_failures(runs)]).rstrip() + "\n"
     sets = list(dict.fromkeys(name for run in finished for name in run.scores()))
     lines += [suite.text, ""] if suite.text else []
     lines += [_about(finished), ""]
     if resamples and not suite.parts:
         lines += [BOOTSTRAP, ""]
-    if suite.parts:
-        lines += ["Columns of differences: to the row they name, with the same seed, mean ± standard error.", ""]
-        for part in _shown(suite.parts, runs):
-            lines += _part(part, runs, sets)
+    parts = [line for part in _shown(suite.parts, runs) for line in _part(part, runs, sets)]
+    if parts:
+        lines += [
+            "Columns of differences: to the row they name, with the same seed, mean ± standard error.",
+            "",
+            *parts,
+        ]
     else:
         lines += _summary(runs, sets, resamples)
     for baseline in suite.baselines if sets else ():
         lines += ["", *_gains(runs, baseline, sets, resamples)]
     if suite.adapts and sets:
-        changed = adaptation_of(runs)
+        changed = adaptation_of(runs, sets[-1])
         lines += ["", *changed, *([""] if changed else []), *_by_class(runs, sets[-1])]
     if picture:
         lines += ["", f"![Scores and pseudo-labels over the steps]({picture.name})"]
@@ -63,6 +67,7 @@ def _by_method(runs: list[Run]) -> dict[str, list[Run]]:
     return {method: [run for run in runs if run.method == method] for method in methods}
 
 
+DIFFERENCES = "Columns of differences: to the row they name, with the same seed, mean ± standard error."
 BOOTSTRAP = (
     "There is one seed, and so no spread over seeds. In brackets: 95 % of 1,000 resamples of the test images. They say "
     "nothing of how another training would end."
@@ -74,7 +79,7 @@ def _summary(runs: list[Run], sets: list[str], resamples: Resamples) -> list[str
     scored = {name for run in runs for name in run.results()}
     models = [name for name in MODELS if name in scored] if len(scored) > 1 and sets else []
     heads = [*(f"{name} {metric}" for name, metric in columns), *(f"{name}: AP50" for name in models)]
-    lines = ["| method | " + " | ".join(heads) + " | runs |", "|---|" + "---:|" * (len(heads) + 1)]
+    lines = ["| " + " | ".join(["method", *heads, "runs"]) + " |", "|---|" + "---:|" * (len(heads) + 1)]
     for method, of_method in _by_method(runs).items():
         finished = [run.results() for run in of_method if run.finished]
         reported = [list(results.values())[-1] for results in finished]
@@ -85,7 +90,7 @@ def _summary(runs: list[Run], sets: list[str], resamples: Resamples) -> list[str
         ]
         for model in models:
             cells.append(cell_of([score_of(results.get(model, {}), sets[-1]) for results in finished]))
-        lines.append(f"| {method} | " + " | ".join(cells) + f" | {len(finished)} of {len(of_method)} |")
+        lines.append(f"| {text_of(method)} | " + " | ".join(cells) + f" | {len(finished)} of {len(of_method)} |")
     return [*lines, *(["", f"{', '.join(models)}: AP50 on {sets[-1]}."] if models else [])]
 
 
@@ -168,7 +173,7 @@ def _gains(runs: list[Run], baseline: str, sets: list[str], resamples: Resamples
             + _bracket(METRICS[0], _difference(resamples, name, method, baseline), sign="+")
             for name in sets
         ]
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+        lines.append(f"| {text_of(method)} | " + " | ".join(cells) + " |")
     return lines
 
 
@@ -182,14 +187,14 @@ def _by_class(runs: list[Run], test_set: str) -> list[str]:
     methods = {
         method: [run.scores() for run in of_method if run.finished] for method, of_method in _by_method(runs).items()
     }
-    tested = (scores[test_set] for scored in methods.values() for scores in scored if test_set in scores)
-    classes = list(next(tested)["classes"])
+    tested = [scores[test_set] for scored in methods.values() for scores in scored if test_set in scores]
+    classes = list(dict.fromkeys(name for scores in tested for name in scores["classes"]))
     lines = [f"AP50 by class on {test_set}: mean ± standard deviation.", ""]
-    lines += ["| method | " + " | ".join(classes) + " |", "|---|" + "---:|" * len(classes)]
+    lines += ["| method | " + " | ".join(map(text_of, classes)) + " |", "|---|" + "---:|" * len(classes)]
     for method, scored in methods.items():
         by_class = [scores[test_set]["classes"] for scores in scored if test_set in scores]
         cells = [cell_of([score_of(of_class, name) for of_class in by_class]) for name in classes]
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+        lines.append(f"| {text_of(method)} | " + " | ".join(cells) + " |")
     return lines
 
 
@@ -201,19 +206,24 @@ def _failures(runs: list[Run]) -> list[str]:
 
 
 def _about(finished: list[Run]) -> str:
-    """Steps, batches and machines of all finished runs, as they recorded them."""
+    """Steps, batches and machines of all finished runs, as they recorded them at each start."""
     abouts = [about for about in (run.about() for run in finished) if about]
     if not abouts:
         return "The runs have not recorded what they are of: their run.json is gone or damaged."
-    revisions = dict.fromkeys(str(about["git_revision"]) for about in abouts)
+    settings = [settings_of(about) for about in abouts]
+    starts = [
+        (start, of["train.precision"])
+        for about, of in zip(abouts, settings, strict=True)
+        for start in (about, *about.get("resumed", []))
+    ]
+    revisions = dict.fromkeys(str(start["git_revision"]) for start, _ in starts)
     lengths = dict.fromkeys(
-        f"{about['config']['train']['steps']} steps of {about['config']['data']['batch_size']} source images each"
-        for about in abouts
+        f"{of['train.steps']} steps of {of['data.batch_size']} source images each" for of in settings
     )
-    adapting = [data for data in (about["config"]["data"] for about in abouts) if data.get("target")]
-    targets = dict.fromkeys(str(data.get("target_batch_size") or data["batch_size"]) for data in adapting)
+    adapting = [of for of in settings if of.get("data.target")]
+    targets = dict.fromkeys(str(of.get("data.target_batch_size") or of["data.batch_size"]) for of in adapting)
     more = f" (in adaptation and {' or '.join(targets)} of the target)" if targets else ""
-    machines = dict.fromkeys(_machine(about) for about in abouts)
+    machines = dict.fromkeys(_machine(*start) for start in starts)
     seeds = ", ".join(map(str, dict.fromkeys(one.seed for one in finished)))
     return (
         f"Seeds {seeds}; {' or '.join(lengths)}{more}; "
@@ -223,7 +233,7 @@ def _about(finished: list[Run]) -> str:
     )
 
 
-def _machine(about: dict[str, Any]) -> str:
+def _machine(start: dict[str, Any], precision: str) -> str:
     """What a run was made with: another version or device rounds otherwise."""
-    versions = ", ".join(f"{name} {about['versions'][name]}" for name in ("torch", "torchvision", "albumentations"))
-    return f"Python {about['python']}, {versions}, on {about['device']} ({about['config']['train']['precision']})"
+    versions = ", ".join(f"{name} {start['versions'][name]}" for name in ("torch", "torchvision", "albumentations"))
+    return f"Python {start['python']}, {versions}, on {start['device']} ({precision})"

@@ -33,16 +33,18 @@ BASELINES, CEILING = ("source_only", "baseline", "adaptive_teacher"), "oracle"
 
 
 def suite_in(folder: Path) -> Suite:
-    """A suite of one's own: every YAML of a folder is a method, by its name; names that begin with _ are left out.
+    """A suite of one's own: every YAML of a folder is a method, by its name; names that begin with _ or . are left out.
 
     Raises:
         UserError: it is no folder, holds no YAML, or one that cannot be read.
     """
     if not folder.is_dir():
         raise UserError(f"--suite-dir {folder} is no folder; give one that holds a YAML for each method")
-    names = sorted(path.stem for path in folder.glob("*.yaml") if not path.name.startswith("_"))
-    if not names:
-        raise UserError(f"--suite-dir {folder} holds no YAML; each method is one, <name>.yaml")
+    names = sorted(path.stem for path in folder.glob("*.yaml") if not path.name.startswith(("_", ".")))
+    short = sorted(path.name for path in folder.glob("*.yml") if not path.name.startswith(("_", ".")))
+    if short or not names:
+        found = f"{short[0]}, which is not read" if short else "no YAML"
+        raise UserError(f"--suite-dir {folder} holds {found}; each method is one file, <name>.yaml")
     first = [name for name in BASELINES if name in names]
     ordered = [*first, *(name for name in names if name not in (*first, CEILING)), *({CEILING} & {*names})]
     adapts = any(load_config(folder / f"{name}.yaml").data.target for name in names)

@@ -7,6 +7,8 @@ from pathlib import Path
 from benchmarks import runs, suites
 from benchmarks.runs import Run, Suite
 
+LAST = "shapes_clipart_test"  # of the test sets
+
 
 def results(folder: Path, name: str, seed: int, photo: float, clipart: float) -> None:
     """A finished run with these AP50."""
@@ -43,7 +45,7 @@ def planned(suite: Suite, chosen: Namespace) -> list[Run]:
 def adapted(folder: Path, method: str, seed: int) -> None:
     """What a finished run of adaptation leaves behind for the curves."""
     path = folder / "shapes" / f"{method}_seed{seed}"
-    (path / "scores.csv").write_text("step,student/a/AP50,teacher/a/AP50\n5,10.0,\n10,20.0,30.0\n")
+    (path / "scores.csv").write_text(f"step,student/{LAST}/AP50,teacher/{LAST}/AP50\n5,10.0,\n10,20.0,30.0\n")
     rows = "".join(f"{step},0.5,0.25\n" for step in range(1, 21))
     (path / "metrics.csv").write_text("step,pseudo/precision,pseudo/recall\n" + rows)
-    (path / "detections_shapes_clipart_test.json").write_text(json.dumps([{"score": 0.9}, {"score": 0.05}]))
+    (path / f"detections_{LAST}.json").write_text(json.dumps([{"score": 0.9}, {"score": 0.05}]))

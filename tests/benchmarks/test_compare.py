@@ -88,9 +88,22 @@ def test_a_folder_of_ones_own_is_a_suite(tmp_path, monkeypatch, capsys):
     (row,) = [line for line in text.splitlines() if line.startswith("| source_only | ")]
     assert "[" in row  # one seed: an interval
     assert "1 of 1" in row
+    (folder / "._zebra.yaml").write_bytes(b"\0\5\26\7")  # macOS leaves such files on other disks
+    assert len(runs.suite_in(folder).methods) == 3
+    (folder / "short.yml").write_text("_BASE_: _shared.yaml\n")
+    assert suites.main(["--suite-dir", str(folder)]) == 2
+    assert "short.yml, which is not read; each method is one file, <name>.yaml" in capsys.readouterr().err
+    (folder / "short.yml").unlink()
     (folder / "bad.yaml").write_text("train: {stepz: 2}\n")
     assert suites.main(["--suite-dir", str(folder)]) == 2
     assert "stepz" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("word", "option"), [("train.seed=7", "--seeds"), ("output_dir=runs/mine", "--runs")])
+def test_what_each_run_has_of_its_own_is_no_setting_for_all(tmp_path, word, option, capsys):
+    assert suites.main(["--suite", "mixing", "--seeds", "1", "2", "--runs", str(tmp_path), word]) == 2
+    assert f"{word} would hold for every run, and each has its own; give {option}" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
 
 
 def test_several_jobs_share_the_machine(monkeypatch):
@@ -109,7 +122,9 @@ def test_a_failed_run_is_shown_and_not_dropped(tmp_path, monkeypatch):
     chosen.overrides = ["data.train=[nowhere]"]
     with pytest.raises(UserError, match=r"1 of 1 runs did not finish; .*t\.md says why"):
         compare.compare(suites.MIXING, chosen, tmp_path / "unused.md")
-    assert "no run has finished" in (tmp_path / "t.md").read_text()
+    text = (tmp_path / "t.md").read_text()
+    assert "no run has finished" in text
+    assert "* union, seed 4: error: unknown data set 'nowhere'" in text
     (run,) = planned(suites.MIXING, chosen)
     assert run.complaint().startswith("error: unknown data set 'nowhere'")
     results(tmp_path / "runs", "union", 5, 1, 1)

@@ -137,9 +137,9 @@ def test_the_curves_are_drawn_where_methods_part_and_what_is_far_off_is_named():
     assert axis.get_ylim() == (48, 66)
     assert axis.get_xlabel() == "step; oracle ends at 98.0"
     _, spread = plt.subplots()
-    curves._line(spread, "a", {("a", 100): [0.0], ("a", 300): [40.0, 60.0]}, (0, 0, 0))
+    curves._line(spread, "a", {("a", 100): [0.0], ("a", 300): [40.0, 50.0, 60.0]}, (0, 0, 0))
     curves._zoom(spread)
-    assert spread.get_ylim() == (38, 62)
+    assert spread.get_ylim() == (38, 62)  # 50 ± 10, the deviation of a sample as in the tables
     _, empty = plt.subplots()
     curves._zoom(empty)
     plt.close("all")
@@ -151,9 +151,68 @@ def test_curves_are_means_over_seeds_of_the_model_that_is_reported(tmp_path):
         results(tmp_path, "a", seed, 0, 1)
         adapted(tmp_path, "a", seed)
     both = planned(Suite("s", "shapes", methods_in(Path("configs/shapes"), ("a",))), chosen)
-    assert dict(curves._scores(both)) == {("a", 5): [10.0, 10.0], ("a", 10): [30.0, 30.0]}
+    assert dict(curves._scores(both, "shapes_clipart_test")) == {("a", 5): [10.0, 10.0], ("a", 10): [30.0, 30.0]}
     assert dict(curves._metric(both, "pseudo/recall")) == {("a", 10): [0.25, 0.25], ("a", 20): [0.25, 0.25]}
-    assert curves._detection_scores(both[0]) == [0.9]
+    assert curves._detection_scores(both[0], "shapes_clipart_test") == [0.9]
+
+
+def test_methods_that_name_test_sets_in_another_order_are_compared_on_the_same(tmp_path):
+    """30 → 40 and 30 → 45 on clipart; the second names it first, and has 60 → 85 on photos."""
+    for method, (photo, clipart) in {"a": (0, 40), "b": (85, 45)}.items():
+        results(tmp_path, method, 1, photo, clipart)
+        folder = tmp_path / "shapes" / f"{method}_seed1"
+        models = json.loads((folder / "results.json").read_text())
+        before = {"shapes_photo_test": {"AP50": 60.0}, "shapes_clipart_test": {"AP50": 30.0}}
+        models = {"burn-in": before, "teacher": models["teacher"]}
+        if method == "b":
+            models = {model: dict(reversed(sets.items())) for model, sets in models.items()}
+        (folder / "results.json").write_text(json.dumps(models))
+        sets = list(models["teacher"])
+        heads = [f"teacher/{name}/AP50" for name in sets]
+        values = [str(models["teacher"][name]["AP50"]) for name in sets]
+        (folder / "scores.csv").write_text(f"step,{','.join(heads)}\n9,{','.join(values)}\n")
+    suite = Suite("s", "shapes", methods_in(Path("configs/shapes"), ("a", "b")), (), adapts=True)
+    both = planned(suite, options(tmp_path, "--seeds", "1", "--methods", "a", "b"))
+    text = page(suite, both, "x")
+    assert "| a | +10.0 |" in text
+    assert "| b | +15.0 |" in text
+    assert dict(curves._scores(both, curves._last_test_set(both))) == {("a", 9): [40.0], ("b", 9): [45.0]}
+
+
+def test_a_run_that_went_on_elsewhere_is_said_to_be_of_both(tmp_path):
+    results(tmp_path, "union", 1, 50, 50)
+    path = tmp_path / "shapes" / "union_seed1" / "run.json"
+    about = json.loads(path.read_text())
+    start = {key: about[key] for key in ("versions", "python")} | {"device": "cuda:0 (NVIDIA H100)"}
+    about["resumed"] = [{**start, "git_revision": "def", "changed": {"train.steps": [5, 50]}}]
+    path.write_text(json.dumps(about))
+    text = page(suites.MIXING, planned(suites.MIXING, options(tmp_path, "--seeds", "1", "--methods", "union")), "x")
+    assert "Seeds 1; 50 steps of 4 source images each" in text
+    assert f"{VERSIONS}, on cpu (32); {VERSIONS}, on cuda:0 (NVIDIA H100) (32). Revision abc, def." in text
+
+
+def test_all_classes_have_a_column_and_names_keep_the_table_whole(tmp_path):
+    for method in ("a", "b|c"):
+        results(tmp_path, method, 1, 50, 50)
+    path = tmp_path / "shapes" / "b|c_seed1" / "results.json"
+    path.write_text(path.read_text().replace('"star"', '"star|fish"'))
+    suite = Suite("s", "shapes", methods_in(Path("configs/shapes"), ("a", "b|c")), (), adapts=True)
+    lines = page(suite, planned(suite, options(tmp_path, "--seeds", "1", "--methods", "a", "b|c")), "x").splitlines()
+    assert "| method | star | cross | star\\|fish |" in lines
+    assert "| b\\|c | – | – | 51.0 |" in lines
+    for line in lines:
+        if line.startswith("|"):
+            assert len(re.findall(r"(?<!\\)\|", line)) in (5, 9), line  # of classes, of the summary
+
+
+def test_a_baseline_alone_has_a_table_too(tmp_path):
+    suite = suites.ABLATION
+    chosen = options(tmp_path, "--seeds", "1", "--methods", "default")
+    results(tmp_path, "default", 1, 50, 61)
+    (tmp_path / "shapes").rename(tmp_path / suite.name)
+    text = page(suite, planned(suite, chosen), "x")
+    assert "| default | 50.0 | 25.0 | 61.0 | 1.0 |" in text
+    assert "Columns of differences" not in text
 
 
 def test_runs_without_a_score_and_damaged_ones_leave_a_page(tmp_path):
@@ -165,7 +224,10 @@ def test_runs_without_a_score_and_damaged_ones_leave_a_page(tmp_path):
     (folders[2] / "results.json").write_text('{"stud')
     for seeds, count in (("1", "1 of 1"), ("2", "1 of 1"), ("123", "2 of 3")):
         chosen = options(tmp_path, "--seeds", *seeds, "--methods", "union")
-        assert f"| {count} |" in page(replace(suites.MIXING, adapts=True), planned(suites.MIXING, chosen), "x")
+        text = page(replace(suites.MIXING, adapts=True), planned(suites.MIXING, chosen), "x")
+        assert f"| {count} |" in text
+        head, rule = re.search(r"^(\| method .*)\n(\|-.*)$", text, re.MULTILINE).groups()
+        assert head.count("|") == rule.count("|")
     chosen = options(tmp_path, "--seeds", "2", "--methods", "union")
     assert "their run.json is gone or damaged" in page(suites.MIXING, planned(suites.MIXING, chosen), "x")
 
@@ -199,6 +261,6 @@ def test_what_adaptation_changed_is_told_by_method(tmp_path):
     )
     # Steps 4 and 5, then 18 and 19; precision 0.15 more than a hundredth of the step.
     assert lines[at + 2 : at + 4] == ["| a | +4.0 ± 1.0 | 1.12 → 4.62 | 20 → 34 | – |", ""]
-    assert "AP50 of the last test set minus that at the end of burn-in" in lines[at - 2]
+    assert "AP50 on shapes_clipart_test minus that at the end of burn-in" in lines[at - 2]
     chosen.methods = ["b"]
     assert "since burn-in" not in page(suite, planned(suite, chosen), "x")
