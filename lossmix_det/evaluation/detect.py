@@ -118,14 +118,13 @@ def ranked_by_class(image_set: ImageSet, detections: list[dict[str, Any]]) -> di
 
 
 def _truths(image_set: ImageSet) -> list[list[ClassTruth]]:
-    """Boxes by class and image; COCO's crowds are not counted, like VOC's difficult boxes."""
+    """Boxes by class and image, COCO's crowds apart."""
     nothing = ClassTruth(np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=bool))
     truths = [[nothing] * len(image_set) for _ in image_set.classes]
     for index, record in enumerate(image_set.records):
-        uncounted = record.difficult | record.crowd
         for label in np.unique(record.classes):
-            chosen = record.classes == label
-            truths[label][index] = ClassTruth(record.boxes[chosen], uncounted[chosen])
+            chosen, crowd = (record.classes == label) & ~record.crowd, (record.classes == label) & record.crowd
+            truths[label][index] = ClassTruth(record.boxes[chosen], record.difficult[chosen], record.boxes[crowd])
     return truths
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from lossmix_det.data.packed import ImageRecord
 from lossmix_det.data.records import ImageSet
 from lossmix_det.evaluation.detect import ranked_by_class
-from lossmix_det.evaluation.voc import Ranked, iou
+from lossmix_det.evaluation.voc import Ranked, iou, lie_in
 
 OVERLAP = 0.5  # IoU above which a detection is of an object
 SURE = 0.3  # least score of the detections that confusions and images are judged by
@@ -103,7 +103,8 @@ def diagnose(image_set: ImageSet, detections: list[dict[str, Any]]) -> Diagnosis
 def judge(index: int, record: ImageRecord, found: Found) -> Judged:
     """Pair objects with detections that score at least `SURE`, those of the largest overlap first, each once.
 
-    Objects that do not count (difficult, crowd) are no misses, and detections that lie on them are no mistakes.
+    Objects that do not count (difficult, crowd) are no misses, and detections of them are no mistakes. Whatever lies in
+    a crowd is a detection of it, as in COCO.
 
     Args:
         index: of the image.
@@ -113,7 +114,7 @@ def judge(index: int, record: ImageRecord, found: Found) -> Judged:
     sure = (found.scores >= SURE).nonzero()[0]
     overlaps = iou(record.boxes[:, None].astype(np.float64), found.boxes[None, sure].astype(np.float64))
     pairs: list[tuple[int, int]] = []
-    free = np.where(overlaps > OVERLAP, overlaps, 0.0)
+    free = np.where((overlaps > OVERLAP) & ~record.crowd[:, None], overlaps, 0.0)
     while free.size and free.max() > 0:
         row, column = np.unravel_index(free.argmax(), free.shape)
         pairs.append((int(row), int(sure[column])))
@@ -121,8 +122,9 @@ def judge(index: int, record: ImageRecord, found: Found) -> Judged:
     counted = ~(record.difficult | record.crowd)
     chosen = np.array([pair for pair in pairs if counted[pair[0]]], dtype=np.int64).reshape(-1, 2)
     missed = np.setdiff1d(counted.nonzero()[0], chosen[:, 0])
-    on_uncounted = sure[(overlaps[~counted] > OVERLAP).any(axis=0)] if (~counted).any() else sure[:0]
-    extra = np.setdiff1d(sure, [*chosen[:, 1], *on_uncounted]).astype(np.int64)
+    excused = (overlaps[~counted & ~record.crowd] > OVERLAP).any(axis=0)
+    excused |= lie_in(found.boxes[sure], record.boxes[record.crowd], OVERLAP)
+    extra = np.setdiff1d(sure, [*chosen[:, 1], *sure[excused]]).astype(np.int64)
     right = int((record.classes[chosen[:, 0]] == found.classes[chosen[:, 1]]).sum())
     return Judged(index, chosen, missed, extra, right)
 

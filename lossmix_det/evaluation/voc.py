@@ -6,7 +6,7 @@ was read, so that x2 - x1 is the same width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -15,10 +15,11 @@ VOC_METRICS = ("VOC_AP50", "VOC07_AP50")  # area under the curve; mean of 11 poi
 
 @dataclass(frozen=True)
 class ClassTruth:
-    """Boxes (N, 4) of one class in one image, and which of them are difficult."""
+    """Boxes (N, 4) of one class in one image, and which of them are difficult; (C, 4) of COCO's crowds beside them."""
 
     boxes: np.ndarray
     difficult: np.ndarray
+    crowds: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ def voc_ap(truths: list[ClassTruth], detections: ClassDetections, threshold: flo
     """Average precision of one class.
 
     Detections are taken by falling score. Each belongs to the box that it overlaps most, if by more than the threshold.
-    The first detection of a box is a hit, every other one a miss. Detections of difficult boxes are not counted.
+    The first detection of a box is a hit, every other one a miss. Detections of difficult boxes are not counted. Nor
+    are those that overlap no box and lie in a crowd, of which VOC has none.
 
     Args:
         truths: one per image.
@@ -89,10 +91,30 @@ def rank(truths: list[ClassTruth], detections: ClassDetections, threshold: float
     best = _best_overlaps(truths, detections, threshold)[order]
     overlapping = best >= 0
     counted = ~(overlapping & difficult[best]) if len(difficult) else np.ones(len(best), dtype=bool)
+    counted &= overlapping | ~_in_crowds(truths, detections, threshold)[order]
     best, overlapping = best[counted], overlapping[counted]
     hits = np.zeros(len(best), dtype=bool)
     hits[overlapping.nonzero()[0][np.unique(best[overlapping], return_index=True)[1]]] = True  # the first of each box
     return Ranked(detections.scores[order][counted], hits, int((~difficult).sum()))
+
+
+def _in_crowds(truths: list[ClassTruth], detections: ClassDetections, threshold: float) -> np.ndarray:
+    """(D,) bool: which detections lie in a crowd of their image."""
+    inside = np.zeros(len(detections.images), dtype=bool)
+    for index, truth in enumerate(truths):
+        if len(truth.crowds):
+            of_image = (detections.images == index).nonzero()[0]
+            inside[of_image] = lie_in(detections.boxes[of_image], truth.crowds, threshold)
+    return inside
+
+
+def lie_in(boxes: np.ndarray, crowds: np.ndarray, threshold: float) -> np.ndarray:
+    """(N,) bool: which boxes (N, 4) have more than a share of their area in one of the crowds (C, 4), as in COCO."""
+    low = np.maximum(boxes[:, None, :2], crowds[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], crowds[None, :, 2:])
+    shared = np.prod(np.clip(high - low, 0, None), axis=-1)
+    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=-1)
+    return (shared > threshold * areas[:, None]).any(axis=1)
 
 
 def _best_overlaps(truths: list[ClassTruth], detections: ClassDetections, threshold: float) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Confusions, calibration and the worst images, on cases worked by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,14 @@ def test_uncounted_objects_are_no_misses_and_what_lies_on_them_no_mistake():
     verdict = judge(0, truth, found((CAT, 0.9, 0, 0, 10, 10), (DOG, 0.9, 50, 50, 60, 60)))
     assert (verdict.pairs.tolist(), verdict.missed.tolist(), verdict.extra.tolist()) == ([[0, 0]], [], [])
     assert verdict.f1 == 1
+
+
+def test_all_that_lies_in_a_crowd_is_of_it():
+    truth = record((CAT, 0, 0, 10, 10), (CAT, 0, 0, 60, 60), uncounted=[1])
+    truth = replace(truth, difficult=np.zeros(2, dtype=bool), crowd=np.array([False, True]))
+    inside = [(CAT, 0.9, 20, 20, 30, 30), (DOG, 0.9, 40, 40, 50, 50)]
+    verdict = judge(0, truth, found(*inside, (CAT, 0.8, 0, 0, 10, 10), (CAT, 0.7, 80, 80, 90, 90)))
+    assert (verdict.pairs.tolist(), verdict.missed.tolist(), verdict.extra.tolist()) == ([[0, 2]], [], [3])
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """VOC AP against a hand-worked case, a brute-force reading of its definition, and another library."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from mean_average_precision import MetricBuilder
@@ -45,6 +47,20 @@ def test_difficult_boxes_count_neither_as_found_nor_as_missed():
     truths = [truth([A, B], [False, True])]
     assert voc_ap(truths, detections((0, 0.9, B), (0, 0.8, B), (0, 0.7, A)))[0] == pytest.approx(1)
     assert voc_ap(truths, detections((0, 0.7, A)))[0] == pytest.approx(1)
+
+
+def test_what_lies_in_a_crowd_is_not_counted_unless_it_is_of_a_box():
+    """A and B lie in the crowd; the first of A is a hit, the second one a miss, and NOWHERE too. B is nobody's."""
+    truths = [replace(truth([A]), crowds=np.array([[0.0, 0, 40, 40]])), truth([B])]
+    half_in, hardly_in = [35, 0, 44, 9], [36, 0, 45, 9]
+    for found, score in (
+        ([(0, 0.9, B), (0, 0.8, A), (1, 0.7, B)], 1),
+        ([(0, 0.9, half_in), (0, 0.8, A), (1, 0.7, B)], 1),
+        ([(0, 0.9, hardly_in), (0, 0.8, A), (1, 0.7, B)], 2 / 3),
+        ([(0, 0.9, A), (0, 0.8, A), (1, 0.7, B)], 1 / 2 + 1 / 2 * 2 / 3),
+        ([(0, 0.9, A), (1, 0.8, A), (1, 0.7, B)], 1 / 2 + 1 / 2 * 2 / 3),  # the crowd is of the other image
+    ):
+        assert voc_ap(truths, detections(*found))[0] == pytest.approx(score), found
 
 
 def test_an_overlap_of_exactly_half_is_not_enough():
