@@ -147,7 +147,8 @@ def _resamples_in(folder: Path, config: Path, words: tuple[str, ...]) -> dict[st
                 raise UserError(f"the images or labels of {image_set.name} have changed since the run")
             detections = run.detections(image_set.name)
             if image_set.labelled and detections is not None:
-                found[image_set.name] = resampled(match(image_set, detections), len(image_set))
+                read = image_set.without(run.unreadable(image_set.name))
+                found[image_set.name] = resampled(match(read, detections), len(read))
     except (UserError, KeyError) as error:
         log.warning("%s: no intervals, because its test images are not those of the run (%s)", folder, error)
         return {}

@@ -8,6 +8,7 @@ from benchmarks import runs, suites
 from benchmarks.runs import Run, Suite
 
 LAST = "shapes_clipart_test"  # of the test sets
+DETECTION = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9]}
 
 
 def results(folder: Path, name: str, seed: int, photo: float, clipart: float) -> None:
@@ -48,4 +49,4 @@ def adapted(folder: Path, method: str, seed: int) -> None:
     (path / "scores.csv").write_text(f"step,student/{LAST}/AP50,teacher/{LAST}/AP50\n5,10.0,\n10,20.0,30.0\n")
     rows = "".join(f"{step},0.5,0.25\n" for step in range(1, 21))
     (path / "metrics.csv").write_text("step,pseudo/precision,pseudo/recall\n" + rows)
-    (path / f"detections_{LAST}.json").write_text(json.dumps([{"score": 0.9}, {"score": 0.05}]))
+    (path / f"detections_{LAST}.json").write_text(json.dumps([DETECTION | {"score": score} for score in (0.9, 0.05)]))

@@ -111,6 +111,12 @@ class PseudoLabelConfig(Settings):
         ]
 
     @property
+    def lowest(self) -> float:
+        """The least score that a pseudo-label of any class may have."""
+        floors = {"per_class": self.class_scores.values(), "adaptive": [self.floor], "rising": [self.floor]}
+        return min([self.score, *floors.get(self.threshold, [])])
+
+    @property
     def teaches_boxes(self) -> bool:
         """Whether any pseudo-label teaches box regression."""
         return self.box_score is not None or self.box_agreement is not None
@@ -271,7 +277,13 @@ class Config(Settings):
         """What adaptation to a target needs."""
         target, steps = self.data.target, self.train.steps
         burn_in = self.adaptation.burn_in_steps
+        detected, labelled = self.model.score_threshold, self.pseudo_labels.lowest
         return [
+            (
+                not target or detected <= max(labelled, ModelConfig.score_threshold),
+                f"model.score_threshold={detected} hides what the teacher is to label from a score of {labelled:g} on; "
+                f"lower it, to {ModelConfig.score_threshold} say, or raise the least score in pseudo_labels",
+            ),
             (
                 not target or burn_in < steps,
                 f"adaptation.burn_in_steps={burn_in} leaves nothing of train.steps={steps} to adapt in",

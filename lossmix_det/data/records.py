@@ -10,8 +10,8 @@ import hashlib
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +69,11 @@ class ImageSet:
     def file_name(self, path: Path) -> str:
         """The path of an image below the folder of images, with slashes; its name alone if it lies elsewhere."""
         return path.relative_to(self.root).as_posix() if self.root and path.is_relative_to(self.root) else path.name
+
+    def without(self, names: Collection[str]) -> ImageSet:
+        """The set without some images, by their `file_name`."""
+        kept = [number for number, record in enumerate(self.records) if self.file_name(record.path) not in names]
+        return replace(self, records=self.records.take(np.array(kept, dtype=np.int64))) if names else self
 
     def id_of(self, number: int) -> int | str:
         """The id of an image in its file, given that of its record."""

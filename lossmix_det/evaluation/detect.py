@@ -129,9 +129,10 @@ def _truths(image_set: ImageSet) -> list[list[ClassTruth]]:
 
 
 def _by_class(image_set: ImageSet, detections: list[dict[str, Any]]) -> list[ClassDetections]:
-    """Detections of each class."""
+    """Detections of each class; those of other images or classes are left out."""
     index_of = {image_set.id_of(record.image_id): index for index, record in enumerate(image_set.records)}
     label_of = {number: label for label, number in enumerate(image_set.category_ids)}
+    detections = [row for row in detections if row["image_id"] in index_of and row["category_id"] in label_of]
     boxes = np.array([row["bbox"] for row in detections], dtype=np.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     images = np.array([index_of[row["image_id"]] for row in detections], dtype=np.int64)

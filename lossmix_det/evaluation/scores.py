@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,8 +74,9 @@ def score_models(
                 scored.unreadable.update(unreadable.values())
                 scored.detections[image_set.name] = detections
                 if image_set.labelled:
-                    read, limit = _without(image_set, set(unreadable)), config.model.detections_per_image
-                    scored.results[name][image_set.name] = evaluate(read, detections, limit)
+                    scored.results[name][image_set.name] = _score(
+                        image_set, detections, list(unreadable.values()), config.model.detections_per_image
+                    )
     return scored
 
 
@@ -180,10 +180,14 @@ def share_statistics(model: nn.Module, fabric: Fabric) -> None:
                     torch.distributed.broadcast(buffer, src=0)
 
 
-def _without(image_set: ImageSet, left_out: set[int]) -> ImageSet:
-    """The set without the images that could not be read, which do not count."""
-    records = [record for index, record in enumerate(image_set.records) if index not in left_out]
-    return replace(image_set, records=records)
+def _score(
+    image_set: ImageSet, detections: list[dict[str, Any]], unreadable: list[Unreadable], limit: int
+) -> dict[str, Any]:
+    """As `evaluate`, without the images that could not be read, which do not count and are listed."""
+    if not unreadable:
+        return evaluate(image_set, detections, limit)
+    names = sorted(image_set.file_name(problem.path) for problem in unreadable)
+    return evaluate(image_set.without(names), detections, limit) | {"unreadable": names}
 
 
 def _gather(values: list[Any], fabric: Fabric) -> list[Any]:

@@ -56,7 +56,7 @@ def write_page(
     for image_set in test_sets:
         found = detections.get(image_set.name) if detections is not None else run.detections(image_set.name)
         if found is not None:
-            sections += _of_test_set(image_set, found, high_bit_depth)
+            sections += _of_test_set(image_set.without(run.unreadable(image_set.name)), found, high_bit_depth)
     followed = snapshots_gallery(run, target_sets, high_bit_depth)
     sections.append(Section("Pseudo-labels over time", SNAPSHOTS, rows=followed, wide=True))
     sections.append(Section("A mixed batch", MIXED, rows=mixed_gallery(folder)))

@@ -39,7 +39,12 @@ class RunFolder:
     @cached_property
     def results(self) -> dict[str, Any]:
         """``results.json``: scores by model and test set, once it has ended."""
-        return _json(self.path / "results.json")
+        models = _json(self.path / "results.json").items()
+        return {
+            model: {name: scores for name, scores in sets.items() if isinstance(scores, dict)}
+            for model, sets in models
+            if isinstance(sets, dict)
+        }
 
     @cached_property
     def metrics(self) -> list[Row]:
@@ -104,16 +109,32 @@ class RunFolder:
         """The model that it reports, and its last scores by test set."""
         return next(reversed(self.latest_scores().items()), ("", {}))
 
+    def unreadable(self, test_set: str) -> list[str]:
+        """Names of the images of a test set that could not be read, and so do not count in its scores."""
+        scores = next(reversed(self.results.values()), {}).get(test_set, {})
+        return scores.get("unreadable", [])
+
     def detections(self, test_set: str) -> list[dict[str, Any]] | None:
         """Of the reported model on a test set, once the run has ended."""
         content = _load(self.path / f"detections_{test_set}.json") if self.results else None
-        return content if isinstance(content, list) else None
+        return content if isinstance(content, list) and all(map(is_detection, content)) else None
+
+
+def is_detection(row: Any) -> bool:
+    """Whether something is a COCO result as runs write them."""
+    if not isinstance(row, dict) or not row.keys() >= {"image_id", "category_id", "bbox", "score"}:
+        return False
+    box = row["bbox"]
+    values = [row["score"], *box] if isinstance(box, list) and len(box) == 4 else [None]
+    known = isinstance(row["image_id"], int | str) and isinstance(row["category_id"], int)
+    return known and all(isinstance(value, int | float) for value in values)
 
 
 def is_as_recorded(run: RunFolder, image_set: ImageSet) -> bool:
     """Whether a data set is what the run was made with; so it is taken to be where that was not recorded."""
-    recorded = (run.about.get("datasets") or {}).get(image_set.name, {})
-    return recorded.get("fingerprint", image_set.fingerprint) == image_set.fingerprint
+    recorded = run.about.get("datasets")
+    entry = recorded.get(image_set.name) if isinstance(recorded, dict) else None
+    return not isinstance(entry, dict) or entry.get("fingerprint", image_set.fingerprint) == image_set.fingerprint
 
 
 def _resumptions(about: dict[str, Any]) -> list[dict[str, Any]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from lossmix_det.engines.export import export_model
 from lossmix_det.errors import first_line
 from lossmix_det.evaluation import print_tables, write_detections, write_results
 from lossmix_det.evaluation.scores import Detections, metric_set, report_problems
-from lossmix_det.report.run_folder import Row, RunFolder
+from lossmix_det.report.run_folder import Row, RunFolder, is_detection
 from lossmix_det.training.state import RunState
 from lossmix_det.training.streams import Streams
 
@@ -26,7 +25,7 @@ log = logging.getLogger(__name__)
 
 NOISE = 0.5  # points of AP50 that say nothing
 RESULTS = ("results.json", "results.csv")
-BURNED_IN = "burn-in"  # the student as burn-in ended, in tables and files
+BURNED_IN = "burn-in"  # the teacher as burn-in ended, in tables and files
 
 
 def publish(
@@ -80,10 +79,12 @@ def warn_if_worse(results: dict[str, Any], folder: Path) -> None:
         results: scores by model and test set; without a row of burn-in there is nothing to compare with.
         folder: of the run.
     """
-    if not results.get(BURNED_IN):
+    ends = [results.get(model, {}) for model in (BURNED_IN, list(results)[-1])] if results else [{}, {}]
+    both = [name for name in ends[1] if name in ends[0]]  # a run may go on with other test sets
+    if not both:
         return
-    name = list(results[BURNED_IN])[-1]
-    before, after = (results[model][name]["AP50"] for model in (BURNED_IN, list(results)[-1]))
+    name = both[-1]
+    before, after = (of[name]["AP50"] for of in ends)
     if not before - after > NOISE:  # without objects a score is nan
         return
     log.warning(
@@ -110,7 +111,7 @@ def _of_pseudo_labels(metrics: list[Row]) -> str:
 
 
 def burned_in_folder(folder: Path) -> Path:
-    """Where a run keeps the detections of the student as burn-in ended."""
+    """Where a run keeps the detections of the teacher as burn-in ended."""
     return folder / "burn_in"
 
 
@@ -146,8 +147,7 @@ def _draw(state: RunState, streams: Streams, detections: Detections, console: Co
     from lossmix_det.evaluation.drawing import draw_before_after  # slow to import, and only needed here
 
     path = folder / "before_after.png"
-    bad = {problem.path for problem in state.unreadable}
-    sound = replace(image_set, records=[record for record in image_set.records if record.path not in bad])
+    sound = image_set.without({image_set.file_name(problem.path) for problem in state.unreadable})
     draw_before_after(sound, earlier, detections[image_set.name], path, high_bit_depth=state.config.data.high_bit_depth)
     console.print(Text(f"detections before and after adaptation: {path}"), soft_wrap=True)
 
@@ -156,10 +156,10 @@ def _read_detections(path: Path) -> list[dict[str, Any]] | None:
     """What `write_detections` wrote; None, with a word, where somebody else has written there since."""
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
-        if all(row.keys() >= {"image_id", "category_id", "bbox", "score"} for row in rows):
+        if isinstance(rows, list) and all(map(is_detection, rows)):
             return rows
         reason = "no detections"
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = first_line(error)
     log.warning("%s cannot be read (%s), so before_after.png is not drawn", path, reason)
     return None

@@ -250,7 +250,7 @@ class Trainer:
         state.end_burn_in(self.fabric)
         log.info("step %d: burn-in ends; the teacher labels the target from here on", state.step)
         if self.streams.test_sets:
-            models = {BURNED_IN: state.detector}
+            models = {BURNED_IN: state.teacher.module}
             results, detections, problems = score_models(
                 models, self.streams.test_sets, self.config, self.fabric, self.console
             )

@@ -12,7 +12,11 @@ from runs import assert_same_tensors, last_checkpoint, trainer
 from torch.nn.utils import parameters_to_vector
 from torch.testing import assert_close
 
+from lossmix_det.data.loaders import evaluation_loader
+from lossmix_det.engines import build_detector
+from lossmix_det.engines.recorded import recorded_of
 from lossmix_det.errors import UserError
+from lossmix_det.evaluation.detect import detect_all
 from lossmix_det.training.runlog import RunLog
 
 
@@ -69,6 +73,20 @@ def test_the_average_may_be_kept_since_the_first_step(tmp_path, start):
     assert same == (start == "restart")
     assert bool(it.state.optimizer.state_dict()["state"]) == (start == "follow")  # momenta are of other weights
     assert list(it.state.models()) == ["student", "teacher"]
+
+
+@pytest.mark.parametrize("start", ["copy", "follow", "restart"])
+def test_the_row_of_burn_in_is_of_what_its_checkpoint_holds(tmp_path, start):
+    words = ["adaptation.burn_in_steps=2", "train.steps=3", f"ema.start={start}", "ema.decay=0.9", "data.workers=0"]
+    it = trainer(tmp_path / "run", *ADAPT, *words, "model.score_threshold=0.0")
+    it.train()
+    recorded = recorded_of(str(tmp_path / "run" / "checkpoints" / "burned_in.pt"))
+    detector = build_detector(recorded.model, recorded.num_classes, strict=True).eval()
+    image_set = it.streams.test_sets[-1]
+    found, _ = detect_all(detector, image_set, evaluation_loader(image_set, it.config.data), "cpu")
+    written = json.loads((tmp_path / "run" / "burn_in" / f"detections_{image_set.name}.json").read_text())
+    assert len(found) > 10
+    assert [row["score"] for row in written] == pytest.approx([row["score"] for row in found], abs=1e-5)
 
 
 def test_no_row_of_a_teacher_before_there_is_one(tmp_path):

@@ -14,6 +14,7 @@ from runs import ROOT
 from benchmarks import bootstrap
 from benchmarks.runs import Run
 from lossmix_det.evaluation.coco import coco_metrics
+from lossmix_det.evaluation.detect import evaluate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "evaluation"))
 
@@ -69,6 +70,22 @@ def test_there_is_no_interval_where_the_labels_have_changed(tmp_path, monkeypatc
         bootstrap._resamples_in.cache_clear()
         assert bootstrap.resamples_of(run, []).keys() == known
     assert "no intervals, because its test images are not those of the run" in caplog.text
+
+
+def test_images_that_could_not_be_read_are_drawn_no_more_than_they_are_scored(tmp_path, monkeypatch):
+    image_set, rows = random_set(0)
+    names = [image_set.file_name(record.path) for record in image_set.records][:5]
+    read = image_set.without(names)
+    rows = [row for row in rows if row["image_id"] in {image_set.id_of(record.image_id) for record in read.records}]
+    monkeypatch.setattr(bootstrap, "load_test_sets", lambda config: [image_set])
+    (tmp_path / f"detections_{image_set.name}.json").write_text(json.dumps(rows))
+    scores = evaluate(read, rows) | {"unreadable": names}
+    (tmp_path / "results.json").write_text(json.dumps({"student": {image_set.name: scores}}))
+    bootstrap._resamples_in.cache_clear()
+    (values,) = bootstrap.resamples_of(Run("m", 1, ROOT / "configs/quick.yaml", tmp_path), []).values()
+    np.testing.assert_array_equal(values, bootstrap.resampled(bootstrap.match(read, rows), len(read)))
+    whole = bootstrap.resampled(bootstrap.match(image_set, rows), len(image_set))
+    assert whole.mean() < values.mean()
 
 
 def test_without_detections_and_without_truths():

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from omegaconf import OmegaConf
 
@@ -102,6 +104,28 @@ def test_a_wrong_override_is_one_clear_sentence(override, message):
     with pytest.raises(UserError, match=message) as error:
         load_config(None, [override])
     assert "\n" not in str(error.value)
+
+
+HIDDEN = "model.score_threshold={} hides what the teacher is to label from a score of {} on; lower it, to 0.05 say"
+
+
+@pytest.mark.parametrize(
+    ("words", "lowest"),
+    [
+        (["pseudo_labels.score=0.5"], "0.5"),
+        (["pseudo_labels.score=0.01"], "0.01"),
+        (["pseudo_labels.threshold=per_class", "pseudo_labels.class_scores={a: 0.3}"], "0.3"),
+        (["pseudo_labels.threshold=adaptive", "pseudo_labels.floor=0.4"], "0.4"),
+        (["pseudo_labels.threshold=rising"], "0.5"),
+    ],
+)
+def test_a_detector_that_hides_what_would_be_a_pseudo_label_is_refused(words, lowest):
+    words = [*words, "data.target=[shapes_clipart_train]", "ema.decay=0.9", "train.steps=500"]
+    with pytest.raises(UserError, match=re.escape(HIDDEN.format("0.7", lowest))):
+        load_config(None, [*words, "model.score_threshold=0.7"])
+    load_config(None, words)
+    load_config(None, [*words, f"model.score_threshold={lowest}"])
+    load_config(None, ["model.score_threshold=0.7"])  # nothing is labelled
 
 
 @pytest.mark.parametrize(

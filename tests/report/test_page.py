@@ -343,3 +343,33 @@ def test_pictures_of_data_that_has_changed_are_left_out(adapted, tmp_path, capsy
     assert f"data set {name} has changed since the run: the page leaves out its pictures" in capsys.readouterr().err
     pages = [(folder / "report.html").stat().st_size for folder in (adapted.folder, tmp_path / "run")]
     assert pages[1] < 0.8 * pages[0]
+
+
+FOREIGN = {
+    "detections_shapes_clipart_test.json": (
+        "[{}]",
+        '[{"image_id": [1], "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}]',
+    ),
+    "results.json": ('{"student": {"a": null}}', '{"student": [1]}', "[]"),
+    "run.json": ('{"datasets": [1]}', '{"datasets": {"shapes_clipart_test": 1}, "resumed": 3}'),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in FOREIGN.items() for text in texts])
+def test_json_of_another_kind_counts_as_empty(adapted, tmp_path, name, text):
+    shutil.copytree(adapted.folder, tmp_path / "run")
+    (tmp_path / "run" / name).write_text(text)
+    assert main([str(tmp_path / "run")]) == 0
+    Page((tmp_path / "run" / "report.html").read_text())
+
+
+@pytest.mark.slow
+def test_detections_of_images_that_are_not_in_the_set_are_left_out(adapted, tmp_path):
+    shutil.copytree(adapted.folder, tmp_path / "run")
+    path = tmp_path / "run" / "detections_shapes_clipart_test.json"
+    strange = {"image_id": 999_999, "category_id": 1, "bbox": [0, 0, 9, 9], "score": 1.0}
+    path.write_text(json.dumps([*json.loads(path.read_text()), strange]))
+    assert main([str(tmp_path / "run")]) == 0
+    pages = [RunFolder(folder) for folder in (adapted.folder, tmp_path / "run")]
+    assert len(pages[1].detections("shapes_clipart_test")) == len(pages[0].detections("shapes_clipart_test")) + 1

@@ -72,6 +72,13 @@ def test_a_run_says_that_adaptation_lowered_the_score_and_what_its_labels_were_l
     assert advice in caplog.text
 
 
+def test_of_other_test_sets_than_before_it_compares_those_that_both_have(tmp_path, caplog):
+    found = scores(burn_in=60.0, teacher=50.0)
+    found["teacher"] |= {"new": {"AP50": 1.0}}
+    warn_if_worse(found, tmp_path)
+    assert "lowered AP50 on art from 60.0 to 50.0" in caplog.text
+
+
 @pytest.mark.parametrize(
     "found",
     [
@@ -79,6 +86,8 @@ def test_a_run_says_that_adaptation_lowered_the_score_and_what_its_labels_were_l
         scores(burn_in=float("nan"), teacher=float("nan")),
         scores(student=1.0),
         {"burn-in": {}},
+        {"burn-in": {"art": {"AP50": 60.0}}, "teacher": {"photos": {"AP50": 1.0}}},  # resumed with another data.test
+        {"burn-in": {"art": {"AP50": 60.0}}, "teacher": {}},
         {},
     ],
 )
