@@ -21,7 +21,7 @@ from lossmix_det.config import load_config
 from lossmix_det.data.catalog import load_test_sets
 from lossmix_det.data.records import ImageSet
 from lossmix_det.errors import UserError
-from lossmix_det.report.run_folder import RunFolder, is_as_recorded
+from lossmix_det.report.run_folder import RunFolder, is_as_recorded, unreadable_of
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ def _resamples_in(folder: Path, config: Path, words: tuple[str, ...]) -> dict[st
                 raise UserError(f"the images or labels of {image_set.name} have changed since the run")
             detections = run.detections(image_set.name)
             if image_set.labelled and detections is not None:
-                read = image_set.without(run.unreadable(image_set.name))
+                read = image_set.without(unreadable_of(run, image_set.name))
                 found[image_set.name] = resampled(match(read, detections), len(read))
     except (UserError, KeyError) as error:
         log.warning("%s: no intervals, because its test images are not those of the run (%s)", folder, error)

@@ -16,7 +16,7 @@ from lossmix_det.files import write_atomically
 from lossmix_det.report.charts import comparison_charts, diagnosis_charts, run_charts
 from lossmix_det.report.gallery import gallery, snapshots_gallery
 from lossmix_det.report.mixed_batch import mixed_gallery
-from lossmix_det.report.run_folder import RunFolder, text_of
+from lossmix_det.report.run_folder import RunFolder, text_of, unreadable_of
 from lossmix_det.report.sections import Cell, Header, Section, Table, render
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def write_page(
     for image_set in test_sets:
         found = detections.get(image_set.name) if detections is not None else run.detections(image_set.name)
         if found is not None:
-            sections += _of_test_set(image_set.without(run.unreadable(image_set.name)), found, high_bit_depth)
+            sections += _of_test_set(image_set.without(unreadable_of(run, image_set.name)), found, high_bit_depth)
     followed = snapshots_gallery(run, target_sets, high_bit_depth)
     sections.append(Section("Pseudo-labels over time", SNAPSHOTS, rows=followed, wide=True))
     sections.append(Section("A mixed batch", MIXED, rows=mixed_gallery(folder)))

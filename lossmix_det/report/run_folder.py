@@ -109,15 +109,15 @@ class RunFolder:
         """The model that it reports, and its last scores by test set."""
         return next(reversed(self.latest_scores().items()), ("", {}))
 
-    def unreadable(self, test_set: str) -> list[str]:
-        """Names of the images of a test set that could not be read, and so do not count in its scores."""
-        scores = next(reversed(self.results.values()), {}).get(test_set, {})
-        return scores.get("unreadable", [])
-
     def detections(self, test_set: str) -> list[dict[str, Any]] | None:
         """Of the reported model on a test set, once the run has ended."""
         content = _load(self.path / f"detections_{test_set}.json") if self.results else None
         return content if isinstance(content, list) and all(map(is_detection, content)) else None
+
+
+def unreadable_of(run: RunFolder, test_set: str) -> list[str]:
+    """Names of the images of a test set that could not be read, and so do not count in the scores of a run."""
+    return next(reversed(run.results.values()), {}).get(test_set, {}).get("unreadable", [])
 
 
 def is_detection(row: Any) -> bool:

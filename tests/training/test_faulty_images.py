@@ -8,7 +8,7 @@ from runs import last_checkpoint, run, trainer
 
 from lossmix_det.errors import UserError
 from lossmix_det.files import read_checkpoint
-from lossmix_det.report.run_folder import RunFolder
+from lossmix_det.report.run_folder import RunFolder, unreadable_of
 
 pytestmark = pytest.mark.slow
 
@@ -68,8 +68,7 @@ def test_a_damaged_test_image_is_left_out_of_the_scores_or_stops_after_saving(tm
     found = json.loads((tmp_path / "skip" / "detections_mine.json").read_text())
     assert {row["file_name"] for row in found} == {"one.png", "two.png"}
     assert "three.jpg: image cannot be read" in (tmp_path / "skip" / "data_problems.txt").read_text()
-    run = RunFolder(tmp_path / "skip")
-    assert run.unreadable("mine") == ["three.jpg"]
+    assert unreadable_of(RunFolder(tmp_path / "skip"), "mine") == ["three.jpg"]
     (image_set,) = trainer(tmp_path / "again", *words, "data.on_error=skip").streams.test_sets
     assert len(image_set) == 3
     assert [record.path.name for record in image_set.without(["three.jpg"]).records] == ["one.png", "two.png"]
