@@ -1,4 +1,4 @@
-"""What adaptation changed: the score since burn-in, and the pseudo-labels between its first and its last steps."""
+"""What adaptation changed: scores since burn-in, and the pseudo-labels between its first and its last steps."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from benchmarks.cells import cell_of, gain_of, text_of
 from benchmarks.curves import rows_of
 from benchmarks.runs import Run
 
+METRICS = ("AP50", "AP", "AP75")
 SHARE = 8  # of the rows of adaptation: the first and the last eighth are given
 # By column: the name in metrics.csv, and how a value is written.
 COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
@@ -24,20 +25,23 @@ def adaptation_of(runs: list[Run], test_set: str) -> list[str]:
 
     Args:
         runs: finished or not.
-        test_set: that AP50 is of.
+        test_set: that scores are of.
     """
     lines = []
     for method in dict.fromkeys(run.method for run in runs):
         finished = [run for run in runs if run.method == method and run.finished]
-        gains = [gain for run in finished if (gain := _gain(run, test_set)) is not None]
-        if gains:
-            cells = [cell_of(gains, error=True), *(_change(finished, *column) for column in COLUMNS.values())]
+        gains = [[_gain(run, test_set, metric) for run in finished] for metric in METRICS]
+        if any(gain is not None for gain in gains[0]):
+            cells = [
+                *(cell_of(of_metric, error=True) for of_metric in gains),
+                *(_change(finished, *column) for column in COLUMNS.values()),
+            ]
             lines.append(f"| {text_of(method)} | " + " | ".join(cells) + " |")
     if not lines:
         return []
-    heads = ["method", "AP50 since burn-in", *COLUMNS]
+    heads = ["method", *METRICS, *COLUMNS]
     return [
-        f"What adaptation changed: AP50 on {test_set} minus that at the end of burn-in, mean ± standard error; "
+        f"What adaptation changed: scores on {test_set} minus those at the end of burn-in, mean ± standard error; "
         f"pseudo-labels in the first → the last {100 / SHARE:g} % of its steps, means over seeds.",
         "",
         "| " + " | ".join(heads) + " |",
@@ -46,9 +50,9 @@ def adaptation_of(runs: list[Run], test_set: str) -> list[str]:
     ]
 
 
-def _gain(run: Run, test_set: str) -> float | None:
-    """AP50 of the reported model minus that of the burned-in one; None where the run has no burn-in."""
-    return gain_of(run.scores(), run.results().get("burn-in", {}), test_set)
+def _gain(run: Run, test_set: str, metric: str) -> float | None:
+    """A score of the reported model minus that of the burned-in one; None where the run has no burn-in."""
+    return gain_of(run.scores(), run.results().get("burn-in", {}), test_set, metric)
 
 
 def _change(runs: list[Run], name: str, written: Callable[[float], str]) -> str:

@@ -11,9 +11,9 @@ def score_of(scores: dict[str, Any], name: str, metric: str = "AP50") -> float |
     return scores.get(name, {}).get(metric)
 
 
-def gain_of(one: dict[str, Any], other: dict[str, Any], name: str) -> float | None:
-    """AP50 of one run minus that of another, where both have it."""
-    values = score_of(one, name), score_of(other, name)
+def gain_of(one: dict[str, Any], other: dict[str, Any], name: str, metric: str = "AP50") -> float | None:
+    """A score of one run minus that of another, where both have it."""
+    values = score_of(one, name, metric), score_of(other, name, metric)
     return None if None in values else values[0] - values[1]
 
 

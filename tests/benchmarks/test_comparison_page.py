@@ -257,10 +257,10 @@ def test_what_adaptation_changed_is_told_by_method(tmp_path):
         (folder / "metrics.csv").write_text("\n".join([header, *rows]) + "\n")
     lines = page(suite, planned(suite, chosen), "x").splitlines()
     at = lines.index(
-        "| method | AP50 since burn-in | pseudo-labels per image | precision in percent | recall in percent |"
+        "| method | AP50 | AP | AP75 | pseudo-labels per image | precision in percent | recall in percent |"
     )
     # Steps 4 and 5, then 18 and 19; precision 0.15 more than a hundredth of the step.
-    assert lines[at + 2 : at + 4] == ["| a | +4.0 ± 1.0 | 1.12 → 4.62 | 20 → 34 | – |", ""]
-    assert "AP50 on shapes_clipart_test minus that at the end of burn-in" in lines[at - 2]
+    assert lines[at + 2 : at + 4] == ["| a | +4.0 ± 1.0 | -8.0 ± 0.0 | – | 1.12 → 4.62 | 20 → 34 | – |", ""]
+    assert "scores on shapes_clipart_test minus those at the end of burn-in" in lines[at - 2]
     chosen.methods = ["b"]
     assert "since burn-in" not in page(suite, planned(suite, chosen), "x")
