@@ -32,10 +32,8 @@ def adaptation_of(runs: list[Run], test_set: str) -> list[str]:
         finished = [run for run in runs if run.method == method and run.finished]
         gains = [[_gain(run, test_set, metric) for run in finished] for metric in METRICS]
         if any(gain is not None for gain in gains[0]):
-            cells = [
-                *(cell_of(of_metric, error=True) for of_metric in gains),
-                *(_change(finished, *column) for column in COLUMNS.values()),
-            ]
+            cells = [cell_of(of_metric, error=True) for of_metric in gains]
+            cells += [_change(finished, *column) for column in COLUMNS.values()]
             lines.append(f"| {text_of(method)} | " + " | ".join(cells) + " |")
     if not lines:
         return []

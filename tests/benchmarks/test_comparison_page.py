@@ -263,4 +263,4 @@ def test_what_adaptation_changed_is_told_by_method(tmp_path):
     assert lines[at + 2 : at + 4] == ["| a | +4.0 ± 1.0 | -8.0 ± 0.0 | – | 1.12 → 4.62 | 20 → 34 | – |", ""]
     assert "scores on shapes_clipart_test minus those at the end of burn-in" in lines[at - 2]
     chosen.methods = ["b"]
-    assert "since burn-in" not in page(suite, planned(suite, chosen), "x")
+    assert "What adaptation changed" not in page(suite, planned(suite, chosen), "x")
