@@ -12,11 +12,12 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(min(32, channels), channels)
 
 
-# The classes of each, torchvision's, torch's and timm's, by their names, so that timm need not be there.
+# The classes of each, torchvision's, torch's and timm's, by their names, so that timm need not be there. Of a network
+# with several, the first is told, because that is the one which can be chosen.
 KINDS = {
-    "group": {"GroupNorm"},
-    "batch": {"BatchNorm2d"},
     "frozen": {"FrozenBatchNorm2d", "FrozenBatchNormAct2d"},
+    "batch": {"BatchNorm2d"},
+    "group": {"GroupNorm"},
     "layer": {"LayerNorm"},
 }
 NORMS = {"frozen": FrozenBatchNorm2d, "group": group_norm, "batch": nn.BatchNorm2d}

@@ -6,6 +6,7 @@ running it once on a small image, because timm's families differ in how they are
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 from collections import OrderedDict
@@ -20,8 +21,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lossmix_det.engines.norms import KeepsFrozenStatistics, rest_frozen_norms
 from lossmix_det.errors import UserError, first_line
 
+log = logging.getLogger(__name__)
+
 COARSEST = 32  # pixels from one cell to the next in the last level of a pyramid
-PROBE = (64, 96)  # multiples of that stride, and the size that no network was made for
+# Multiples of that stride, and sizes that no network was made for: a small one, and one as long as photos are.
+PROBE, LONG = (64, 96), (32, 640)
+STAGES = 5  # of strides 2 to 32
 NEEDS_TIMM = "{} needs timm, which is not installed; install it by: pip install timm"
 
 
@@ -124,8 +129,11 @@ class TimmBody(KeepsFrozenStatistics):
         rest_frozen_norms(self)
 
     def freeze_stages(self, learning: int) -> None:
-        """Let only the last stages learn, of the five of strides 2 to 32, as for a ResNet."""
-        self.freeze(COARSEST // 2**learning)
+        """Let only the last stages learn, of the five of strides 2 to 32, as for a ResNet.
+
+        What is finer than stride 2 belongs to the first of them.
+        """
+        self.freeze(COARSEST // 2**learning if learning < STAGES else 0)
 
     def stage_ends(self) -> dict[str, tuple[nn.Module, tuple[str, ...]]]:
         """By name ``1``, ``2``, … (strides 4, 8, …): the module that ends a stage, and the levels given before it ends.
@@ -211,9 +219,9 @@ def _alike(found: Tensor, wanted: Tensor) -> bool:
     return bool(((found - wanted).abs().max() / scale) < 1e-4)
 
 
-def _probe(count: int = 1) -> Tensor:
+def _probe(count: int = 1, sides: tuple[int, int] = PROBE) -> Tensor:
     """Images that differ, without a draw of the global generator."""
-    size = (count, 3, *PROBE)
+    size = (count, 3, *sides)
     return torch.sin(torch.arange(math.prod(size), dtype=torch.float32) ** 1.5).view(size)
 
 
@@ -279,7 +287,21 @@ def _frozen(net: nn.Module, setting: str) -> nn.Module:
     return net
 
 
-NORMS: dict[str, Callable[[nn.Module, str], nn.Module]] = {"frozen": _frozen, "batch": lambda net, _: net}
+def _rather_frozen(net: nn.Module, setting: str) -> nn.Module:
+    """Frozen where timm can, else as it is."""
+    left = {type(part).__name__ for part in net.modules() if isinstance(part, nn.BatchNorm1d | nn.BatchNorm3d)}
+    if not left:
+        return _frozen(net, setting)
+    log.info("%s has norms that timm cannot freeze (%s), so all of them learn", setting, ", ".join(left))
+    return net
+
+
+RATHER_FROZEN = "rather frozen"  # what `auto` means for weights with batch statistics
+NORMS: dict[str, Callable[[nn.Module, str], nn.Module]] = {
+    "frozen": _frozen,
+    "batch": lambda net, _: net,
+    RATHER_FROZEN: _rather_frozen,
+}
 
 
 def _check_strides(net: nn.Module, needed: tuple[int, ...], setting: str) -> None:
@@ -293,15 +315,19 @@ def _check_strides(net: nn.Module, needed: tuple[int, ...], setting: str) -> Non
 
 def _fault(net: nn.Module) -> str:
     """Why it cannot be used on images of any size; empty if it can."""
-    image = _probe()
+    faults = (_fault_at(net, sides) for sides in (PROBE, LONG))
+    return next((fault for fault in faults if fault), "")
+
+
+def _fault_at(net: nn.Module, sides: tuple[int, int]) -> str:
     try:
         with _evaluating(net), torch.no_grad():
-            features = _features(net, image)
+            features = _features(net, _probe(sides=sides))
     except Exception as error:  # of any of timm's families
         return f"it cannot take images of any size ({first_line(error)})"
     info, last = net.feature_info, _channels_last(net)
     for level, stride, channels in zip(features, info.reduction(), info.channels(), strict=True):
-        size = (PROBE[0] // stride, PROBE[1] // stride)
+        size = (sides[0] // stride, sides[1] // stride)
         wanted = (1, *size, channels) if last else (1, channels, *size)
         if tuple(level.shape) != wanted:
             return f"its features of stride {stride} are {tuple(level.shape)} where {wanted} were expected"

@@ -9,7 +9,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 from lossmix_det.config import TIMM_PREFIX, ModelConfig, choices
 from lossmix_det.engines.backbones import Backbone
 from lossmix_det.engines.norms import resolve
-from lossmix_det.engines.timm_body import COARSEST, NORMS, TimmBody
+from lossmix_det.engines.timm_body import COARSEST, NORMS, RATHER_FROZEN, TimmBody
 from lossmix_det.errors import UserError
 
 AUTO = choices(ModelConfig, "norm")[0]
@@ -38,7 +38,8 @@ class TimmPyramid(nn.Module):
 
     def about(self) -> dict[str, object]:
         """What plain timm and torchvision need to build it again."""
-        arguments = {**self.body.arguments, "out_indices": list(self.body.places.values())}
+        indices = self.body.net.feature_info.out_indices  # timm's own, which need not begin at 0
+        arguments = {**self.body.arguments, "out_indices": [indices[place] for place in self.body.places.values()]}
         return {"timm": arguments, "fpn_channels": self.out_channels}
 
 
@@ -58,6 +59,8 @@ def timm_fpn(config: ModelConfig, state: dict[str, Tensor] | None, one_stage: bo
     setting, norm = f"model.architecture={config.architecture}", resolve(config.norm, state, "batch")
     if norm not in NORMS:
         raise UserError(f"{setting} has no variant with model.norm={norm}; use frozen or batch")
+    if norm == "frozen" and config.norm == AUTO:
+        norm = RATHER_FROZEN
     body = TimmBody(config.architecture.removeprefix(TIMM_PREFIX), levels, setting, norm, config.drop_path)
     if not body.has_batch_norm and config.norm != AUTO:
         raise UserError(f"model.norm={config.norm}: {config.architecture} has no BatchNorm; leave it at auto")

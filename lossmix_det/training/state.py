@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from lightning_fabric import Fabric
@@ -16,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 from lossmix_det.adaptation.alignment import Alignment
 from lossmix_det.adaptation.labeller import Labeller
 from lossmix_det.adaptation.teacher import averaged
-from lossmix_det.config import Config, as_dict
+from lossmix_det.config import Config, ModelConfig, as_dict
 from lossmix_det.data.records import Unreadable
 from lossmix_det.engines import Detector, HasBody, build_detector, require, to_device
 from lossmix_det.errors import UserError, first_line
@@ -74,7 +77,7 @@ class RunState:
 
     @staticmethod
     def build(
-        config: Config, fabric: Fabric, classes: list[str], fingerprints: dict[str, str], *, resumes: bool = False
+        config: Config, fabric: Fabric, classes: list[str], fingerprints: dict[str, str], *, saved: Sequence[Path] = ()
     ) -> RunState:
         """The state in which a run begins.
 
@@ -83,15 +86,16 @@ class RunState:
             fabric: launched.
             classes: names, in order.
             fingerprints: of its data sets.
-            resumes: a checkpoint will be loaded, so that what the run began with is not read again.
+            saved: checkpoints of the run, newest last. The state will become that of one, so that nothing is lost where
+                the weights that the run began with are gone.
 
         Raises:
             UserError: the configuration asks for what does not exist or does not fit together.
         """
         adapts = bool(config.data.target)
-        detector = build_detector(config.model, len(classes))
+        detector = _build(config.model, len(classes), saved)
         detector = to_device(detector, fabric.device, config.train.channels_last)
-        if config.adaptation.burn_in_from and not resumes:
+        if config.adaptation.burn_in_from and not saved:
             start_from(detector, config.adaptation.burn_in_from, classes, "adaptation.burn_in_from")
         labeller = Labeller(config, classes, fabric, detector) if adapts else None
         alignment = _alignment(config, detector, fabric) if adapts else None
@@ -251,6 +255,19 @@ class RunState:
             for _ in range(step):
                 self.schedule.step()
         load_momenta(self.optimizer, self.student_step, momenta)
+
+
+def _build(model: ModelConfig, num_classes: int, saved: Sequence[Path]) -> Detector:
+    """The detector, with the weights that it is to begin with; where they are gone, with those of a checkpoint."""
+    try:
+        return build_detector(model, num_classes)
+    except UserError:
+        for path in reversed(saved):
+            with contextlib.suppress(UserError):
+                detector = build_detector(replace(model, weights=str(path)), num_classes, strict=True)
+                log.warning("what the run began with cannot be read again; %s has all its weights", path)
+                return detector
+        raise
 
 
 @dataclass(frozen=True)

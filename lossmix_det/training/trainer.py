@@ -79,9 +79,9 @@ class Trainer:
         self.patience.check(self.streams.test_sets)
         self.page = LivePage(config, self.streams, fabric)
         self.phases = Phases(config)
-        fingerprints, resumes = self.streams.fingerprints(), bool(self.checkpoints.paths())
+        fingerprints = self.streams.fingerprints()
         seed_everything(config.train.seed)  # again: code of the user may have drawn numbers on being imported
-        self.state = RunState.build(config, fabric, self.streams.classes, fingerprints, resumes=resumes)
+        self.state = RunState.build(config, fabric, self.streams.classes, fingerprints, saved=self.checkpoints.paths())
         self.phases.check(self.state.detector)
         self.recovery = Recovery(config, self.state, self.checkpoints, fabric)
         self.results: dict[str, Any] = {}

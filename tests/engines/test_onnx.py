@@ -43,6 +43,24 @@ def photos() -> list[np.ndarray]:
     ]
 
 
+def test_a_file_that_could_not_be_compared_is_said_to_be_so(tmp_path, caplog):
+    write_onnx(detector_of("retinanet", "model.score_threshold=0.9"), CLASSES, Reading(96, 160), tmp_path / "a.onnx")
+    assert "finds nothing on the images of noise that the ONNX file was tried on" in caplog.text
+    caplog.clear()
+    write_onnx(detector_of("retinanet"), CLASSES, Reading(96, 160), tmp_path / "b.onnx")
+    assert "finds nothing" not in caplog.text
+
+
+def test_a_file_that_fails_on_an_image_is_refused_as_one_that_finds_something_else(tmp_path, monkeypatch):
+    def fail(session, pixels):
+        raise RuntimeError("Non-zero status code returned while running Reshape node\nmore")
+
+    monkeypatch.setattr(subject, "_run", fail)
+    with pytest.raises(UserError, match="finds something else than the detector on an image of 128×96 pixels"):
+        write_onnx(detector_of("fcos"), CLASSES, Reading(96, 160), tmp_path / "a.onnx")
+    assert not (tmp_path / "a.onnx").exists()
+
+
 @pytest.mark.parametrize("kind", ["faster_rcnn", "retinanet", "fcos"])
 def test_a_file_finds_what_the_detector_finds(tmp_path, kind):
     reading = Reading(96, 160)

@@ -15,8 +15,9 @@ from torch.testing import assert_close
 from lossmix_det.config import ModelConfig, load_config
 from lossmix_det.engines import build_detector, to_device
 from lossmix_det.engines.export import export_model
-from lossmix_det.engines.timm_body import TimmBody
+from lossmix_det.engines.timm_body import RATHER_FROZEN, TimmBody
 from lossmix_det.errors import UserError
+from lossmix_det.evaluation import Predictor
 from lossmix_det.structures import ImageBatch, Instances, Supervision
 
 timm = pytest.importorskip("timm", reason="timm is not installed")
@@ -102,6 +103,8 @@ def test_what_a_network_keeps_for_evaluation_is_not_that_of_old_weights():
         ({"architecture": "timm/convnext_tini"}, r"no network 'convnext_tini'; did you mean convnext_tiny or "),
         ({"architecture": "timm/qqqqqq"}, r"no network 'qqqqqq'; timm.list_models\(\) in Python lists them"),
         ({"architecture": "timm/test_coatnet"}, "test_coatnet: it cannot take images of any size"),
+        # Its table of places ends at 224 pixels.
+        ({"architecture": "timm/mvitv2_tiny"}, "mvitv2_tiny: it cannot take images of any size"),
         ({"architecture": "timm/test_resnet.none"}, "Invalid pretrained tag"),
         (
             {"architecture": "timm/test_resnet", "norm": "group"},
@@ -118,9 +121,24 @@ def test_what_cannot_be_a_backbone_is_refused_in_one_sentence(settings, message)
     assert "\n" not in str(error.value)
 
 
-def test_norms_that_timm_cannot_freeze_are_refused():
+def test_norms_that_timm_cannot_freeze_are_refused_or_learn_where_the_choice_is_ours(caplog):
     with pytest.raises(UserError, match=r"norms that timm cannot freeze \(BatchNorm1d\)"):
         TimmBody("nextvit_small", LEVELS, "x", "frozen")
+    with caplog.at_level("INFO"):
+        body = TimmBody("nextvit_small", LEVELS, "x", RATHER_FROZEN)
+    assert "x has norms that timm cannot freeze (BatchNorm1d), so all of them learn" in caplog.text
+    assert sum(isinstance(part, nn.BatchNorm2d) for part in body.modules()) > 10
+    assert not any("Frozen" in type(part).__name__ for part in body.modules())
+
+
+def test_all_five_stages_are_all_that_there_is():
+    """darknet17 has features of stride 1, and learns them too."""
+    body = TimmBody("darknet17", LEVELS, "x")
+    body.freeze_stages(5)
+    assert all(value.requires_grad for value in body.parameters())
+    body.freeze_stages(4)
+    learning = {name.split(".")[0] for name, value in body.net.named_parameters() if value.requires_grad}
+    assert learning == {"stages_1", "stages_2", "stages_3", "stages_4"}
 
 
 @pytest.mark.parametrize(
@@ -331,6 +349,9 @@ P6P7 = 'LastLevelP6P7(about["fpn_channels"], about["fpn_channels"])'
         ("test_resnet", "faster_rcnn", "batch"),
         ("test_convnext", "retinanet", "auto"),
         ("test_efficientnet", "fcos", "frozen"),
+        ("dla46_c", "faster_rcnn", "frozen"),  # timm numbers its features from 1
+        ("resnet50_gn", "faster_rcnn", "auto"),
+        ("nf_regnet_b0", "retinanet", "auto"),  # without any norm
     ],
 )
 def test_an_export_gives_the_same_detections_in_plain_torchvision_and_timm(tmp_path, name, detector, norm):
@@ -353,3 +374,9 @@ def test_an_export_gives_the_same_detections_in_plain_torchvision_and_timm(tmp_p
     assert_close(found.boxes, wanted["boxes"][known], rtol=1e-4, atol=1e-3)
     assert_close(found.scores, wanted["scores"][known], **CLOSE)
     assert_close(found.classes + 1, wanted["labels"][known])
+    again = Predictor.load(tmp_path / "student.pth").detector
+    for (key, value), (_, other) in zip(ours.exported().items(), again.exported().items(), strict=True):
+        assert torch.equal(value, other), key
+    with torch.no_grad():
+        for mine, other in zip(*(each.model.backbone(image[None]).values() for each in (ours, again)), strict=True):
+            assert_close(mine, other, rtol=1e-3, atol=1e-3)

@@ -192,6 +192,25 @@ def test_momenta_follow_the_memory_layout_that_a_run_goes_on_with(tmp_path, befo
     assert rgb.is_contiguous(memory_format=torch.channels_last) == after
 
 
+def test_a_run_goes_on_where_the_weights_that_it_began_with_are_gone(tmp_path, caplog):
+    trainer(tmp_path / "before", "train.steps=1", "model.norm=frozen", "data.test=[]").train()
+    weights = tmp_path / "before" / "export" / "student.pth"
+    words = [f"model.weights={weights}", "data.test=[]", "train.save_every=1"]
+    trainer(tmp_path / "whole", *words, "train.steps=2").train()
+    trainer(tmp_path / "cut", *words, "train.steps=2").train()
+    (tmp_path / "cut" / "checkpoints" / "step_0000002.pt").write_bytes(b"damaged")  # the one before is taken
+    weights.unlink()
+    it = trainer(tmp_path / "cut", *words, "train.steps=2", resume=True)
+    assert "what the run began with cannot be read again; " in caplog.text
+    assert it.state.step == 1
+    it.train()
+    ends = [last_checkpoint(tmp_path / name) for name in ("whole", "cut")]
+    for part in ("student", "optimizer"):
+        assert_same_tensors(*(end[part] for end in ends))
+    with pytest.raises(UserError, match="neither a file nor"):
+        trainer(tmp_path / "new", *words)
+
+
 def test_what_changed_since_is_said(tmp_path, caplog):
     trainer(tmp_path, "train.steps=1").train()
     words = ["optimizer.lr=0.001", "optimizer.decay_biases=true"]

@@ -44,12 +44,20 @@ class Detectron2RCNN(TwoStageDetector):
     def __init__(self, config: ModelConfig, num_classes: int, strict: bool = False) -> None:
         super().__init__()
         self.cfg = read_cfg(config, num_classes)
+        if strict and "TIMM" in self.cfg.MODEL:
+            self.cfg.MODEL.TIMM.WEIGHTS = ""  # every part is loaded below, and their file may be gone
         self.num_classes = num_classes
         self.model: GeneralizedRCNN = build_rcnn(self.cfg)
         timm = self.cfg.MODEL.get("TIMM")
         weights = config.weights or self.cfg.MODEL.WEIGHTS
         if weights:
             load_weights(self.model, weights, strict, f"{TIMM_PREFIX}{timm.NAME}" if timm else "")
+        elif timm and not timm.WEIGHTS:
+            log.warning(
+                "MODEL.TIMM.NAME=%s starts from random weights, of which MODEL.BACKBONE.FREEZE_AT=%d and "
+                "MODEL.TIMM.NORM=%s keep some as they are; give MODEL.TIMM.WEIGHTS, or set these to 0 and BN",
+                *(timm.NAME, self.cfg.MODEL.BACKBONE.FREEZE_AT, timm.NORM),
+            )
         else:
             log.info("neither model.weights nor MODEL.WEIGHTS is set: what the backbone's builder loaded is kept")
         self.norm = timm.NORM if timm else self.cfg.MODEL.RESNETS.NORM

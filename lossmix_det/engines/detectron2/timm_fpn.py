@@ -23,6 +23,7 @@ from lossmix_det.errors import UserError, pick
 
 NORMS = {"FrozenBN": "frozen", "BN": "batch"}  # Detectron2's names
 STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}  # as Detectron2 names what has these strides
+LAST = "res5"  # Detectron2's LastLevelMaxPool reads p5
 PIXELS = ("INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD")
 
 
@@ -73,6 +74,8 @@ def build_timm_fpn_backbone(cfg: CfgNode, _: ShapeSpec) -> FPN:
     ours, levels = cfg.MODEL.TIMM, list(cfg.MODEL.FPN.IN_FEATURES) or list(STRIDES)
     _check_pixels(cfg)
     strides = {level: pick(STRIDES, level, "MODEL.FPN.IN_FEATURES") for level in levels}
+    if levels[-1] != LAST:
+        raise UserError(f"MODEL.FPN.IN_FEATURES={levels} must end in {LAST}, of which the coarsest level is made")
     norm = pick(NORMS, ours.NORM, "MODEL.TIMM.NORM")
     body = TimmBottomUp(ours.NAME, strides, f"MODEL.TIMM.NAME={ours.NAME}", norm, ours.DROP_PATH)
     if cfg.MODEL.BACKBONE.FREEZE_AT:

@@ -86,6 +86,7 @@ def test_pixels_that_a_network_was_not_trained_on_are_refused_with_what_to_set()
         ({"MODEL.TIMM.NAME": ""}, "needs add_timm_config.* and MODEL.TIMM.NAME"),
         ({"MODEL.TIMM.NORM": "GN"}, "MODEL.TIMM.NORM='GN' is not one of FrozenBN, BN"),
         ({"MODEL.FPN.IN_FEATURES": "['res1']"}, "MODEL.FPN.IN_FEATURES='res1' is not one of res2"),
+        ({"MODEL.FPN.IN_FEATURES": "['res2','res3','res4']"}, r"IN_FEATURES=\[.*\] must end in res5"),
     ],
 )
 def test_what_cannot_be_a_backbone_is_refused(more, message):
@@ -160,8 +161,35 @@ def test_weights_without_a_place_are_refused():
 
 def test_weights_that_only_a_builder_can_have_loaded_are_said(caplog):
     with caplog.at_level("INFO"):
-        build()
+        build(**{"MODEL.TIMM.NAME": "tf_efficientnet_lite0", "MODEL.TIMM.WEIGHTS": "lite0"})
     assert "neither model.weights nor MODEL.WEIGHTS is set: what the backbone's builder loaded is kept" in caplog.text
+    assert "random weights" not in caplog.text
+
+
+def test_random_weights_of_which_some_would_stay_are_warned_of(caplog):
+    build()
+    name, freeze_at, norm = (plain_cfg().MODEL[part][key] for part, key in PARTS)
+    assert f"{name} starts from random weights, of which MODEL.BACKBONE.FREEZE_AT={freeze_at} and " in caplog.text
+    assert f"MODEL.TIMM.NORM={norm} keep some as they are; give MODEL.TIMM.WEIGHTS, or set these to" in caplog.text
+
+
+PARTS = (("TIMM", "NAME"), ("BACKBONE", "FREEZE_AT"), ("TIMM", "NORM"))
+
+
+def test_what_has_all_weights_needs_not_those_that_the_backbone_began_with(tmp_path):
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "began.pth")
+    words = {"MODEL.TIMM.NAME": "test_resnet", "MODEL.TIMM.WEIGHTS": str(tmp_path / "began.pth")}
+    detector = build(**words)
+    torch.save({"model": detector.model.state_dict()}, tmp_path / "whole.pth")
+    (tmp_path / "began.pth").unlink()
+    config = ModelConfig(
+        engine="detectron2", detectron2_options=options("timm", **words), weights=str(tmp_path / "whole.pth")
+    )
+    again = build_detector(config, 3, strict=True)
+    for name, value in detector.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name])
+    with pytest.raises(UserError, match="neither a file nor"):
+        build_detector(config, 3)
 
 
 # ----------------------------------------------------------------------------------------------------- exports
