@@ -119,6 +119,18 @@ def test_weights_of_plain_instances_are_read(models):
     assert parts[2]["loss_box_reg"] == 0 < parts[0]["loss_box_reg"]
 
 
+def test_weights_of_boxes_alone_are_read_too(models):
+    _, ours = models
+    ours.recipe.probability = 0.0
+    batch = inputs()[:1]
+    whole = losses(ours, batch)
+    batch[0]["instances"].gt_box_weights = torch.zeros(2)
+    found = losses(ours, batch)
+    assert found["loss_box_reg"] == found["loss_rpn_loc"] == 0 < whole["loss_box_reg"]
+    for name in ("loss_cls", "loss_rpn_cls"):
+        assert_close(found[name], whole[name], **CLOSE)
+
+
 def test_the_model_mixes_by_itself_but_not_what_the_loader_has_mixed(models, monkeypatch):
     _, ours = models
     ours.recipe.probability = 1.0

@@ -134,12 +134,10 @@ def _joined(size: tuple[int, int], supervisions: list[Supervision], index: int) 
         "gt_classes": torch.cat([truth.classes for truth in truths]),
         "gt_truth": torch.cat([torch.full_like(truth.classes, place) for place, truth in enumerate(truths)]),
     }
-    if any(truth.weights is not None for truth in truths):
-        full = [truth if truth.weights is not None else truth.weighted(1.0, 1.0) for truth in truths]
+    if any(truth.weights is not None or truth.box_weights is not None for truth in truths):
+        full = [truth.weighted(1.0, 1.0) for truth in truths]  # of what is not given, 1
         fields["gt_weights"] = torch.cat([truth.weights for truth in full])
-        fields["gt_box_weights"] = torch.cat(
-            [truth.weights if truth.box_weights is None else truth.box_weights for truth in full]
-        )
+        fields["gt_box_weights"] = torch.cat([truth.box_weights for truth in full])
     weights = [(float(each.class_weights[index]), float(each.box_weights[index])) for each in parts]
     return MixedInstances(size, weights, supervisions[0].background_weight, **fields)
 

@@ -65,6 +65,15 @@ def test_masks_and_shares_are_shares(name, seed):
             assert_close(mix.shares[index, source], seen(mix, index, source, size).mean(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", MASKING)
+def test_pixels_of_half_precision_are_mixed(name):
+    images = pool()
+    images = ImageBatch(images.pixels.bfloat16(), images.sizes)
+    mix = draw(name, 0, images)
+    assert mix.mixed.any()
+    assert blend(images, mix).pixels.isfinite().all()
+
+
 def shown_at(mix: Mix, index: int, source: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(row, column) of the pixel of a source that each pixel of the canvas shows, by the definition of `Mix`."""
     y, x = torch.meshgrid(torch.arange(96), torch.arange(96), indexing="ij")

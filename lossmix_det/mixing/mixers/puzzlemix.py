@@ -48,7 +48,7 @@ class PuzzleMix(Pairwise):
         count, cell = len(partners), grid_cell(pool.canvas)
         lam = self.draw_lam(count, rng)
         along = 2 ** rng.integers(EXPONENTS[0], EXPONENTS[1] + 1, count)
-        pixels, saliency = F.avg_pool2d(pool.pixels, cell).cpu().numpy(), saliency.double().numpy()
+        pixels, saliency = F.avg_pool2d(pool.pixels.float(), cell).cpu().numpy(), saliency.double().numpy()
         cells = pixels.shape[2:]
         masks, shares = torch.zeros(count, 2, *cells), torch.zeros(count, 2)
         blocks = in_place(cells).repeat(count, 2, 1, 1) if self.energy.transport else None
