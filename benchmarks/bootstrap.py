@@ -21,6 +21,7 @@ from lossmix_det.config import load_config
 from lossmix_det.data.catalog import load_test_sets
 from lossmix_det.data.records import ImageSet
 from lossmix_det.errors import UserError
+from lossmix_det.evaluation.coco import overlaps
 from lossmix_det.report.run_folder import RunFolder, is_as_recorded, unreadable_of
 
 log = logging.getLogger(__name__)
@@ -77,17 +78,6 @@ def _of_class(
     rows.sort(key=lambda row: -row[0])
     images, hits = (np.array([row[place] for row in rows], dtype=kind) for place, kind in ((1, np.int64), (2, bool)))
     return Matches(images, hits, truths)
-
-
-def overlaps(boxes: np.ndarray, truths: np.ndarray, crowd: np.ndarray) -> np.ndarray:
-    """(D, T) intersection over union; for a crowd over the detection alone."""
-    truths = truths.astype(np.float64)
-    low = np.maximum(boxes[:, None, :2], truths[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], truths[None, :, 2:])
-    shared = (high - low).clip(min=0).prod(axis=2)
-    areas, of_truths = ((of[:, 2:] - of[:, :2]).prod(axis=1) for of in (boxes, truths))
-    whole = areas[:, None] + np.where(crowd, 0, of_truths - shared)
-    return shared / np.maximum(whole, 1e-12)
 
 
 def _match_image(iou: np.ndarray, crowd: np.ndarray, ignored: np.ndarray) -> list[bool | None]:

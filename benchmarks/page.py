@@ -44,11 +44,7 @@ def page(
         lines += [BOOTSTRAP, ""]
     parts = [line for part in _shown(suite.parts, runs) for line in _part(part, runs, sets)]
     if parts:
-        lines += [
-            "Columns of differences: to the row they name, with the same seed, mean ± standard error.",
-            "",
-            *parts,
-        ]
+        lines += [DIFFERENCES, "", *parts]
     else:
         lines += _summary(runs, sets, resamples)
     for baseline in suite.baselines if sets else ():

@@ -16,7 +16,7 @@ from matplotlib import pyplot as plt
 from rich.console import Console
 
 from benchmarks.burn_in import borrow
-from benchmarks.compare import check_paths, check_settings, command_of
+from benchmarks.compare import check_overrides, check_paths, check_settings, command_of
 from benchmarks.curves import rows_of, save_figure
 from benchmarks.passes import Passes, detectron2_version
 from benchmarks.timing import thread_words
@@ -127,11 +127,12 @@ def measure_time_to_quality(options: argparse.Namespace, default_output: Path) -
         default_output: of the page.
 
     Raises:
-        UserError: Detectron2 is not installed, a folder holds a run with other settings, a file another table, or a
-            run was told to stop.
+        UserError: Detectron2 is not installed, a setting is of each run, a folder holds a run with other settings, a
+            file another table, or a run was told to stop.
     """
     detectron2_version(options.suite)
     output = options.output or default_output
+    check_overrides(options.overrides)
     check_paths(options, output)
     for seed in options.seeds:
         for method in METHODS:

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lossmix_det.config import TIMM_PREFIX, Config, ModelConfig, as_dict, choices
+from lossmix_det.config import TIMM_PREFIX, Config, ModelConfig, as_dict
 from lossmix_det.engines.backbones import BACKBONES
 from lossmix_det.engines.classes import ANCHORS, CLASS_HEADS, labels_of
 from lossmix_det.engines.timm_body import NORMS as NORMS_OF_TIMM
+from lossmix_det.engines.timm_fpn import AUTO
 from lossmix_det.engines.weights import COUNTERS, as_named_in, read_weights
 from lossmix_det.errors import UserError
 from lossmix_det.files import Damaged, read_checkpoint
@@ -146,7 +147,7 @@ def _of_export(path: Path, about: Table) -> Recorded:
     if whole.is_file():  # Detectron2's whole configuration, which needs none of the files that it was made of
         settings |= {"detectron2_config": str(whole), "detectron2_options": []}
     if about.get("norm") not in NORMS_OF_TIMM and str(about.get("architecture", "")).startswith(TIMM_PREFIX):
-        settings["norm"] = choices(ModelConfig, "norm")[0]  # told is what the network has, which is no choice
+        settings["norm"] = AUTO  # told is what the network has, which is no choice
     model = replace(_known(about | settings), weights=str(path))
     defaults = Reading()
     more = {key: about.get(key, getattr(defaults, key)) for key in ABOUT}

@@ -11,8 +11,9 @@ import numpy as np
 
 from lossmix_det.data.packed import ImageRecord
 from lossmix_det.data.records import ImageSet
+from lossmix_det.evaluation.coco import overlaps
 from lossmix_det.evaluation.detect import ranked_by_class
-from lossmix_det.evaluation.voc import Ranked, iou, lie_in
+from lossmix_det.evaluation.voc import Ranked
 
 OVERLAP = 0.5  # IoU above which a detection is of an object
 SURE = 0.3  # least score of the detections that confusions and images are judged by
@@ -112,9 +113,9 @@ def judge(index: int, record: ImageRecord, found: Found) -> Judged:
         found: in pixels of the file.
     """
     sure = (found.scores >= SURE).nonzero()[0]
-    overlaps = iou(record.boxes[:, None].astype(np.float64), found.boxes[None, sure].astype(np.float64))
+    shared = overlaps(found.boxes[sure], record.boxes, record.crowd).T
     pairs: list[tuple[int, int]] = []
-    free = np.where((overlaps > OVERLAP) & ~record.crowd[:, None], overlaps, 0.0)
+    free = np.where((shared > OVERLAP) & ~record.crowd[:, None], shared, 0.0)
     while free.size and free.max() > 0:
         row, column = np.unravel_index(free.argmax(), free.shape)
         pairs.append((int(row), int(sure[column])))
@@ -122,8 +123,7 @@ def judge(index: int, record: ImageRecord, found: Found) -> Judged:
     counted = ~(record.difficult | record.crowd)
     chosen = np.array([pair for pair in pairs if counted[pair[0]]], dtype=np.int64).reshape(-1, 2)
     missed = np.setdiff1d(counted.nonzero()[0], chosen[:, 0])
-    excused = (overlaps[~counted & ~record.crowd] > OVERLAP).any(axis=0)
-    excused |= lie_in(found.boxes[sure], record.boxes[record.crowd], OVERLAP)
+    excused = (shared[~counted] > OVERLAP).any(axis=0)
     extra = np.setdiff1d(sure, [*chosen[:, 1], *sure[excused]]).astype(np.int64)
     right = int((record.classes[chosen[:, 0]] == found.classes[chosen[:, 1]]).sum())
     return Judged(index, chosen, missed, extra, right)

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from lossmix_det.evaluation.coco import overlaps
+
 VOC_METRICS = ("VOC_AP50", "VOC07_AP50")  # area under the curve; mean of 11 points
 
 
@@ -104,17 +106,9 @@ def _in_crowds(truths: list[ClassTruth], detections: ClassDetections, threshold:
     for index, truth in enumerate(truths):
         if len(truth.crowds):
             of_image = (detections.images == index).nonzero()[0]
-            inside[of_image] = lie_in(detections.boxes[of_image], truth.crowds, threshold)
+            shares = overlaps(detections.boxes[of_image], truth.crowds, np.ones(len(truth.crowds), dtype=bool))
+            inside[of_image] = (shares > threshold).any(axis=1)
     return inside
-
-
-def lie_in(boxes: np.ndarray, crowds: np.ndarray, threshold: float) -> np.ndarray:
-    """(N,) bool: which boxes (N, 4) have more than a share of their area in one of the crowds (C, 4), as in COCO."""
-    low = np.maximum(boxes[:, None, :2], crowds[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], crowds[None, :, 2:])
-    shared = np.prod(np.clip(high - low, 0, None), axis=-1)
-    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=-1)
-    return (shared > threshold * areas[:, None]).any(axis=1)
 
 
 def _best_overlaps(truths: list[ClassTruth], detections: ClassDetections, threshold: float) -> np.ndarray:

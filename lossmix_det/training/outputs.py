@@ -79,12 +79,12 @@ def warn_if_worse(results: dict[str, Any], folder: Path) -> None:
         results: scores by model and test set; without a row of burn-in there is nothing to compare with.
         folder: of the run.
     """
-    ends = [results.get(model, {}) for model in (BURNED_IN, list(results)[-1])] if results else [{}, {}]
-    both = [name for name in ends[1] if name in ends[0]]  # a run may go on with other test sets
+    burned_in, reported = results.get(BURNED_IN, {}), next(reversed(results.values()), {})
+    both = [name for name in reported if name in burned_in]  # a run may go on with other test sets
     if not both:
         return
     name = both[-1]
-    before, after = (of[name]["AP50"] for of in ends)
+    before, after = (of[name]["AP50"] for of in (burned_in, reported))
     if not before - after > NOISE:  # without objects a score is nan
         return
     log.warning(

@@ -49,7 +49,7 @@ class RunState:
         adapting: burn-in is over.
         step: steps taken.
         best: metric, value and step of the best evaluation so far.
-        burned_in: scores of the teacher as burn-in ended, by test set; but for ``ema.start=follow`` it was the student.
+        burned_in: scores of the teacher as burn-in ended, by test set.
         bad_steps: steps in a row whose loss or gradient was not finite.
         skipped_steps: all such steps.
         unreadable: files that could not be read, with the reason.
