@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lossmix_det.errors import UserError
+from lossmix_det.visible import Visible
 
 MASK_SIDE = 28  # cells to a side of an instance mask, as of Mask R-CNN's
 
@@ -33,6 +34,8 @@ class Instances:
             boxes, that then only decide what is sampled.
         offset: (down, right) pixels by which the image has been moved since it was annotated or seen by the teacher;
             the boxes are where they are now.
+        visible: soft pseudo-labels of an image that others cover in part: where it is seen. Elsewhere the teacher is
+            not asked, because it saw what the student cannot.
         masks: (N, S, S) bool over S×S cells of each box: which of them show the object. Absent: nothing is known but
             the boxes.
 
@@ -47,6 +50,7 @@ class Instances:
     box_weights: Tensor | None = None
     teacher_image: int | None = None
     offset: tuple[float, float] = (0, 0)
+    visible: Visible | None = None
     masks: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -139,7 +143,13 @@ class Instances:
 
     @staticmethod
     def union(a: Instances, b: Instances) -> Instances:
-        """Boxes of both, those of ``a`` first; scores are not kept, and weights and masks only where both have them."""
+        """Boxes of both, those of ``a`` first; scores are not kept, and weights and masks only where both have them.
+
+        Raises:
+            ValueError: a teacher scores the samples of one of them (``teacher_image``); it cannot score those of both.
+        """
+        if a.teacher_image is not None or b.teacher_image is not None:
+            raise ValueError("soft pseudo-labels have no boxes that could be joined with others")
 
         def joined(name: str) -> Tensor | None:
             first, second = getattr(a, name), getattr(b, name)

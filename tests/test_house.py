@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "lossmix_det"
 LEVELS = {
     "__init__": 0,
     "errors": 1,
+    "visible": 1,
     "instances": 1,
     "structures": 1,
     "files": 1,

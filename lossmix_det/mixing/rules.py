@@ -30,6 +30,7 @@ from lossmix_det.mixing.blend import Mix
 from lossmix_det.mixing.blocks import follow, is_in_place
 from lossmix_det.mixing.weightings import Weighting, by_share, clipped_to_mask, within
 from lossmix_det.structures import ImageBatch, Instances, Size, Supervision
+from lossmix_det.visible import Visible
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,9 @@ def supervise(
         rule: of `RULES`.
         weighting: of `WEIGHTINGS`.
         least_visible: of boxes under masks, those of which a smaller share is seen are dropped, and the others clipped
-            to what is seen of them; 0: all stay as they are. Torn into blocks, a box goes to the smallest box around
-            those of its pieces that are seen, which must fill as large a share of that box too.
+            to what is seen of them; 0: all stay as they are, as far as they lie on the image. Torn into blocks, a box
+            goes to the smallest box around those of its pieces that are seen, which must fill as large a share of that
+            box too.
 
     Raises:
         ValueError: the mix names an image that the pool does not have.
@@ -135,18 +137,23 @@ def _seen(known: Known, mix: Mix, k: int, images: ImageBatch, least: float) -> t
         if blocks is not None and not is_in_place(blocks):
             truths[index], seen = follow(truths[index], mask, blocks, images.canvas, least)
             visible[index] = seen if weighed else None
-        elif least:
-            share = known.on_image[index]
-            seen, kept = clipped_to_mask(truths[index], mask, images.canvas, least, share)
-            truths[index] = _on_image(seen, images.sizes[index])  # a coarse outline may reach beyond the edge
-            visible[index] = visible[index][kept] if weighed else None
+        else:
+            truth, kept = truths[index], torch.ones(len(truths[index]), dtype=torch.bool)
+            if least:
+                truth, kept = clipped_to_mask(truth, mask, images.canvas, least, known.on_image[index])
+            # A coarse outline may reach beyond the edge, and what masks hide may have made the image smaller.
+            truths[index], on_image = _on_image(truth, images.sizes[index])
+            visible[index] = visible[index][kept][on_image] if weighed else None
+        if truths[index].teacher_image is not None:
+            truths[index] = replace(truths[index], visible=Visible(mask, images.canvas, least))
     return replace(known.supervision, truths=tuple(truths)), visible
 
 
-def _on_image(truth: Instances, size: Size) -> Instances:
-    """Boxes cut off at the edge of the image."""
-    limit = truth.boxes.new_tensor([*size[::-1]] * 2)
-    return truth if (truth.boxes <= limit).all() else truth.clipped(torch.minimum(truth.boxes, limit))
+def _on_image(truth: Instances, size: Size) -> tuple[Instances, Tensor]:
+    """Boxes cut off at the edge of the image, without those beyond it; and (N,) bool: which of all they are."""
+    boxes = torch.minimum(truth.boxes, truth.boxes.new_tensor([*size[::-1]] * 2))
+    kept = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    return (truth if torch.equal(boxes, truth.boxes) else truth.clipped(boxes)[kept]), kept
 
 
 class LossMix:

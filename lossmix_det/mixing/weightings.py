@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lossmix_det.mixing.blend import Mix
 from lossmix_det.structures import ImageBatch, Instances, Size
+from lossmix_det.visible import around, mean_inside
 
 TIP = 1  # cells of an instance mask at the tip of an object that may fall between pixels without being hidden
 
@@ -64,26 +64,6 @@ def sampled(mask: Tensor, cells: Tensor, count: int) -> Tensor:
     return mask.to(cells.device)[rows[:, :, None], columns[:, None]]
 
 
-def mean_inside(mask: Tensor, boxes: Tensor) -> Tensor:
-    """(N,) mean of a (h, w) mask inside boxes (N, 4), ``xyxy`` in cells; a cell that is cut counts in part."""
-    height, width = mask.shape
-    sums = torch.zeros(height + 1, width + 1, dtype=torch.float64, device=boxes.device)
-    sums[1:, 1:] = mask.to(sums).cumsum(0).cumsum(1)
-
-    def up_to(x: Tensor, y: Tensor) -> Tensor:
-        """Sum of the mask left of x and above y; linear between the corners of cells, so exact."""
-        column, row = x.floor().clamp(0, width - 1).long(), y.floor().clamp(0, height - 1).long()
-        right, down = x - column, y - row
-        upper = sums[row, column] * (1 - right) + sums[row, column + 1] * right
-        lower = sums[row + 1, column] * (1 - right) + sums[row + 1, column + 1] * right
-        return upper * (1 - down) + lower * down
-
-    x1, y1, x2, y2 = boxes.clamp(min=0).unbind(1)
-    x1, x2, y1, y2 = x1.clamp(max=width), x2.clamp(max=width), y1.clamp(max=height), y2.clamp(max=height)
-    inside = up_to(x2, y2) - up_to(x1, y2) - up_to(x2, y1) + up_to(x1, y1)
-    return (inside / ((x2 - x1) * (y2 - y1)).clamp(min=1e-12)).clamp(0, 1)
-
-
 def within(truth: Instances, offset: Sequence[float], size: Size) -> Tensor:
     """(N',) share of the area of each box that lies on the image after a move, for those that `Instances.moved` keeps.
 
@@ -119,34 +99,13 @@ def clipped_to_mask(
     scale = truth.boxes.new_tensor([mask.shape[1] / canvas[1], mask.shape[0] / canvas[0]] * 2)
     mask = mask.to(truth.boxes.device)
     cells = truth.boxes * scale
-    visible, clipped = seen_of(truth, cells.double(), mask), _around(mask, cells)
+    visible, clipped = seen_of(truth, cells.double(), mask), around(mask, cells)
     if truth.masks is not None:
         of_objects = _around_objects(truth.masks, sampled(mask, cells, truth.masks.shape[1]) > 0, cells)
         clipped = torch.where(truth.masks.all(2).all(1)[:, None], clipped, of_objects)
     boxes = torch.where(clipped == cells, truth.boxes, clipped / scale)  # what is not cut stays to the last bit
     kept = (visible * (1 if share is None else share) >= least) & (visible > 0)
     return truth.clipped(boxes)[kept], kept
-
-
-def _around(mask: Tensor, cells: Tensor) -> Tensor:
-    """(N, 4) the smallest box around what a (h, w) mask shows of each box; a box that is not seen stays."""
-    height, width = mask.shape
-    shown = (mask > 0).int()
-    above, before = F.pad(shown.cumsum(0), (0, 0, 1, 0)), F.pad(shown.cumsum(1), (1, 0))  # up to each edge of a cell
-    low, high = cells[:, :2].floor().long().clamp(min=0), cells[:, 2:].ceil().long().clamp(min=0)
-    left, right = low[:, 0].clamp(max=width), high[:, 0].clamp(max=width)
-    top, bottom = low[:, 1].clamp(max=height), high[:, 1].clamp(max=height)
-    limits, found = torch.empty_like(cells), []
-    for axis, (counts, first, last) in enumerate(
-        ((above[bottom] - above[top], left, right), ((before[:, right] - before[:, left]).T, top, bottom))
-    ):
-        place = torch.arange(counts.shape[1], device=cells.device)
-        lines = (counts > 0) & (place >= first[:, None]) & (place < last[:, None])  # (N, columns), or rows
-        limits[:, axis] = lines.int().argmax(1).to(cells)
-        limits[:, axis + 2] = (lines.shape[1] - lines.flip(1).int().argmax(1)).to(cells)
-        found.append(lines.any(1))
-    clipped = [torch.maximum(cells[:, :2], limits[:, :2]), torch.minimum(cells[:, 2:], limits[:, 2:])]
-    return torch.where((found[0] & found[1])[:, None], torch.cat(clipped, dim=1), cells)
 
 
 def _around_objects(masks: Tensor, shown: Tensor, boxes: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from torch.testing import assert_close
 
 from lossmix_det.config import MixingConfig
 from lossmix_det.mixing import BURN_IN_RULES, RULES, WEIGHTINGS, Mix, blend, supervise
-from lossmix_det.mixing.weightings import mean_inside
 from lossmix_det.structures import ImageBatch, Instances, Supervision
+from lossmix_det.visible import mean_inside
 
 SIZE = 8
 

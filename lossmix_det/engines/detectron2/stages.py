@@ -59,6 +59,10 @@ class Detectron2RPN(FirstStage):
         """As `Stage.offsets`, by Detectron2's box coder."""
         return self.part.box2box_transform.get_deltas(boxes, truth)
 
+    def moved(self, boxes: Tensor, offsets: Tensor) -> Tensor:
+        """As `Stage.moved`, by Detectron2's box coder."""
+        return self.part.box2box_transform.apply_deltas(offsets, boxes)
+
     def box_loss(self, predicted: Tensor, wanted: Tensor) -> Tensor:
         """As `Stage.box_loss`: smooth L1 with Detectron2's threshold."""
         return _smooth_l1(predicted, wanted, self.part.smooth_l1_beta)
@@ -116,6 +120,10 @@ class Detectron2RoI(SecondStage):
     def offsets(self, truth: Tensor, boxes: Tensor) -> Tensor:
         """As `Stage.offsets`, by Detectron2's box coder."""
         return self.part.box_predictor.box2box_transform.get_deltas(boxes, truth)
+
+    def moved(self, boxes: Tensor, offsets: Tensor) -> Tensor:
+        """As `Stage.moved`, by Detectron2's box coder."""
+        return self.part.box_predictor.box2box_transform.apply_deltas(offsets, boxes)
 
     def box_loss(self, predicted: Tensor, wanted: Tensor) -> Tensor:
         """As `Stage.box_loss`: smooth L1 with Detectron2's threshold."""

@@ -94,6 +94,10 @@ class _TorchvisionStage(Stage):
         """As `Stage.offsets`, by torchvision's box coder."""
         return self.part.box_coder.encode([truth], [boxes])[0]
 
+    def moved(self, boxes: Tensor, offsets: Tensor) -> Tensor:
+        """As `Stage.moved`, by torchvision's box coder."""
+        return self.part.box_coder.decode_single(offsets, boxes)
+
     def box_loss(self, predicted: Tensor, wanted: Tensor) -> Tensor:
         """As `Stage.box_loss`: smooth L1 with torchvision's threshold."""
         return F.smooth_l1_loss(predicted, wanted, beta=BETA, reduction="none").sum(dim=1)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lossmix_det.structures import Supervision
+from lossmix_det.visible import Visible
 
 # The indices of S boxes among the proposals of an image (beyond them: of its truth), and the (S, 4) boxes.
 ChosenBoxes = tuple[Tensor, Tensor]
@@ -39,20 +40,31 @@ class SoftSamples:
     Args:
         mask: (S,) bool.
         images: (S,) index among the teacher's images, of those.
-        offsets: (S, 2) pixels down and right by which the image was moved since the teacher saw it.
+        offsets: (S, 4) pixels (right, down, right, down) by which a box was moved since the teacher saw it.
+        covers: of each image that others cover in part, (S,) bool which samples are its, and where it is seen.
     """
 
     mask: Tensor
     images: Tensor
     offsets: Tensor
+    covers: list[tuple[Tensor, Visible]]
+
+    def clipped(self, boxes: Tensor, chosen: Tensor) -> Tensor:
+        """(C, 4) boxes of the samples that (S,) bool chooses, each clipped to what the student can see of it."""
+        for of_image, visible in self.covers:
+            own = of_image[chosen]
+            boxes = boxes.clone()
+            boxes[own] = visible.clipped(boxes[own])
+        return boxes
 
 
-def soft_samples(supervision: Supervision, images: Tensor) -> SoftSamples | None:
+def soft_samples(supervision: Supervision, images: Tensor, boxes: Tensor) -> SoftSamples | None:
     """The samples that a teacher scores, or None if there are none.
 
     Args:
         supervision: whose truths may name a ``teacher_image``.
         images: (S,) index of the image of each sample.
+        boxes: (S, 4) anchors or proposals; those are left out of which too little is seen.
     """
     truths = supervision.truths
     numbers = [-1 if truth.teacher_image is None else truth.teacher_image for truth in truths]
@@ -60,4 +72,10 @@ def soft_samples(supervision: Supervision, images: Tensor) -> SoftSamples | None
         return None
     numbered = torch.tensor(numbers, device=images.device)[images]
     offsets = torch.tensor([truth.offset for truth in truths], dtype=torch.float32, device=images.device)[images]
-    return SoftSamples(numbered >= 0, numbered, offsets)
+    mask, covers = numbered >= 0, []
+    for index, truth in enumerate(truths):
+        if truth.visible is not None:
+            of_image = images == index
+            mask[of_image] &= truth.visible.sees(boxes[of_image])
+            covers.append((of_image, truth.visible))
+    return SoftSamples(mask, numbered, offsets.flip(1).repeat(1, 2), covers)

@@ -63,6 +63,10 @@ class Stage(ABC):
         """(F, 4) offsets from boxes to the truths that they were matched to, as the engine encodes them."""
 
     @abstractmethod
+    def moved(self, boxes: Tensor, offsets: Tensor) -> Tensor:
+        """(F, 4) boxes that offsets lead to, as the engine decodes them."""
+
+    @abstractmethod
     def box_loss(self, predicted: Tensor, wanted: Tensor) -> Tensor:
         """(F,) loss of predicted (F, 4) offsets."""
 
@@ -103,6 +107,20 @@ class Stage(ABC):
         foreground = (torch.cat(matches) >= 0).nonzero()[:, 0]  # a GPU is waited for once
         return self.offsets(torch.cat(truths)[among_all[foreground]], torch.cat(boxes)[foreground])
 
+    def _to_the_same(self, soft: SoftSamples, chosen: Tensor, theirs: Tensor, deltas: Tensor, ours: Tensor) -> Tensor:
+        """(C, 4) offsets from the student's boxes to where the teacher's lead, as far as the student can see it.
+
+        Args:
+            soft: of S samples.
+            chosen: (S,) bool, C of them.
+            theirs, deltas: (C, 4) boxes in the teacher's images, and its offsets from them.
+            ours: (C, 4) the student's boxes.
+        """
+        meant = self.moved(theirs, deltas) + soft.offsets[chosen]
+        visible = soft.clipped(meant, chosen)
+        same = ((theirs + soft.offsets[chosen] == ours) & (visible == meant)).all(dim=1)
+        return torch.where(same[:, None], deltas, self.offsets(visible, ours))  # to the last bit, where nothing differs
+
     def _weigh(self, supervision: Supervision, matches: list[Tensor], foreground: Tensor) -> Samples:
         counts = torch.tensor([len(match) for match in matches])
         normalizers = self.normalize(counts, supervision.mean_over or len(supervision), self.quota)
@@ -135,7 +153,7 @@ class FirstStage(Stage):
         samples = self._weigh(supervision, matches, foreground)
         index = torch.cat(chosen)
         objectness, offsets = foreground.float(), self._wanted(truths, matches, anchors)
-        soft = soft_samples(supervision, samples.images)
+        soft = soft_samples(supervision, samples.images, torch.cat(anchors))
         if soft is not None and soft_teacher is not None:
             there = _in_teachers_encoding(encoding, soft_teacher.encoding, soft, samples.images, index)
             self._ask_about_anchors(soft_teacher, soft, there, foreground, torch.cat(anchors), objectness, offsets)
@@ -162,15 +180,15 @@ class FirstStage(Stage):
         """Write the teacher's objectness (S,), and its offsets (F, 4) where a truth was matched, over the hard ones.
 
         The teacher's anchor may lie a little beside the student's (S, 4): torchvision spaces those of its coarsest
-        level by the canvas, and images are moved by less than a cell. The offsets lead to the same box.
+        level by the canvas, and images are moved by less than a cell. The offsets lead to the same box, as far as the
+        student can see it.
         """
         seen = there >= 0
         logits = teacher.encoding.objectness[there[seen]]
         objectness[seen] = (logits.float() / teacher.temperature).sigmoid()
         both = seen & foreground
-        theirs = teacher.encoding.anchor_boxes[there[both]] + soft.offsets[both].flip(1).repeat(1, 2)
-        shift = self.offsets(theirs, anchors[both])
-        offsets[seen[foreground]] = teacher.encoding.deltas[there[both]].to(offsets) + shift.to(offsets)
+        theirs, deltas = teacher.encoding.anchor_boxes[there[both]], teacher.encoding.deltas[there[both]].float()
+        offsets[seen[foreground]] = self._to_the_same(soft, both, theirs, deltas, anchors[both]).to(offsets)
 
 
 class SecondStage(Stage):
@@ -258,7 +276,7 @@ class SecondStage(Stage):
         scores = encoding.scored.take(row)
         self._tell(Scored(samples.foreground, len(active), label, scores.logits.detach()))
         wanted = self._wanted(sampled.truths, matches, boxes)
-        soft = soft_samples(supervision, samples.images)
+        soft = soft_samples(supervision, samples.images, torch.cat(boxes))
         if soft is None or soft_teacher is None:
             class_loss = F.cross_entropy(scores.logits.float(), label, reduction="none")
         else:
@@ -317,14 +335,17 @@ class SecondStage(Stage):
     ) -> tuple[Samples, Tensor, Tensor]:
         """Let the teacher say what the samples of soft truths are, writing its class probabilities into ``targets``.
 
+        A sample may reach beyond the teacher's image, and then it scores the part that it saw: its offsets start from
+        that part, the student's from the whole sample. They lead to the same box, as far as the student can see it.
+
         Returns:
             Samples, labels and offsets in which the foreground is where the teacher sees an object.
         """
-        mask, numbers, boxes = _in_teachers_images(teacher.encoding, soft, boxes)
+        mask, numbers, inside = _in_teachers_images(teacher.encoding, soft, boxes)
         order = numbers.argsort(stable=True)
         counts = numbers.bincount(minlength=len(teacher.encoding.images)).tolist()
         with torch.no_grad():
-            scores = teacher.detector.roi.score(teacher.encoding, list(boxes[order].split(counts)))
+            scores = teacher.detector.roi.score(teacher.encoding, list(inside[order].split(counts)))
         logits, deltas = torch.empty_like(scores.logits), torch.empty_like(scores.deltas)
         logits[order], deltas[order] = scores.logits, scores.deltas
         targets[mask] = (logits.float() / teacher.temperature).softmax(dim=1)
@@ -332,7 +353,8 @@ class SecondStage(Stage):
         label[mask] = logits.argmax(dim=1)
         offsets = wanted.new_zeros(len(label), 4)
         offsets[samples.foreground] = wanted
-        offsets[mask] = _of_class(deltas, label[mask]).to(offsets)
+        deltas = _of_class(deltas, label[mask]).float()
+        offsets[mask] = self._to_the_same(soft, mask, inside, deltas, boxes[mask]).to(offsets)
         foreground = label != self.background
         return replace(samples, foreground=foreground), label, offsets[foreground]
 
@@ -353,7 +375,7 @@ def _in_teachers_encoding(
     for indices, canvas in zip(student.indices, student.canvases, strict=True):
         for numbers, seen in zip(teacher.indices, teacher.canvases, strict=True):
             both = soft.mask & _among(images, indices) & _among(soft.images, numbers)
-            there[both] = canvas.grid.shifted(index[both], soft.offsets[both], seen.grid)
+            there[both] = canvas.grid.shifted(index[both], soft.offsets[both, :2].flip(1), seen.grid)
     known = there >= 0
     there[known] = teacher.anchor_rows(soft.images[known], there[known])
     return there
@@ -366,7 +388,7 @@ def _among(values: Tensor, numbers: tuple[int, ...]) -> Tensor:
 def _in_teachers_images(encoding: TwoStageEncoding, soft: SoftSamples, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(S,) mask of the samples that the teacher can see, the image of each of those, and their boxes in it."""
     numbers = soft.images
-    boxes = boxes - soft.offsets.flip(1).repeat(1, 2)
+    boxes = boxes - soft.offsets
     sizes = torch.tensor(encoding.images.sizes, device=boxes.device)[numbers.clamp(min=0)]
     limits = sizes.flip(1).repeat(1, 2).to(boxes)  # a mixed image may be larger than the one that the teacher saw
     boxes = torch.minimum(boxes.clamp(min=0), limits)

@@ -15,6 +15,7 @@ from lossmix_det.engines.two_stage.stages import _in_teachers_encoding, _in_teac
 from lossmix_det.structures import ImageBatch, Instances, Supervision
 
 SETTINGS = {"slim": {}, "detectron2_fpn": {"engine": "detectron2", "detectron2_options": options("fpn")}}
+BOXES = torch.tensor([[10.0, 10, 40, 40], [10, 80, 40, 120], [10, 40, 40, 100]])
 
 
 @pytest.mark.parametrize(
@@ -45,9 +46,10 @@ def test_what_lies_beyond_the_teachers_image_is_not_asked_for(name):
     soft = soft_samples(
         Supervision.full([Instances(torch.zeros(0, 4), torch.zeros(0).long(), teacher_image=0)]),
         torch.zeros(3, dtype=torch.int64),
+        BOXES,
     )
-    boxes = torch.tensor([[10.0, 10, 40, 40], [10, 80, 40, 120], [10, 40, 40, 100]])
-    mask, _, inside = _in_teachers_images(seen, soft, boxes)
+
+    mask, _, inside = _in_teachers_images(seen, soft, BOXES)
     assert mask.tolist() == [True, False, True]
     assert inside.tolist() == [[10, 10, 40, 40], [10, 40, 40, 60]]
     there = _in_teachers_encoding(mixed, seen, soft, torch.zeros(3).long(), torch.tensor([0, 1, 2]))
@@ -66,6 +68,7 @@ def test_soft_offsets_lead_to_the_teachers_box_where_anchors_lie_beside_one_anot
     soft = soft_samples(
         Supervision.full([Instances(torch.zeros(0, 4), torch.zeros(0).long(), teacher_image=0)]),
         torch.zeros(3, dtype=torch.int64),
+        BOXES,
     )
     index = torch.arange(len(mixed.anchors[0]) - 3, len(mixed.anchors[0]))  # of the last cell of the coarsest level
     there = _in_teachers_encoding(mixed, seen, soft, torch.zeros(3).long(), index)
