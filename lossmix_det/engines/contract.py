@@ -79,6 +79,9 @@ class Detector(KeepsFrozenStatistics, ABC):
     def announce(self, encoding: Encoding, supervisions: Sequence[Supervision]) -> None:  # noqa: B027
         """Say for which supervisions `losses` will be asked, so that what these share can be computed at once.
 
+        It also tells how many samples an image has on average, for detectors whose losses are divided by the number of
+        those that they find (FCOS): an image that teaches nothing by one supervision counts as such an image there.
+
         Args:
             encoding: of the images.
             supervisions: each is then given to `losses` once, the very object. Nothing else changes.

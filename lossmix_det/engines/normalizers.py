@@ -8,22 +8,26 @@ import torch
 from torch import Tensor
 
 # From the (I,) counts of what is averaged over in each image that teaches something, the number of images that the
-# loss is a mean over, and the count that stock takes for every image (None: those found), to (I,) divisors.
-Normalizer = Callable[[Tensor, float, int | None], Tensor]
+# loss is a mean over, the count that stock takes for every image (None: those found), and the count of an image on
+# average (None: that of these), to (I,) divisors.
+Normalizer = Callable[[Tensor, float, int | None, float | None], Tensor]
 
 
-def by_samples(counts: Tensor, images: float, quota: int | None) -> Tensor:
+def by_samples(counts: Tensor, images: float, quota: int | None = None, average: float | None = None) -> Tensor:
     """One mean over the samples of the batch, as in stock.
 
-    Images that teach nothing count as images with as many samples as the others have on average. Where there is no
-    sample at all, the sum stays a sum.
+    Images that teach nothing count as images with as many samples as one has on average. So a mixed image whose partner
+    shows no object is not alone in its sum. Where there is no sample at all, the sum stays a sum.
     """
     if quota:
         return torch.full_like(counts, quota) * images
-    return (counts.sum() * images / len(counts)).clamp(min=1).expand(len(counts))
+    found, others = counts.sum(), images - len(counts)
+    if average is None or others <= 0:
+        return (found * images / len(counts)).clamp(min=1).expand(len(counts))
+    return (found + others * average).clamp(min=1).expand(len(counts))
 
 
-def by_images(counts: Tensor, images: float, quota: int | None) -> Tensor:
+def by_images(counts: Tensor, images: float, quota: int | None = None, average: float | None = None) -> Tensor:
     """The mean over images of the mean over the samples of each."""
     return counts.clamp(min=1) * images
 

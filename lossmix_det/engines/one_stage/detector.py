@@ -9,6 +9,7 @@ anchors. S anchors of all images that a supervision teaches, image after image; 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +21,8 @@ from lossmix_det.engines.canvas_detector import CanvasDetector
 from lossmix_det.engines.canvases import in_order
 from lossmix_det.engines.contract import Features, SoftTeacher
 from lossmix_det.engines.normalizers import Normalizer
-from lossmix_det.engines.one_stage.encoding import EncodedCanvas, OneStageEncoding
-from lossmix_det.engines.weighing import Samples, weigh_samples, weighted_sum
+from lossmix_det.engines.one_stage.encoding import EncodedCanvas, Matched, OneStageEncoding
+from lossmix_det.engines.weighing import weigh_samples, weighted_sum
 from lossmix_det.structures import ImageBatch, Instances, Supervision
 
 IGNORED = -2  # in place of the index of a matched box; -1 is background
@@ -77,6 +78,17 @@ class OneStageDetector(CanvasDetector):
         """The engine's inference, canvas by canvas."""
         return in_order(encoding.indices, [self.detect_canvas(canvas) for canvas in encoding.canvases])
 
+    def announce(self, encoding: OneStageEncoding, supervisions: Sequence[Supervision]) -> None:
+        """As `Detector.announce`."""
+        found, weights = 0.0, 0.0
+        for supervision in supervisions:
+            if supervision.active:
+                matched = encoding.matched[id(supervision)] = self._match_all(encoding, supervision)
+                weight = supervision.class_weights[supervision.active]
+                found += float(weight @ matched.counts.to(weight))
+                weights += float(weight.sum())
+        encoding.average = found / weights if weights else None
+
     def losses(
         self, encoding: OneStageEncoding, supervision: Supervision, soft_teacher: SoftTeacher | None = None
     ) -> dict[str, Tensor]:
@@ -101,8 +113,11 @@ class OneStageDetector(CanvasDetector):
     def _losses(self, encoding: OneStageEncoding, supervision: Supervision) -> list[Tensor]:
         active = supervision.active
         truths = [supervision.truths[image] for image in active]
-        matches = self._match_all(encoding, active, [truth.boxes for truth in truths])
-        samples = self._weigh(supervision, matches)
+        matched = encoding.matched.pop(id(supervision), None) or self._match_all(encoding, supervision)
+        matches = matched.matches
+        images = supervision.mean_over or len(supervision)
+        normalizers = self.normalize(matched.counts, images, None, encoding.average)
+        samples = weigh_samples(supervision, matches, torch.cat(matches) >= 0, normalizers)
         chosen, taught = samples.foreground, torch.cat(matches) != IGNORED
         classes = _matched([truth.classes for truth in truths], matches)
         class_loss = _focal_loss(encoding.rows(encoding.logits, active), chosen, classes + 1)
@@ -117,21 +132,17 @@ class OneStageDetector(CanvasDetector):
             *(weighted_sum(loss, weights, normalizers) for loss in self.foreground_losses(foreground)),
         ]
 
-    def _match_all(self, encoding: OneStageEncoding, active: list[int], truths: list[Tensor]) -> list[Tensor]:
+    def _match_all(self, encoding: OneStageEncoding, supervision: Supervision) -> Matched:
         """`match`, canvas by canvas, for the images that teach anything."""
-        boxes, matches = dict(zip(active, truths, strict=True)), {}
+        active, matches = supervision.active, {}
+        boxes = {image: supervision.truths[image].boxes for image in active}
         for indices, canvas in zip(encoding.indices, encoding.canvases, strict=True):
             here = [image for image in indices if image in boxes]
             if here:
                 anchors = [encoding.anchors[image] for image in here]
                 matches |= zip(here, self.match(canvas, anchors, [boxes[image] for image in here]), strict=True)
-        return [matches[image] for image in active]
-
-    def _weigh(self, supervision: Supervision, matches: list[Tensor]) -> Samples:
-        """Of every anchor, divided by the number of those in the foreground."""
-        counts = torch.stack([(match >= 0).sum() for match in matches]).cpu()
-        normalizers = self.normalize(counts, supervision.mean_over or len(supervision), None)
-        return weigh_samples(supervision, matches, torch.cat(matches) >= 0, normalizers)
+        in_turn = [matches[image] for image in active]
+        return Matched(in_turn, torch.stack([(match >= 0).sum() for match in in_turn]).cpu())
 
 
 def _focal_loss(logits: Tensor, foreground: Tensor, labels: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,6 +39,16 @@ class EncodedCanvas:
     indices: tuple[int, ...] = ()
 
 
+class Matched(NamedTuple):
+    """What the anchors were matched to by one supervision, for each of the I images that it teaches.
+
+    ``matches`` (A,) as `OneStageDetector.match`; ``counts`` (I,) of those in the foreground, on the CPU.
+    """
+
+    matches: list[Tensor]
+    counts: Tensor
+
+
 class OneStageEncoding(Encoding):
     """What a network has computed of a batch, canvas by canvas; the number of anchors differs per canvas.
 
@@ -50,6 +60,8 @@ class OneStageEncoding(Encoding):
     def __init__(self, images: ImageBatch, canvases: list[EncodedCanvas]) -> None:
         self.images, self.canvases = images, canvases
         self.indices = [canvas.indices or tuple(range(len(images))) for canvas in canvases]
+        self.matched: dict[int, Matched] = {}  # of the supervisions that were announced, by their identity
+        self.average: float | None = None  # foreground anchors of an image, by what was announced
 
     @cached_property
     def anchors(self) -> list[Tensor]:

@@ -123,7 +123,7 @@ class Stage(ABC):
 
     def _weigh(self, supervision: Supervision, matches: list[Tensor], foreground: Tensor) -> Samples:
         counts = torch.tensor([len(match) for match in matches])
-        normalizers = self.normalize(counts, supervision.mean_over or len(supervision), self.quota)
+        normalizers = self.normalize(counts, supervision.mean_over or len(supervision), self.quota, None)
         return weigh_samples(supervision, matches, foreground, normalizers)
 
     def _weighted_box_loss(self, predicted: Tensor, wanted: Tensor, samples: Samples) -> Tensor:

@@ -198,6 +198,21 @@ def test_mean_over_takes_the_place_of_the_number_of_images(small):
     assert_same(small, ours, two)
 
 
+def test_a_mixed_image_whose_partner_has_no_box_is_not_alone_in_its_sum():
+    """FCOS divides by the foreground it finds; one image without any stands beside two that count as an average one."""
+    detector, batch = make("fcos_slim"), images()
+    own, other = weighted(TRUTHS_A, [0.5, 1.0, 1.0]), weighted(EMPTY, [0.5, 0.0, 0.0])
+    counts = [foreground(detector, index) for index in range(3)]
+    average = (0.5 * counts[0] + counts[1] + counts[2]) / 3  # the weights of both truths add up to 3
+    alone = stock_losses(detector, ImageBatch(batch.pixels[:1], batch.sizes[:1]), EMPTY[:1])["class"]  # divided by 1
+    encoding = detector.encode(batch)
+    detector.announce(encoding, [own, other])
+    first, second = detector.losses(encoding, own), detector.losses(encoding, other)
+    assert_close(second["class"], 0.5 * alone / (2 * average), **CLOSE)
+    assert_same(detector, first, losses(detector, batch, own))
+    assert not encoding.matched
+
+
 def test_kinds_of_images_without_boxes_add_up_to_their_batch(small):
     """Where no image has a box the divisor is 1 for each kind of images, as it is for the whole batch."""
     whole = losses(small, images(), Supervision.full(EMPTY))
