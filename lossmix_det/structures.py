@@ -6,6 +6,7 @@ the origin at its top-left corner; classes run from 0 to K-1 without a backgroun
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -122,7 +123,7 @@ class Supervision:
             the batch have supervisions of their own, and each kind is normalised as if it were a batch by itself.
 
     Raises:
-        ValueError: counts or shapes disagree, or a weight is negative.
+        ValueError: counts or shapes disagree, or a weight is negative or not finite.
     """
 
     truths: tuple[Instances, ...]
@@ -136,10 +137,10 @@ class Supervision:
             weights = getattr(self, name)
             if weights.shape != (len(self.truths),):
                 raise ValueError(f"{name} must have shape ({len(self.truths)},), got {tuple(weights.shape)}")
-            if (weights < 0).any():
-                raise ValueError(f"{name} must not be negative, got {weights.tolist()}")
-        if self.background_weight < 0:
-            raise ValueError(f"background_weight must not be negative, got {self.background_weight}")
+            if not ((weights >= 0) & weights.isfinite()).all():
+                raise ValueError(f"{name} must be finite and not negative, got {weights.tolist()}")
+        if not 0 <= self.background_weight < math.inf:
+            raise ValueError(f"background_weight must be finite and not negative, got {self.background_weight}")
 
     def __len__(self) -> int:
         return len(self.truths)
@@ -176,7 +177,15 @@ class Supervision:
 
     @staticmethod
     def cat(supervisions: Sequence[Supervision]) -> Supervision:
-        """Supervisions of several batches, alike in kind, as one of all their images."""
+        """Supervisions of several batches, alike in kind, as one of all their images.
+
+        Raises:
+            ValueError: their ``background_weight`` or ``mean_over`` differ.
+        """
+        for name in ("background_weight", "mean_over"):
+            values = [getattr(supervision, name) for supervision in supervisions]
+            if any(value != values[0] for value in values):
+                raise ValueError(f"supervisions differ in {name}, {values}, which holds for all images of one")
         return Supervision(
             tuple(truth for supervision in supervisions for truth in supervision.truths),
             torch.cat([supervision.class_weights for supervision in supervisions]),

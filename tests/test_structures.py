@@ -105,13 +105,29 @@ def test_bytes_become_floats_between_zero_and_one():
     ("weights", "background", "message"),
     [
         (torch.ones(3), 1.0, r"class_weights must have shape \(2,\)"),
-        (torch.tensor([1.0, -0.1]), 1.0, "must not be negative"),
-        (torch.ones(2), -1.0, "background_weight must not be negative"),
+        (torch.tensor([1.0, -0.1]), 1.0, "must be finite and not negative"),
+        (torch.tensor([1.0, float("nan")]), 1.0, "must be finite and not negative"),
+        (torch.tensor([1.0, float("inf")]), 1.0, "must be finite and not negative"),
+        (torch.ones(2), -1.0, "background_weight must be finite and not negative"),
+        (torch.ones(2), float("nan"), "background_weight must be finite and not negative"),
     ],
 )
 def test_supervision_refuses_wrong_weights(weights, background, message):
     with pytest.raises(ValueError, match=message):
         Supervision((instances(1), instances(0)), weights, weights, background)
+
+
+@pytest.mark.parametrize("differ", [{"background_weight": 0.5}, {"mean_over": 3}])
+def test_supervisions_that_are_joined_must_be_alike(differ):
+    one = Supervision.full([instances(1)])
+    assert Supervision.cat([replace(one, **differ)] * 2).take([0]) is not None
+    with pytest.raises(ValueError, match=f"differ in {next(iter(differ))}"):
+        Supervision.cat([one, replace(one, **differ)])
+
+
+def test_boxes_must_be_finite():
+    with pytest.raises(ValueError, match=r"boxes must be finite, got \[\[nan, 0.0, 5.0, 5.0\]\]"):
+        Instances(torch.tensor([[float("nan"), 0, 5, 5], [0, 0, 5, 5]]), torch.zeros(2, dtype=torch.int64))
 
 
 def test_only_images_with_a_weight_are_active():

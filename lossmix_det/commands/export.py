@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from lossmix_det.commands.options import run_tool
+from lossmix_det.commands.options import add_imports, run_tool
 from lossmix_det.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -24,6 +24,7 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("weights", help="folder of a run (its last checkpoint), a checkpoint, or an export")
     parser.add_argument("--output", type=Path, default=Path("model.onnx"), metavar="FILE", help="default: model.onnx")
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="names of the classes, where the weights say none")
+    add_imports(parser)
     return parser
 
 
@@ -40,7 +41,8 @@ def _run(options: argparse.Namespace) -> int:
     for path in (output, output.with_suffix(".md")):
         if path.exists():
             raise UserError(f"{path} exists; give another --output, because nothing is written over")
-    from lossmix_det.engines.onnx import library, write_onnx  # loads torch
+    from lossmix_det.data.catalog import import_modules  # loads torch
+    from lossmix_det.engines.onnx import library, write_onnx
     from lossmix_det.evaluation.predictor import ONNX, Predictor, find_weights
     from lossmix_det.files import write_atomically
     from lossmix_det.report.card import card
@@ -49,6 +51,7 @@ def _run(options: argparse.Namespace) -> int:
         library(name)
     if find_weights(options.weights).lower().endswith(ONNX):
         raise UserError(f"{options.weights} is an ONNX file already")
+    import_modules(options.imports, "--import")
     predictor = Predictor.load(options.weights, classes=options.classes, device="cpu")
     write_onnx(predictor.detector, predictor.classes, predictor.reading, output)
     write_atomically(output.with_suffix(".md"), card(output.stem, options.weights, predictor))

@@ -52,6 +52,18 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_imports(parser: argparse.ArgumentParser) -> None:
+    """The option that names code which the weights need; what a file of weights names is not run unasked."""
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        nargs="+",
+        default=[],
+        metavar="MODULE",
+        help="Python modules of yours that add parts of the model, as data.imports of its run did",
+    )
+
+
 def processes_of(options: argparse.Namespace) -> Processes:
     """What the options of `add_processes` say."""
     from lossmix_det.training.launchers import asked_for  # loads torch

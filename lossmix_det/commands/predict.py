@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lossmix_det.commands.options import run_tool
+from lossmix_det.commands.options import add_imports, run_tool
 from lossmix_det.errors import UserError, pick
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("--exif", metavar="HOW", help="apply or ignore EXIF orientations; default: as in training")
     parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="images at a time; default: 4")
     parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu or cuda")
+    add_imports(parser)
     return parser
 
 
@@ -94,9 +95,11 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _predictor(options: argparse.Namespace) -> Predictor:
+    from lossmix_det.data.catalog import import_modules
     from lossmix_det.evaluation import Predictor
     from lossmix_det.evaluation.predictor import OnnxPredictor, check_classes
 
+    import_modules(options.imports, "--import")
     predictor = Predictor.load(options.weights, classes=options.classes, device=options.device)
     check_classes(options.only or [], predictor.classes)
     asked = {"short_side": options.size, "max_size": options.max_size}

@@ -5,12 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lossmix_det.config.fields import Rule, Settings, among, choice, items, number, weights
+from lossmix_det.config.fields import Rule, Settings, among, as_dict, choice, flat, items, number, weights
 from lossmix_det.config.mixers import CoMixupConfig, PuzzleConfig
 
 VIEWS = ("weak", "strong")
 PASTES_OBJECTS = "classmix"  # the mixer that looks at the outlines of objects
 GRADIENT = "gradient"
+_LAM, _MASKS, _SALIENCY = {"alpha", "lam_range"}, {"least_visible"}, {"saliency", "clean_share"}
+# By mixer, the settings that some mixers alone read. What is registered besides these may read any.
+READS = {
+    "classmix": _MASKS,
+    "comixup": _MASKS | _SALIENCY | {"comixup"},
+    "confmix": _MASKS | {"confmix_sure"},
+    "cutmix": _LAM | _MASKS,
+    "fmix": _LAM | _MASKS | {"fmix_decay"},
+    "manifold": _LAM | {"stages"},
+    "mixup": _LAM,
+    "mosaic": _MASKS,
+    "puzzlemix": _LAM | _MASKS | _SALIENCY | {"puzzle"},
+    "sage": _LAM | _MASKS | _SALIENCY,
+    "saliencymix": _LAM | _MASKS | _SALIENCY,
+}
 GONE_RULES = {
     "noise": "mixing.rule=own with mixing.lam_range=[0.9,1.0]",
     "none": "mixing.probability=0",
@@ -71,11 +86,15 @@ class MixingConfig(Settings):
     @property
     def pastes_objects(self) -> bool:
         """Whether any image is mixed by the outlines of objects, so that these are worth reading."""
-        table = self.mixer if isinstance(self.mixer, dict) else {self.mixer: 1.0}
-        return bool(table.get(PASTES_OBJECTS)) and bool(self.probability or self.burn_in_probability)
+        return bool(self._weights.get(PASTES_OBJECTS)) and bool(self.probability or self.burn_in_probability)
+
+    @property
+    def _weights(self) -> dict[str, float]:
+        """The mixers, and how likely each is."""
+        return self.mixer if isinstance(self.mixer, dict) else {self.mixer: 1.0}
 
     def rules(self) -> list[Rule]:
-        """A range of λ; views that exist."""
+        """A range of λ; views that exist; nothing is set that is not read."""
         lam_range = [0.0, 1.0] if self.lam_range is None else self.lam_range
         is_range = isinstance(lam_range, (list, tuple)) and len(lam_range) == 2
         is_range = is_range and all(isinstance(value, (int, float)) for value in lam_range)
@@ -90,6 +109,28 @@ class MixingConfig(Settings):
                 f"clean_share={self.clean_share} has no effect with mixing.saliency={self.saliency}; set gradient",
             ),
             *self._mixer_rules(),
+            *self._unread(),
+        ]
+
+    def _unread(self) -> list[Rule]:
+        """Settings that differ from their defaults, but that neither the rule nor any of the mixers reads."""
+        if not all(holds for holds, _ in self._mixer_rules()):
+            return []
+        mixers = [name for name, weight in self._weights.items() if weight]
+        unread = set() if self.rule == "lossmix_instance" else {"background_weight"}
+        unread |= set() if self.burn_in_rule == "noise" else {"noise_share"}
+        if all(name in READS for name in mixers):
+            unread |= set().union(*READS.values()).difference(*(READS[name] for name in mixers))
+        values, defaults = flat(as_dict(self)), flat(as_dict(MixingConfig()))
+        reader = {"background_weight": f"rule={self.rule}", "noise_share": f"burn_in_rule={self.burn_in_rule}"}
+        return [
+            (
+                values[key] == default,
+                f"{key}={values[key]} has no effect with mixing.{reader.get(key, f'mixer={self.mixer}')}; set "
+                f"mixing.{key}={'null' if default is None else default}",
+            )
+            for key, default in defaults.items()
+            if key.partition(".")[0] in unread
         ]
 
     def _mixer_rules(self) -> list[Rule]:

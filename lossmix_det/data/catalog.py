@@ -36,7 +36,7 @@ def find(name: str, config: Config) -> DatasetConfig:
     Raises:
         UserError: the name or its format is unknown, or its folder does not exist.
     """
-    _import_modules(config.data.imports)
+    import_modules(config.data.imports)
     builtin = builtin_datasets()
     if name in config.datasets:
         entry = _declared(name, config.datasets[name])
@@ -54,14 +54,18 @@ def find(name: str, config: Config) -> DatasetConfig:
     return recognise(name, entry) if entry.format == AUTO else entry
 
 
-def _import_modules(modules: list[str]) -> None:
-    """Import the user's modules, which register data sets or parts of models with Detectron2, or add formats."""
+def import_modules(modules: list[str], key: str = "data.imports") -> None:
+    """Import the user's modules, which register data sets or parts of models, or add formats.
+
+    Raises:
+        UserError: one cannot be imported; ``key`` is what named it.
+    """
     for module in modules:
         try:
             importlib.import_module(module)
         except Exception as error:  # the user's code, which may fail in any way
             raise UserError(
-                f"data.imports: {module} cannot be imported ({type(error).__name__}: {first_line(error)}); "
+                f"{key}: {module} cannot be imported ({type(error).__name__}: {first_line(error)}); "
                 "is its folder on PYTHONPATH?"
             ) from error
 
@@ -253,5 +257,5 @@ def known_classes(name: str, config: Config) -> list[str] | None:
     builtin = builtin_datasets()
     if name in builtin:
         return builtin[name].classes
-    _import_modules(config.data.imports)
+    import_modules(config.data.imports)
     return detectron2_classes(name) if name in detectron2_names() else None

@@ -56,12 +56,14 @@ class Recorded:
         num_classes: K, without background.
         classes: their names in order; None where nothing tells them.
         reading: how it wants images.
+        imports: modules that its run imported (``data.imports``), which may have added parts of the model.
     """
 
     model: ModelConfig
     num_classes: int
     classes: list[str] | None
     reading: Reading
+    imports: tuple[str, ...] = ()
 
 
 def recorded_of(source: str) -> Recorded:
@@ -107,7 +109,8 @@ def recorded_reading(config: Config) -> Table:
     """What is written beside an export so that its images are read as the run read them."""
     reading = reading_of(as_dict(config))
     sizes = {"min_size": reading.short_side, "max_size": reading.max_size}
-    return sizes | {key: getattr(reading, key) for key in ABOUT}
+    imports = {"imports": config.data.imports} if config.data.imports else {}
+    return sizes | {key: getattr(reading, key) for key in ABOUT} | imports
 
 
 # --------------------------------------------------------------------------------------------------- our own files
@@ -118,7 +121,8 @@ def _of_checkpoint(path: Path, content: Table) -> Recorded:
     if not isinstance(settings, dict) or not isinstance(classes, list):
         raise UserError(f"{path}: says neither its classes nor its settings; give an export of that run instead")
     model = _moved(_known(settings.get("model", {})), path)
-    return Recorded(replace(model, weights=str(path)), len(classes), classes, reading_of(settings))
+    imports = settings.get("data", {}).get("imports") or ()
+    return Recorded(replace(model, weights=str(path)), len(classes), classes, reading_of(settings), tuple(imports))
 
 
 def _moved(model: ModelConfig, path: Path) -> ModelConfig:
@@ -152,7 +156,7 @@ def _of_export(path: Path, about: Table) -> Recorded:
     defaults = Reading()
     more = {key: about.get(key, getattr(defaults, key)) for key in ABOUT}
     sizes = about.get("min_size", defaults.short_side), about.get("max_size", defaults.max_size)
-    return Recorded(model, len(classes), classes, Reading(*sizes, **more))
+    return Recorded(model, len(classes), classes, Reading(*sizes, **more), tuple(about.get("imports", ())))
 
 
 def _known(table: Table) -> ModelConfig:

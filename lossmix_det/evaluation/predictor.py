@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -69,7 +70,8 @@ class Predictor:
             model, reading: in place of what is recorded.
 
         Raises:
-            UserError: there is no such file, it cannot be read, or is of no known network.
+            UserError: there is no such file, it cannot be read, or is of no known network. Parts of a model that a
+                module of yours adds are known once you have imported it.
         """
         file = find_weights(path)
         if file.lower().endswith(ONNX):
@@ -79,7 +81,7 @@ class Predictor:
         recorded = recorded_of(file)
         names = _names(recorded, classes)
         model = recorded.model if model is None else replace(model, weights=recorded.model.weights)
-        detector = build_detector(model, recorded.num_classes, strict=True)
+        detector = _built(model, recorded)
         return cls(to_device(detector.eval(), _device(device), None), names, reading or recorded.reading)
 
     def __call__(self, image: AnyImage) -> Instances:
@@ -170,6 +172,18 @@ def find_weights(path: str | Path) -> str:
     if found is None:
         raise UserError(f"{path}: holds no checkpoint (checkpoints/step_*.pt) and no export (export/*.pth)")
     return str(found)
+
+
+def _built(model: ModelConfig, recorded: Recorded) -> Detector:
+    """The detector; where it cannot be built, the modules that its run imported may be what it lacks."""
+    try:
+        return build_detector(model, recorded.num_classes, strict=True)
+    except UserError as error:
+        lacking = [module for module in recorded.imports if module not in sys.modules]
+        if not lacking:
+            raise
+        modules = " ".join(lacking)
+        raise UserError(f"{error}; its run imported {modules}: say --import {modules}, or import it first") from error
 
 
 def _names(recorded: Recorded, given: Sequence[str] | None) -> list[str]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
 from lossmix_det.config import PairsConfig
 from lossmix_det.structures import Size, is_wide
@@ -112,23 +113,32 @@ def _partners_of(
     within = draw_partners(images.count, rng, images.sizes, partners)
     across = within
     if others.count:
-        drawn, rows = rng.permutation(others.count), range(partners)
-        columns = [np.resize(np.roll(drawn, -number), images.count) for number in rows]
-        across = images.count + np.stack([_alike(column, images.sizes, others.sizes) for column in columns], axis=1)
+        drawn = rng.permutation(others.count)
+        across = images.count + _across(drawn, images, others, partners)
     chosen = rng.random(within.shape)
     own = np.arange(images.count)[:, None].repeat(partners, axis=1)
     return np.where(chosen * sum(odds) < odds[1], across, within) if sum(odds) else own
 
 
-def _alike(drawn: np.ndarray, sizes: Sequence[Size], other_sizes: Sequence[Size]) -> np.ndarray:
-    """The partners that were drawn, dealt so that as many as possible get one of their own shape."""
-    if not sizes:
-        return drawn
-    left, dealt = drawn.tolist(), {}
-    for image, size in enumerate(sizes):
-        partner = next((other for other in left if is_wide(other_sizes[other]) == is_wide(size)), None)
-        if partner is not None:
-            left.remove(partner)
-            dealt[image] = partner
-    rest = iter(left)
-    return np.array([dealt[image] if image in dealt else next(rest) for image in range(len(sizes))])
+def _across(drawn: np.ndarray, images: Images, others: Images, partners: int) -> np.ndarray:
+    """(B, P) partners among the images of the other domain, dealt in the order that was drawn.
+
+    Those of an image differ where there are enough, and as many as possible are of its own shape.
+    """
+    taken: list[set[int]] = [set() for _ in range(images.count)]
+    columns = []
+    for number in range(partners):
+        column = _dealt(np.resize(np.roll(drawn, -number), images.count).tolist(), taken, images.sizes, others.sizes)
+        for partner, before in zip(column, taken, strict=True):
+            before.add(partner)
+        columns.append(column)
+    return np.array(columns).T
+
+
+def _dealt(drawn: list[int], taken: list[set[int]], sizes: Sequence[Size], other_sizes: Sequence[Size]) -> list[int]:
+    """The partners that were drawn, one to each image: a new one, and of the image's own shape, wherever possible."""
+    cost = np.array([[float(other in before) for other in drawn] for before in taken])
+    if sizes:
+        wide, other_wide = (np.array([is_wide(size) for size in each]) for each in (sizes, other_sizes))
+        cost = len(drawn) * cost + (wide[:, None] != other_wide[drawn])
+    return [drawn[place] for place in linear_sum_assignment(cost)[1]]

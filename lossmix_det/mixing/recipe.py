@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lossmix_det.config import MixingConfig
-from lossmix_det.errors import UserError, pick
+from lossmix_det.config import MixingConfig, check
+from lossmix_det.errors import pick
 from lossmix_det.mixing.blend import Mix, unmixed
 from lossmix_det.mixing.mixers import MIXERS
 from lossmix_det.mixing.mixers.contract import Choice, Mixer, MixesObjects
@@ -30,11 +30,12 @@ class Recipe:
         config: the ``mixing`` branch.
 
     Raises:
-        UserError: it names a mixer, rule or weighting that does not exist, or a share for clean images that no mixer
-            needs.
+        UserError: it names a mixer, rule or weighting that does not exist, a value lies outside its limits, or a
+            setting has no effect with its mixers.
     """
 
     def __init__(self, config: MixingConfig) -> None:
+        check(config, "mixing.")
         self.mixers, self.odds = _mixers(config)
         self.mixer = self.mixers[0]
         self.saliency = pick(SALIENCIES, config.saliency, "mixing.saliency")
@@ -44,11 +45,6 @@ class Recipe:
         self.rule: Rule = pick(RULES, config.rule, "mixing.rule")(config)
         self.weighting = pick(WEIGHTINGS, config.weighting, "mixing.weighting")
         self.probability = config.probability
-        if config.clean_share and not self.needs_gradient:
-            raise UserError(
-                f"mixing.clean_share={config.clean_share} has no effect with mixing.mixer={config.mixer}, which needs "
-                f"no saliency; set mixing.clean_share=0"
-            )
         # Told of every draw: the pool, the mix and the saliency, if there was any.
         self.watch: Callable[[ImageBatch, Mix, Tensor | None], None] = _unwatched
 

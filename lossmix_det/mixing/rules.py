@@ -272,4 +272,4 @@ def _joined(sources: list[tuple[Supervision, Tensor, Tensor]], mixed: Tensor, ba
             for supervision, weight in teaching
         ]
         truths.append(reduce(Instances.union, boxes) if boxes else Instances.empty())
-    return Supervision(tuple(truths), class_weights, box_weights, background_weight)
+    return Supervision(tuple(truths), class_weights, box_weights, background_weight, first.mean_over)

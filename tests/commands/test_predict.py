@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 
 import pytest
 import torch
 from conftest import write_image
 
 from lossmix_det.commands import main as lossmix
-from lossmix_det.config import load_config
+from lossmix_det.config import as_dict, load_config
 from lossmix_det.engines import build_detector
+from lossmix_det.engines.backbones import BACKBONES
 from lossmix_det.engines.export import export_model
+from lossmix_det.files import save_tensors
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +112,34 @@ def test_what_cannot_be_meant_gets_a_sentence(weights, shots, tmp_path, capsys, 
 def test_nothing_is_written_over(weights, shots, tmp_path, capsys):
     assert predict(weights, shots, "--output", shots) == 2
     assert f"{shots} is not empty; name a new folder by --output" in capsys.readouterr().err
+
+
+@pytest.fixture
+def own_part(tmp_path, monkeypatch):
+    """The weights of a run whose backbone a module adds, as that of another process: nobody has imported it yet."""
+    (tmp_path / "my_parts.py").write_text(
+        "from lossmix_det.engines.backbones import BACKBONES\nBACKBONES['mine'] = BACKBONES['slim']\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(BACKBONES, "mine", BACKBONES["slim"])  # so that it is gone again in the end
+    config = load_config(None, ["data.imports=[my_parts]", "model.architecture=mine"])
+    detector = build_detector(config.model, 2)
+    export_model(detector, config, ["cat", "dog"], tmp_path / "export.pth")
+    state = {"config": as_dict(config), "classes": ["cat", "dog"], "student": detector.exported(), "step": 1}
+    save_tensors(state, tmp_path / "checkpoint.pt")
+    monkeypatch.delitem(BACKBONES, "mine")
+    yield tmp_path
+    sys.modules.pop("my_parts", None)
+
+
+@pytest.mark.parametrize("name", ["export.pth", "checkpoint.pt"])
+def test_weights_that_need_code_of_ones_own_say_so_and_run_it_only_if_told(own_part, shots, tmp_path, capsys, name):
+    words = [own_part / name, shots, "--output", tmp_path / "out", "--device", "cpu"]
+    assert predict(*words) == 2
+    said = capsys.readouterr().err
+    assert "model.architecture='mine' is not one of" in said
+    assert "its run imported my_parts: say --import my_parts" in said
+    assert "my_parts" not in sys.modules
+    assert predict(*words, "--import", "no_parts") == 2
+    assert "--import: no_parts cannot be imported (ModuleNotFoundError" in capsys.readouterr().err
+    assert predict(*words, "--import", "my_parts") == 0

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from lossmix_det.config import MixingConfig, load_config
+from lossmix_det.config import CoMixupConfig, MixingConfig, PuzzleConfig, load_config
+from lossmix_det.config.mixing import READS
 from lossmix_det.errors import UserError
-from lossmix_det.mixing import Among, Recipe
+from lossmix_det.mixing import MIXERS, Among, Mix, Recipe
 from lossmix_det.mixing.mixers.sage import Sage
-from lossmix_det.structures import ImageBatch
+from lossmix_det.structures import ImageBatch, Instances
 
 
 def images(count: int = 4) -> ImageBatch:
@@ -88,7 +89,19 @@ def test_nothing_is_computed_where_nothing_is_mixed(monkeypatch):
         ),
         (
             ["mixing.clean_share=0.3", "mixing.saliency=gradient", "mixing.mixer={mixup: 1, cutmix: 1}"],
-            r"mixing.clean_share=0.3 has no effect with mixing.mixer=\{.*\}, which needs no saliency; set .*=0",
+            r"mixing.saliency=gradient has no effect with mixing.mixer=\{.*\}; set mixing.saliency=spectral",
+        ),
+        (
+            ["mixing.mixer=mosaic", "mixing.lam_range=[0.5,1]"],
+            r"lam_range=.* no effect .*=mosaic; set .*lam_range=null",
+        ),
+        (["mixing.mixer={mosaic: 1, mixup: 0}", "mixing.alpha=2"], r"alpha=2.0 has no effect .*; set mixing.alpha=1.0"),
+        (["mixing.puzzle.beta=2"], r"mixing.puzzle.beta=2.0 has no effect with mixing.mixer=mixup; set .*beta=1.2"),
+        (["mixing.least_visible=0.3"], r"least_visible=0.3 has no effect with mixing.mixer=mixup"),
+        (["mixing.background_weight=2"], r"background_weight=2.0 has no effect with mixing.rule=lossmix; set .*=1.0"),
+        (
+            ["mixing.burn_in_rule=max", "mixing.noise_share=0.3"],
+            r"noise_share=0.3 has no effect with .*burn_in_rule=max",
         ),
         (["mixing.views=[]"], r"mixing.views=\[\] leaves no view to mix; name weak or strong, or set mixing.prob.*=0"),
         (
@@ -101,6 +114,63 @@ def test_nothing_is_computed_where_nothing_is_mixed(monkeypatch):
 def test_a_bad_setting_is_told_what_there_is(words, message):
     with pytest.raises(UserError, match=message):
         Recipe(load_config(None, words).mixing)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"probability": 7.0}, {"alpha": 0.0}, {"lam_range": [0.9, 1.5]}, {"mixer": {"mixup": -1, "sage": 2}}],
+)
+def test_settings_given_in_python_are_held_against_their_limits_too(settings):
+    with pytest.raises(UserError, match=r"^mixing\."):
+        Recipe(MixingConfig(**settings))
+
+
+OTHER = {
+    "alpha": 3.0,
+    "lam_range": [0.2, 0.3],
+    "saliency": "boxes",
+    "confmix_sure": 0.95,
+    "fmix_decay": 1.0,
+    "stages": ["1"],
+    "puzzle": PuzzleConfig(eta=0.0, beta=0.0, t_eps=0.1),
+    "comixup": CoMixupConfig(blocks=8),
+}
+
+
+def mix_of(config: MixingConfig) -> Mix:
+    """What is drawn for images of noise with an object each, that a teacher is more or less sure of."""
+    rng, generator = np.random.default_rng(3), torch.Generator().manual_seed(0)
+    pool = ImageBatch(torch.rand(4, 3, 128, 128, generator=generator), ((128, 128),) * 4)
+    boxes = [[5.0, 5, 40, 60], [60.0, 60, 120, 120], [10.0, 70, 60, 120], [70.0, 10, 120, 50]]
+    truths = [Instances(torch.tensor([box]), torch.zeros(1).long(), torch.tensor([0.9])) for box in boxes]
+    return Recipe(config).drawn(rng).draw(pool, Among(4), rng, truths)
+
+
+def differs(a: Mix, b: Mix) -> bool:
+    pairs = [(getattr(a, name), getattr(b, name)) for name in ("shares", "masks", "blocks", "factors")]
+    return a.stage != b.stage or any(one is not None and not torch.equal(one, other) for one, other in pairs)
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_a_mixer_reads_what_it_is_said_to_read_and_nothing_else(name, monkeypatch):
+    """It draws another mix from the same images where that is set otherwise; shares under which boxes go need masks."""
+    said = READS[name]
+    monkeypatch.setattr("lossmix_det.config.mixing.READS", {})  # so that nothing is refused
+    usual = {"mixer": name, "probability": 1.0}
+    before = mix_of(MixingConfig(**usual))
+    read = {key for key, value in OTHER.items() if differs(before, mix_of(MixingConfig(**usual, **{key: value})))}
+    read |= {"least_visible"} if before.masks is not None else set()
+    read |= {"clean_share"} if "saliency" in read else set()
+    assert read == said
+
+
+def test_what_another_mixer_of_the_table_reads_may_be_set():
+    Recipe(MixingConfig(mixer={"mosaic": 1, "mixup": 1}, alpha=2.0))
+
+
+def test_mixers_of_ones_own_may_read_any_setting(monkeypatch):
+    monkeypatch.setitem(MIXERS, "mine", MIXERS["mixup"])
+    Recipe(MixingConfig(mixer="mine", fmix_decay=2.0))
 
 
 def test_weights_are_read_from_the_command_line_and_written_back():
@@ -116,5 +186,7 @@ def test_saliency_by_gradient_needs_a_student():
 
 
 def test_a_mixer_without_saliency_needs_no_gradient():
-    assert not Recipe(MixingConfig(mixer="cutmix", saliency="gradient")).needs_gradient
-    assert Recipe(MixingConfig(mixer={"cutmix": 1, "sage": 1}, saliency="gradient")).needs_gradient
+    recipe = Recipe(MixingConfig(mixer={"cutmix": 1, "sage": 1}, saliency="gradient"))
+    assert recipe.needs_gradient
+    drawn = [recipe.drawn(np.random.default_rng(seed)) for seed in range(20)]
+    assert {(isinstance(one.mixer, Sage), one.needs_gradient) for one in drawn} == {(True, True), (False, False)}
