@@ -40,8 +40,7 @@ class Instances:
             the boxes.
 
     Raises:
-        ValueError: a shape or type differs from the above, or a box is not finite (looked at on the CPU alone, because
-            a GPU would have to be waited for).
+        ValueError: a shape or type differs from the above.
     """
 
     boxes: Tensor
@@ -59,8 +58,6 @@ class Instances:
             raise ValueError(
                 f"boxes must be float of shape (N, 4), got {self.boxes.dtype} of shape {tuple(self.boxes.shape)}"
             )
-        if self.boxes.device.type == "cpu" and not self.boxes.isfinite().all():
-            raise ValueError(f"boxes must be finite, got {self.boxes[~self.boxes.isfinite().all(1)].tolist()}")
         if self.classes.dtype != torch.int64:
             raise ValueError(f"classes must be int64, got {self.classes.dtype}")
         for name in ("classes", "scores", "weights", "box_weights"):

@@ -43,6 +43,28 @@ def test_nothing_is_mixed_at_probability_zero():
         assert result["instances"]._truth_weights == [(1.0, 1.0)]
 
 
+def test_fields_of_ones_own_stay_where_nothing_is_mixed():
+    plain = inputs()
+    for place, each in enumerate(plain):
+        each["instances"].gt_ids = torch.arange(len(each["instances"])) + 10 * place
+    recipe, rng = Recipe(MixingConfig(probability=0.5)), np.random.default_rng(2)
+    found = plugin.mix_inputs(plain, recipe, rng)
+    mixed = [len(each["instances"]._truth_weights) > 1 for each in found]
+    assert set(mixed) == {True, False}
+    for own, result, is_mixed in zip(plain, found, mixed, strict=True):
+        assert result["instances"].has("gt_ids") != is_mixed
+        assert is_mixed or torch.equal(result["instances"].gt_ids, own["instances"].gt_ids)
+
+
+@pytest.mark.parametrize("mixer", ["mixup", "manifold"])
+def test_an_input_without_truths_is_named(mixer):
+    model = build_model(mixing(configured(), MIXER=mixer, PROBABILITY=1.0)).train()
+    batch = inputs()
+    del batch[1]["instances"]
+    with pytest.raises(UserError, match=r"^1.png: has no instances to learn from; give images with annotations"):
+        losses(model, batch)
+
+
 def test_pixels_truths_and_names_of_a_mixed_batch():
     plain = inputs()
     mixed = plugin.mix_inputs(plain, Recipe(MixingConfig(probability=1.0)), np.random.default_rng(3))
@@ -144,7 +166,7 @@ def test_settings_of_saliency_and_of_single_mixers_are_read():
         expected = MixingConfig(table, saliency="boxes", least_visible=0.3, puzzle=PuzzleConfig(transport=False))
         assert plugin.mixing_of(cfg) == replace(expected, comixup=CoMixupConfig(partners=3))
     cfg.LOSSMIX.MIXER = "mixup"
-    with pytest.raises(UserError, match=r"LOSSMIX\.LEAST_VISIBLE=0\.3 has no effect with LOSSMIX\.MIXER=mixup"):
+    with pytest.raises(UserError, match=r"LOSSMIX\.SALIENCY=boxes has no effect with LOSSMIX\.MIXER=mixup"):
         plugin.mixing_of(cfg)
     cfg.LOSSMIX.PUZZLE.BETA = -1.0
     with pytest.raises(UserError, match=r"LOSSMIX\.PUZZLE\.BETA=-1\.0 lies outside of 0"):

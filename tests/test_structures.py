@@ -125,11 +125,6 @@ def test_supervisions_that_are_joined_must_be_alike(differ):
         Supervision.cat([one, replace(one, **differ)])
 
 
-def test_boxes_must_be_finite():
-    with pytest.raises(ValueError, match=r"boxes must be finite, got \[\[nan, 0.0, 5.0, 5.0\]\]"):
-        Instances(torch.tensor([[float("nan"), 0, 5, 5], [0, 0, 5, 5]]), torch.zeros(2, dtype=torch.int64))
-
-
 def test_only_images_with_a_weight_are_active():
     supervision = Supervision(
         (instances(1),) * 4, torch.tensor([0.0, 0.5, 0.0, 1.0]), torch.tensor([0.0, 0.5, 0.2, 0.0])

@@ -155,6 +155,7 @@ def select(detections: Instances, least: Tensor, size: tuple[int, int], config: 
     boxes, scores = clip_boxes_to_image(detections.boxes, size), detections.scores
     sides = boxes[:, 2:] - boxes[:, :2]
     kept = (scores >= least.to(scores)[detections.classes]) & (sides >= config.min_size).all(1)
+    kept &= (sides > 0).all(1)  # clipped to the edge of the image, nothing may be left
     kept = torch.where(kept)[0]
     kept = kept[scores[kept].argsort(descending=True, stable=True)][: config.max_per_image]
     chosen = scores[kept]

@@ -62,17 +62,17 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.images < 1:
+        raise UserError(f"--images {options.images}: give at least 1")
     config = load_config(
         options.config_file, [*options.overrides, f"data.batch_size={options.images}", "train.accumulate=1"]
     )
-    from lossmix_det.data.catalog import load_to_train  # loads torch
+    from lossmix_det.data.catalog import load_train_sets  # loads torch
     from lossmix_det.evaluation.drawing import save
     from lossmix_det.report.sheets import draw_sheet
 
-    if not config.data.train:
-        raise UserError("data.train is empty; name at least one data set")
-    source = load_to_train(config.data.train[0], config)
-    _check_stages(config, source)
+    sources = load_train_sets(config)
+    _check_stages(config, sources)
     if options.teacher and not config.data.target:
         raise UserError("--teacher needs data.target, the images that it is to label")
     if options.rules and (options.teacher or options.sources):
@@ -80,10 +80,10 @@ def _run(options: argparse.Namespace) -> int:
     if options.student and config.mixing.saliency != "gradient":
         raise UserError(f"--student has no effect with mixing.saliency={config.mixing.saliency}; set gradient")
     if options.sources:
-        sheet = _mixed(config, source, options)
+        sheet = _mixed(config, sources, options)
     else:
-        rows = _phases(config, source, options) if options.teacher else _rules(config, source, options)
-        sheet = draw_sheet(rows, source.classes)
+        rows = _phases(config, sources, options) if options.teacher else _rules(config, sources, options)
+        sheet = draw_sheet(rows, sources[0].classes)
     save(sheet, options.output, colours=96)
     log.info("wrote %s", options.output)
     return 0
@@ -113,30 +113,32 @@ class Step:
         return phase.compose(self.batch, rng, self.labels, self.clean_pass)
 
 
-def _rules(config: Config, source: ImageSet, options: argparse.Namespace) -> Rows:
+def _rules(config: Config, sources: list[ImageSet], options: argparse.Namespace) -> Rows:
     """A row for each rule; partners and λ are the same in every row."""
     from lossmix_det.training.mixed_batch import pictures_of
     from lossmix_det.training.phases import SourceOnly
 
-    step, rows = _step(config, source, options, adapts=False), {}
+    step, rows = _step(config, sources, options, adapts=False), {}
     for rule in options.rules or choices(MixingConfig, "rule"):
         mixing = replace(config.mixing, rule=rule, probability=1.0)
+        if rule != config.mixing.rule:  # which may not read it
+            mixing = replace(mixing, background_weight=MixingConfig.background_weight)
         rows[rule] = pictures_of(step.composed(SourceOnly(mixing)))[: config.data.batch_size]
     return rows
 
 
-def _phases(config: Config, source: ImageSet, options: argparse.Namespace) -> Rows:
+def _phases(config: Config, sources: list[ImageSet], options: argparse.Namespace) -> Rows:
     """A step of burn-in, and a step of adaptation with the teacher's pseudo-labels."""
     from lossmix_det.training.mixed_batch import pictures_of
     from lossmix_det.training.phases import Adaptation, BurnIn
 
-    step = _step(config, source, options, adapts=True)
+    step = _step(config, sources, options, adapts=True)
     burn_in = replace(step, labels=None).composed(BurnIn(config, config.mixing.in_burn_in))
     adaptation = step.composed(Adaptation(config, config.mixing))
     return {"burn-in": pictures_of(burn_in), "adaptation": pictures_of(adaptation)}
 
 
-def _mixed(config: Config, source: ImageSet, options: argparse.Namespace) -> Image:
+def _mixed(config: Config, sources: list[ImageSet], options: argparse.Namespace) -> Image:
     """The images of one view of a step, all of them mixed, with what they are made of."""
     from lossmix_det.report.mixed import Drawn, draw_mixed, explain
     from lossmix_det.structures import Instances, Supervision
@@ -145,7 +147,7 @@ def _mixed(config: Config, source: ImageSet, options: argparse.Namespace) -> Ima
     mixing = replace(config.mixing, probability=1.0)
     burns_in = config.mixing.burn_in_probability != 0 and config.adaptation.burn_in_steps > 0
     adapts = bool(config.data.target) and (bool(options.teacher) or burns_in)
-    step = _step(config, source, options, adapts=adapts)
+    step = _step(config, sources, options, adapts=adapts)
     supervision = Supervision.full(step.batch.source.truths)
     phase: Phase = SourceOnly(mixing)
     if adapts:
@@ -160,23 +162,25 @@ def _mixed(config: Config, source: ImageSet, options: argparse.Namespace) -> Ima
     step.composed(phase)
     if not drawn:
         raise UserError(f"mixing.views={config.mixing.views}: no view of data.views={config.data.views} is mixed")
-    return draw_mixed(explain(drawn[0], supervision, phase.recipe), source.classes)
+    return draw_mixed(explain(drawn[0], supervision, phase.recipe), sources[0].classes)
 
 
-def _step(config: Config, source: ImageSet, options: argparse.Namespace, *, adapts: bool) -> Step:
+def _step(config: Config, sources: list[ImageSet], options: argparse.Namespace, *, adapts: bool) -> Step:
     """The first batch of the source, in adaptation also of the target, and what a step knows about it."""
     from lossmix_det.mixing import Recipe
 
-    batch = _batch(config, source) if adapts else _source_batch(config, source)
+    if not adapts and config.data.batch_size < 2:
+        raise UserError("--images 1 leaves an image nobody to be mixed with; give at least 2")
+    batch = _batch(config, sources) if adapts else _source_batch(config, sources)
     labels = soft_teacher = clean_pass = None
     if adapts and options.teacher:
-        labels, soft_teacher = _label(config, source.classes, options.teacher, batch)
+        labels, soft_teacher = _label(config, sources[0].classes, options.teacher, batch)
     if Recipe(config.mixing).needs_gradient:
-        clean_pass = _clean_pass(config, source.classes, options, soft_teacher)
+        clean_pass = _clean_pass(config, sources[0].classes, options, soft_teacher)
     return Step(config, batch, labels, clean_pass)
 
 
-def _check_stages(config: Config, source: ImageSet) -> None:
+def _check_stages(config: Config, sources: list[ImageSet]) -> None:
     """Refuse stages that the detector lacks, although the pictures would not show it; only where any are mixed."""
     from lossmix_det.engines import build_detector
     from lossmix_det.mixing import Recipe
@@ -184,27 +188,27 @@ def _check_stages(config: Config, source: ImageSet) -> None:
 
     recipe = Recipe(config.mixing)
     if recipe.stages:
-        check_stages(recipe, build_detector(replace(config.model, weights=""), len(source.classes)))
+        check_stages(recipe, build_detector(replace(config.model, weights=""), len(sources[0].classes)))
 
 
-def _source_batch(config: Config, source: ImageSet) -> StepBatch:
+def _source_batch(config: Config, sources: list[ImageSet]) -> StepBatch:
     """The first batch of the source."""
     from lossmix_det.data.loaders import training_loader
     from lossmix_det.structures import StepBatch
 
-    views, _ = next(iter(training_loader([source], config.data, seed=config.train.seed)))
+    views, _ = next(iter(training_loader(sources, config.data, seed=config.train.seed)))
     return StepBatch(views)
 
 
-def _batch(config: Config, source: ImageSet) -> StepBatch:
+def _batch(config: Config, sources: list[ImageSet]) -> StepBatch:
     """The first batch of the source and of the target."""
     from lossmix_det.data.catalog import load_target
     from lossmix_det.data.loaders import target_loader, training_loader
     from lossmix_det.structures import StepBatch
 
-    target = [load_target(name, config, source.classes) for name in config.data.target]
+    target = [load_target(name, config, sources[0].classes) for name in config.data.target]
     seed = config.train.seed
-    loader = training_loader([source], config.data, seed=seed)
+    loader = training_loader(sources, config.data, seed=seed)
     loaders = loader, target_loader(target, config.data, source=loader, seed=seed)
     return StepBatch(*(next(iter(each))[0] for each in loaders))
 

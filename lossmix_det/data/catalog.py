@@ -201,6 +201,12 @@ def load_sets(config: Config) -> tuple[list[ImageSet], list[ImageSet]]:
     Raises:
         UserError: something is missing or wrong, or a class of ``data.classes`` is in no training set.
     """
+    train = load_train_sets(config)
+    return train, [load(name, config, train[0].classes) for name in config.data.test]
+
+
+def load_train_sets(config: Config) -> list[ImageSet]:
+    """The training sets alone; as `load_sets`."""
     if not config.data.train:
         raise UserError("data.train is empty; name at least one data set")
     train = [load_to_train(config.data.train[0], config)]
@@ -215,7 +221,7 @@ def load_sets(config: Config) -> tuple[list[ImageSet], list[ImageSet]]:
         raise UserError(without_boxes(absent[:1], config))
     if absent:  # named by the file alone, as many exports do
         log.warning(without_boxes(absent, config))
-    return train, [load(name, config, classes) for name in config.data.test]
+    return train
 
 
 def without_labels(name: str, entry: DatasetConfig) -> str:

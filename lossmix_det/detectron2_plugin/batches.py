@@ -65,17 +65,31 @@ def mix_inputs(inputs: list[dict], recipe: Recipe, rng: np.random.Generator) -> 
         rng: draws partners and λ.
 
     Returns:
-        The same dicts with mixed images, as float, and `MixedInstances`; other keys stay those of the image itself.
+        The same dicts with mixed images, as float, and `MixedInstances`; other keys stay those of the image itself, and
+        so do other fields of instances where the image is not mixed.
+
+    Raises:
+        UserError: an input has no ``instances``.
     """
     recipe = recipe.drawn(rng)
     batch, truths = batch_of(inputs, masks=recipe.pastes_objects)
     mix = draw_mix(batch, truths, recipe, rng)
     mixed = blend(batch, mix)
-    return taught(inputs, mixed, recipe.supervise(truths, mix, mixed))
+    return taught(inputs, mixed, recipe.supervise(truths, mix, mixed), mix.mixed.tolist())
 
 
 def batch_of(inputs: list[dict], *, masks: bool = False) -> tuple[ImageBatch, list[Instances]]:
-    """Pixels in 0…255 on one canvas, and truths; with the masks of these, where they have some."""
+    """Pixels in 0…255 on one canvas, and truths; with the masks of these, where they have some.
+
+    Raises:
+        UserError: an input has no ``instances``.
+    """
+    for each in inputs:
+        if "instances" not in each:
+            raise UserError(
+                f"{each.get('file_name', 'an input')}: has no instances to learn from; give images with annotations, "
+                "and a dataset mapper with is_train=True"
+            )
     batch = ImageBatch.cat(
         [ImageBatch(each["image"][None].float(), (tuple(each["image"].shape[1:]),)) for each in inputs]
     )
@@ -92,13 +106,17 @@ def draw_mix(batch: ImageBatch, truths: list[Instances], recipe: Recipe, rng: np
     return recipe.draw(unit, Among(len(batch), batch.sizes), rng, truths)
 
 
-def taught(inputs: list[dict], mixed: ImageBatch, supervisions: list[Supervision]) -> list[dict]:
-    """The inputs with mixed images and what these teach."""
+def taught(inputs: list[dict], mixed: ImageBatch, supervisions: list[Supervision], is_mixed: list[bool]) -> list[dict]:
+    """The inputs with mixed images and what these teach; one that is not mixed keeps all fields of its instances."""
     result = []
     for index, each in enumerate(inputs):
         height, width = mixed.sizes[index]
         image = mixed.pixels[index, :, :height, :width]
-        result.append({**each, "image": image, "instances": _joined((height, width), supervisions, index)})
+        instances = _joined((height, width), supervisions, index)
+        others = {} if is_mixed[index] else each["instances"].get_fields()
+        for name in others.keys() - instances.get_fields().keys():
+            instances.set(name, others[name])
+        result.append({**each, "image": image, "instances": instances})
     return result
 
 

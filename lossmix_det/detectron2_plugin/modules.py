@@ -187,7 +187,7 @@ class LossMixRCNN(GeneralizedRCNN):
 
     def forward(self, batched_inputs: list[dict]) -> Any:
         """As `GeneralizedRCNN.forward`; a batch that the data loader has mixed is taken as it is."""
-        if self.training and not any(isinstance(each["instances"], MixedInstances) for each in batched_inputs):
+        if self.training and not any(isinstance(each.get("instances"), MixedInstances) for each in batched_inputs):
             self._warn_if_alone(len(batched_inputs))
             rng = np.random.default_rng(int(torch.randint(2**62, ())))
             recipe = self.recipe.drawn(rng)
@@ -207,7 +207,8 @@ class LossMixRCNN(GeneralizedRCNN):
         mix = draw_mix(batch, truths, recipe, rng)
         sizes = mixed_sizes(batch, mix)
         pixels = torch.where(batch.valid(), batch.pixels, self.pixel_mean.view(1, -1, 1, 1).to(batch.pixels))
-        padded = taught(inputs, ImageBatch(pixels, sizes), recipe.supervise(truths, mix, batch))
+        supervisions = recipe.supervise(truths, mix, batch)
+        padded = taught(inputs, ImageBatch(pixels, sizes), supervisions, mix.mixed.tolist())
         with self.points.mixing(FeatureMix(mix.stage, mix.sources, mix.shares, sizes)):
             return super().forward(padded)
 

@@ -32,6 +32,34 @@ class Samples:
     foreground: Tensor
 
 
+def check_truths(supervision: Supervision, images: int, num_classes: int) -> None:
+    """Refuse a supervision that no loss can be computed of.
+
+    Args:
+        supervision: its truths are looked at where they lie on the CPU; a GPU would have to be waited for.
+        images: that were encoded.
+        num_classes: K.
+
+    Raises:
+        ValueError: it is of another number of images, or a truth has a box without area or not finite, or a class
+            outside 0…K-1.
+    """
+    if len(supervision) != images:
+        raise ValueError(f"supervision is of {len(supervision)} images, the encoding of {images}")
+    for index in supervision.active:
+        boxes, classes = supervision.truths[index].boxes, supervision.truths[index].classes
+        if boxes.device.type != "cpu" or not len(boxes):
+            continue
+        bad = ~((boxes[:, 2:] > boxes[:, :2]).all(dim=1) & boxes.isfinite().all(dim=1))
+        if bad.any():
+            raise ValueError(f"truth of image {index}: box {boxes[bad][0].tolist()} is no xyxy box with an area")
+        unknown = (classes < 0) | (classes >= num_classes)
+        if unknown.any():
+            raise ValueError(
+                f"truth of image {index}: class {int(classes[unknown][0])} is not one of 0…{num_classes - 1}"
+            )
+
+
 def weigh_samples(
     supervision: Supervision, matches: Sequence[Tensor], foreground: Tensor, normalizers: Tensor
 ) -> Samples:

@@ -76,6 +76,13 @@ def test_old_scores_are_forgotten():
     assert thresholds.least()[0] == pytest.approx(0.25, abs=0.006)
 
 
+def test_of_a_box_beyond_the_edge_nothing_is_left_to_teach():
+    boxes = torch.tensor([[40.0, 5, 60, 20], [50, 5, 70, 20], [5, -20, 20, -3]])
+    found = Instances(boxes, torch.zeros(3, dtype=torch.int64), torch.full((3,), 0.9))
+    kept = select(found, torch.tensor([0.5]), (50, 50), PseudoLabelConfig(score=0.5, min_size=0))
+    assert kept.boxes.tolist() == [[40.0, 5, 50, 20]]
+
+
 def test_what_is_kept_is_confident_inside_large_enough_and_best_first():
     config = PseudoLabelConfig(score=0.5, min_size=4, max_per_image=2)
     detections = found(

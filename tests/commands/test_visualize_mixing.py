@@ -8,6 +8,7 @@ from runs import TINY, trainer
 
 from lossmix_det.commands import visualize_mixing as pictures
 from lossmix_det.config import load_config
+from lossmix_det.data import loaders
 from lossmix_det.data.catalog import load
 from lossmix_det.evaluation import drawing
 from lossmix_det.report import mixed, sheets
@@ -78,7 +79,7 @@ def test_sources_saliency_masks_and_result_are_those_of_a_training_step(tmp_path
     assert all(source.saliency.shape == source.pixels.shape[:2] for source in seen)
     assert all(picture.masks.shape == picture.pixels.shape for picture in shown)
     config = load_config(None, [*TINY, "data.batch_size=3", "train.seed=3", "mixing.mixer=sage"])
-    batch = pictures._source_batch(config, load("shapes_photo_train", config))
+    batch = pictures._source_batch(config, [load("shapes_photo_train", config)])
     phase = SourceOnly(replace(config.mixing, probability=1.0))
     expected = phase.compose(batch, np.random.default_rng(3)).images
     for index, picture in enumerate(shown):
@@ -132,12 +133,34 @@ def test_saliency_by_gradient_is_that_of_the_given_student(tmp_path, shown, caps
     ("words", "said"),
     [
         (["--sources", "--rules", "own"], "--rules has no effect with --teacher or --sources; set mixing.rule"),
+        (["--images", "0"], "--images 0: give at least 1"),
+        (["--images", "1"], "--images 1 leaves an image nobody to be mixed with; give at least 2"),
         (["--student", "x.pth"], "--student has no effect with mixing.saliency=spectral; set gradient"),
     ],
 )
 def test_options_without_effect_are_refused(tmp_path, capsys, words, said):
     assert draw(tmp_path / "x.png", *words) == 2
     assert said in capsys.readouterr().err
+
+
+def test_every_rule_is_drawn_whatever_the_run_sets_for_its_own(tmp_path):
+    words = ["--images", "2", "mixing.rule=lossmix_instance", "mixing.background_weight=0.5"]
+    assert draw(tmp_path / "x.png", *words) == 0
+
+
+@pytest.mark.parametrize("words", [[], ["--sources"]])
+def test_images_are_of_all_training_sets(tmp_path, monkeypatch, words):
+    drawn, load_batches = [], loaders.training_loader
+
+    def remembering(sets, *rest, **where):
+        drawn.extend(each.name for each in sets)
+        return load_batches(sets, *rest, **where)
+
+    monkeypatch.setattr(loaders, "training_loader", remembering)
+    several = "data.train=[shapes_photo_train,shapes_clipart_train]"
+    overrides = [word for word in TINY if not word.startswith(("data.batch_size", "data.train"))]
+    assert pictures.main(["--output", str(tmp_path / "x.png"), "--images", "2", *words, *overrides, several]) == 0
+    assert drawn == ["shapes_photo_train", "shapes_clipart_train"]
 
 
 def test_where_no_view_is_mixed_it_is_one_sentence(tmp_path, capsys):

@@ -313,6 +313,24 @@ def test_a_supervision_of_another_batch_is_refused(small):
         small.losses(small.encode(images()), Supervision.full(TRUTHS_A[:2]))
 
 
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ((50, 10, 50, 60, 0), r"truth of image 1: box \[50.0, 10.0, 50.0, 60.0\] is no xyxy box with an area"),
+        ((50, 60, 10, 10, 0), r"is no xyxy box with an area"),
+        ((float("nan"), 10, 50, 60, 0), r"box \[nan, 10.0, 50.0, 60.0\] is no xyxy box with an area"),
+        ((0, 10, float("inf"), 60, 0), r"is no xyxy box with an area"),
+        ((10, 10, 50, 60, CLASSES), rf"truth of image 1: class {CLASSES} is not one of 0…{CLASSES - 1}"),
+        ((10, 10, 50, 60, -1), r"truth of image 1: class -1 is not one of 0…"),
+    ],
+)
+def test_a_truth_that_no_loss_can_be_computed_of_is_refused(small, row, said):
+    truths = (TRUTHS_A[0], truth((5, 40, 70, 110, 1), row), TRUTHS_A[2])
+    with pytest.raises(ValueError, match=said):
+        losses(small, images(), Supervision.full(truths))
+    losses(small, images(), weighted(truths, [1.0, 0.0, 1.0]))  # the truth of an image that teaches nothing
+
+
 def test_detections_are_those_of_the_plain_model(detector):
     """Same weights, same unequal images, through the engine's own list interface in evaluation mode."""
     detector.stock.show_all(detector)

@@ -22,7 +22,7 @@ from lossmix_det.engines.canvases import in_order
 from lossmix_det.engines.contract import Features, SoftTeacher
 from lossmix_det.engines.normalizers import Normalizer
 from lossmix_det.engines.one_stage.encoding import EncodedCanvas, Matched, OneStageEncoding
-from lossmix_det.engines.weighing import weigh_samples, weighted_sum
+from lossmix_det.engines.weighing import check_truths, weigh_samples, weighted_sum
 from lossmix_det.structures import ImageBatch, Instances, Supervision
 
 IGNORED = -2  # in place of the index of a matched box; -1 is background
@@ -95,10 +95,9 @@ class OneStageDetector(CanvasDetector):
         """As `Detector.losses`; soft teachers are refused before training begins.
 
         Raises:
-            ValueError: the supervision is of another number of images.
+            ValueError: as `check_truths`.
         """
-        if len(supervision) != len(encoding.images):
-            raise ValueError(f"supervision is of {len(supervision)} images, the encoding of {len(encoding.images)}")
+        check_truths(supervision, len(encoding.images), self.num_classes)
         if not supervision.active:
             return {name: torch.zeros((), device=encoding.logits[0].device) for name in self.loss_names}
         with torch.autocast(encoding.logits[0].device.type, enabled=False):

@@ -13,6 +13,7 @@ from lossmix_det.engines.canvas_detector import CanvasDetector
 from lossmix_det.engines.contract import Features, SoftTeacher
 from lossmix_det.engines.two_stage.encoding import EncodedCanvas, TwoStageEncoding
 from lossmix_det.engines.two_stage.stages import FirstStage, SecondStage
+from lossmix_det.engines.weighing import check_truths
 from lossmix_det.structures import ImageBatch, Supervision
 
 
@@ -43,10 +44,9 @@ class TwoStageDetector(CanvasDetector):
         """The two losses of each stage, as `Detector.losses`.
 
         Raises:
-            ValueError: the supervision is of another number of images.
+            ValueError: as `check_truths`.
         """
-        if len(supervision) != len(encoding.images):
-            raise ValueError(f"supervision is of {len(supervision)} images, the encoding of {len(encoding.images)}")
+        check_truths(supervision, len(encoding.images), self.num_classes)
         stages = [stage for stage in (self.rpn, self.roi) if not self.left_out.issuperset(stage.loss_names)]
         return {k: v for stage in stages for k, v in stage.losses(encoding, supervision, soft_teacher).items()}
 
