@@ -86,7 +86,10 @@ def block_costs(
 
 
 def compatibility(saliency: np.ndarray, omega: float) -> np.ndarray:
-    """(P, P) A = (1 - ω)·I + ω·D, D the L1 distances of the most salient places of P images, of mean 1 in each row."""
+    """(P, P) A = (1 - ω)·I + ω·D; D are the L1 distances of the most salient places of P images.
+
+    D is scaled so that its rows sum to 1 on average.
+    """
     rows, columns = np.divmod(saliency.reshape(len(saliency), -1).argmax(1), saliency.shape[2])
     distance = np.abs(rows[:, None] - rows) + np.abs(columns[:, None] - columns)
     return (1 - omega) * np.eye(len(saliency)) + omega * distance * len(saliency) / max(distance.sum(), 1)
