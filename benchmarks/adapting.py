@@ -45,8 +45,8 @@ def adaptation_of(runs: list[Run], test_set: str) -> list[str]:
     heads = ["method", *METRICS, *COLUMNS, SECONDS]
     return [
         f"What adaptation changed: scores on {test_set} minus those at the end of burn-in, mean ± standard error; "
-        f"pseudo-labels in the first → the last {100 / SHARE:g} % of its steps, means over seeds. Seconds per step: the "
-        f"{100 / FASTEST:g}th percentile over adaptation, because other work slows some steps; mean over seeds.",
+        f"pseudo-labels in the first → the last {100 / SHARE:g} % of its steps, means over seeds. Seconds per step: "
+        f"the {100 / FASTEST:g}th percentile over adaptation, because other work slows some steps; mean over seeds.",
         "",
         "| " + " | ".join(heads) + " |",
         "|---|" + "---:|" * (len(heads) - 1),
