@@ -19,8 +19,6 @@ COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "precision in percent": ("pseudo/precision", lambda share: f"{100 * share:.0f}"),
     "recall in percent": ("pseudo/recall", lambda share: f"{100 * share:.0f}"),
 }
-
-
 SECONDS, FASTEST = "seconds per step", 10  # a tenth of the rows
 
 

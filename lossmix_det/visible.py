@@ -30,10 +30,12 @@ class Visible:
 
     def clipped(self, boxes: Tensor) -> Tensor:
         """(N, 4) the smallest box around what is seen of each, in pixels; one of which nothing is seen stays."""
-        scale = self._scale(boxes).to(boxes)
-        cells = boxes * scale
+        scale = self._scale(boxes)
+        cells = boxes.double() * scale
         clipped = around(self.mask.to(boxes.device), cells)
-        return torch.where(clipped == cells, boxes, clipped / scale)  # what is not cut stays to the last bit
+        return torch.where(
+            clipped == cells, boxes, (clipped / scale).to(boxes)
+        )  # what is not cut stays to the last bit
 
     def _scale(self, boxes: Tensor) -> Tensor:
         """(4,) cells to a pixel."""

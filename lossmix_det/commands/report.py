@@ -102,7 +102,8 @@ def _data_of(run: RunFolder) -> tuple[list[ImageSet], list[ImageSet], str]:
         return same
 
     try:
-        config = load_config(run.config_path)
+        # Nothing is mixed here, and what an earlier version let mixing be set to is no matter.
+        config = load_config(run.config_path, ["mixing.probability=0", "mixing.burn_in_probability=0"])
         train_sets, test_sets = load_sets(config)
         targets = [load_target(name, config, train_sets[0].classes) for name in config.data.target]
         kept = [list(filter(unchanged, sets)) for sets in (test_sets, targets)]

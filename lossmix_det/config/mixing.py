@@ -113,7 +113,12 @@ class MixingConfig(Settings):
         ]
 
     def _unread(self) -> list[Rule]:
-        """Settings that differ from their defaults, but that neither the rule nor any of the mixers reads."""
+        """Settings that differ from their defaults, but that neither the rule nor any of the mixers reads.
+
+        Where nothing is mixed nothing is read, and a baseline may keep the settings of what it is compared with.
+        """
+        if not (self.probability or self.burn_in_probability):
+            return []
         if not all(holds for holds, _ in self._mixer_rules()):
             return []
         mixers = [name for name, weight in self._weights.items() if weight]

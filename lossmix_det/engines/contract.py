@@ -79,8 +79,8 @@ class Detector(KeepsFrozenStatistics, ABC):
     def announce(self, encoding: Encoding, supervisions: Sequence[Supervision]) -> None:  # noqa: B027
         """Say for which supervisions `losses` will be asked, so that what these share can be computed at once.
 
-        It also tells how many samples an image has on average, for detectors whose losses are divided by the number of
-        those that they find (FCOS): an image that teaches nothing by one supervision counts as such an image there.
+        It also tells how many samples an image has on average. Detectors whose losses are divided by the number of
+        samples that they find (FCOS) let an image of weight 0 count as one with this average.
 
         Args:
             encoding: of the images.

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 # From the (I,) counts of what is averaged over in each image that teaches something, the number of images that the
-# loss is a mean over, the count that stock takes for every image (None: those found), and the count of an image on
-# average (None: that of these), to (I,) divisors.
+# loss is a mean over, the count that stock takes for every image (None: those found), and the count that an image has
+# on average (None: the mean of these counts), to (I,) divisors.
 Normalizer = Callable[[Tensor, float, int | None, float | None], Tensor]
 
 

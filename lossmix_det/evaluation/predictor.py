@@ -183,7 +183,8 @@ def _built(model: ModelConfig, recorded: Recorded) -> Detector:
         if not lacking:
             raise
         modules = " ".join(lacking)
-        raise UserError(f"{error}; its run imported {modules}: say --import {modules}, or import it first") from error
+        hint = f"if that adds parts of the model, say --import {modules}, or import it first"
+        raise UserError(f"{error}; its run imported {modules}: {hint}") from error
 
 
 def _names(recorded: Recorded, given: Sequence[str] | None) -> list[str]:

@@ -153,7 +153,7 @@ def _on_image(truth: Instances, size: Size) -> tuple[Instances, Tensor]:
     """Boxes cut off at the edge of the image, without those beyond it; and (N,) bool: which of all they are."""
     boxes = torch.minimum(truth.boxes, truth.boxes.new_tensor([*size[::-1]] * 2))
     kept = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-    return (truth if torch.equal(boxes, truth.boxes) else truth.clipped(boxes)[kept]), kept
+    return (truth if kept.all() and torch.equal(boxes, truth.boxes) else truth.clipped(boxes)[kept]), kept
 
 
 class LossMix:

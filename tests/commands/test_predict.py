@@ -138,7 +138,7 @@ def test_weights_that_need_code_of_ones_own_say_so_and_run_it_only_if_told(own_p
     assert predict(*words) == 2
     said = capsys.readouterr().err
     assert "model.architecture='mine' is not one of" in said
-    assert "its run imported my_parts: say --import my_parts" in said
+    assert "its run imported my_parts: if that adds parts of the model, say --import my_parts" in said
     assert "my_parts" not in sys.modules
     assert predict(*words, "--import", "no_parts") == 2
     assert "--import: no_parts cannot be imported (ModuleNotFoundError" in capsys.readouterr().err

@@ -276,3 +276,19 @@ def test_a_mask_that_is_exchanged_shows_a_smaller_partner_only_where_it_has_pixe
     assert torch.equal(moved.masks[0, 1], expected)
     assert torch.equal(moved.masks[0, 0], 1 - expected)
     assert_close(moved.shares, torch.tensor([[1 - 2 / 16, 2 / 16]]))
+
+
+def test_boxes_beyond_the_mixed_image_go_whatever_share_must_be_seen():
+    """A wide image of which a mask shows the left half alone: the mixed image is as small as its partner."""
+    pixels = torch.rand(2, 3, 16, 32)
+    images = ImageBatch(pixels, ((16, 32), (16, 16)))
+    masks = torch.zeros(1, 2, 4, 8)
+    masks[:, 0, :, :2], masks[:, 1, :, 2:] = 1, 1
+    mix = Mix(torch.tensor([[0, 1]]), torch.tensor([[0.25, 0.75]]), masks)
+    mixed = blend(images, mix)
+    assert mixed.sizes == ((16, 16),)
+    boxes = [truth((2, 2, 12, 12), (12, 2, 24, 12), (20, 2, 30, 12), (5, 5, 5, 9)), truth()]
+    rule = RULES["lossmix"](MixingConfig())
+    for weighting in WEIGHTINGS.values():
+        found = supervise(boxes, mix, mixed, rule, weighting, least_visible=0.0)[0].truths[0]
+        assert found.boxes.tolist() == [[2, 2, 12, 12], [12, 2, 16, 12]]

@@ -164,6 +164,12 @@ def test_a_mixer_reads_what_it_is_said_to_read_and_nothing_else(name, monkeypatc
     assert read == said
 
 
+def test_where_nothing_is_mixed_nothing_is_refused():
+    Recipe(MixingConfig(probability=0.0, alpha=2.0, mixer="mosaic", background_weight=0.5))
+    with pytest.raises(UserError, match="alpha=2.0 has no effect"):
+        Recipe(MixingConfig(probability=0.0, burn_in_probability=0.3, alpha=2.0, mixer="mosaic"))
+
+
 def test_what_another_mixer_of_the_table_reads_may_be_set():
     Recipe(MixingConfig(mixer={"mosaic": 1, "mixup": 1}, alpha=2.0))
 

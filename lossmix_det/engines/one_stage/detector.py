@@ -81,12 +81,13 @@ class OneStageDetector(CanvasDetector):
     def announce(self, encoding: OneStageEncoding, supervisions: Sequence[Supervision]) -> None:
         """As `Detector.announce`."""
         found, weights = 0.0, 0.0
-        for supervision in supervisions:
-            if supervision.active:
-                matched = encoding.matched[id(supervision)] = self._match_all(encoding, supervision)
-                weight = supervision.class_weights[supervision.active]
-                found += float(weight @ matched.counts.to(weight))
-                weights += float(weight.sum())
+        with torch.autocast(encoding.logits[0].device.type, enabled=False):
+            for supervision in supervisions:
+                if supervision.active:
+                    matched = encoding.matched[id(supervision)] = self._match_all(encoding, supervision)
+                    weight = supervision.class_weights[supervision.active].double()
+                    found += float((weight * matched.counts).sum())
+                    weights += float(weight.sum())
         encoding.average = found / weights if weights else None
 
     def losses(

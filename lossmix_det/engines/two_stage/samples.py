@@ -13,6 +13,7 @@ from lossmix_det.visible import Visible
 
 # The indices of S boxes among the proposals of an image (beyond them: of its truth), and the (S, 4) boxes.
 ChosenBoxes = tuple[Tensor, Tensor]
+LEAST_SIDE = 1.0  # pixels that must be left of a box which is clipped
 
 
 class Sampled(NamedTuple):
@@ -49,13 +50,21 @@ class SoftSamples:
     offsets: Tensor
     covers: list[tuple[Tensor, Visible]]
 
-    def clipped(self, boxes: Tensor, chosen: Tensor) -> Tensor:
-        """(C, 4) boxes of the samples that (S,) bool chooses, each clipped to what the student can see of it."""
+    def clipped(self, boxes: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """(C, 4) boxes of the samples that (S,) bool chooses, each clipped to what the student can see of it.
+
+        Returns:
+            The boxes, and (C,) bool: of which enough is seen to be taught; the others stay as they are.
+        """
+        boxes, taught = boxes.clone(), torch.ones_like(boxes[:, 0], dtype=torch.bool)
         for of_image, visible in self.covers:
             own = of_image[chosen]
-            boxes = boxes.clone()
-            boxes[own] = visible.clipped(boxes[own])
-        return boxes
+            whole, part = boxes[own], visible.clipped(boxes[own])
+            cut = part != whole
+            large = ((part[:, 2:] - part[:, :2] >= LEAST_SIDE) | ~(cut[:, :2] | cut[:, 2:])).all(dim=1)
+            taught[own] = visible.sees(whole) & large
+            boxes[own] = torch.where(taught[own][:, None], part, whole)
+        return boxes, taught
 
 
 def soft_samples(supervision: Supervision, images: Tensor, boxes: Tensor) -> SoftSamples | None:

@@ -107,19 +107,25 @@ class Stage(ABC):
         foreground = (torch.cat(matches) >= 0).nonzero()[:, 0]  # a GPU is waited for once
         return self.offsets(torch.cat(truths)[among_all[foreground]], torch.cat(boxes)[foreground])
 
-    def _to_the_same(self, soft: SoftSamples, chosen: Tensor, theirs: Tensor, deltas: Tensor, ours: Tensor) -> Tensor:
-        """(C, 4) offsets from the student's boxes to where the teacher's lead, as far as the student can see it.
+    def _to_the_same(
+        self, soft: SoftSamples, chosen: Tensor, theirs: Tensor, deltas: Tensor, ours: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Offsets from the student's boxes to where the teacher's lead, as far as the student can see it.
 
         Args:
             soft: of S samples.
             chosen: (S,) bool, C of them.
             theirs, deltas: (C, 4) boxes in the teacher's images, and its offsets from them.
             ours: (C, 4) the student's boxes.
+
+        Returns:
+            (C, 4) offsets, and (C,) bool: which of the boxes the student sees enough of to be taught.
         """
         meant = self.moved(theirs, deltas) + soft.offsets[chosen]
-        visible = soft.clipped(meant, chosen)
+        visible, taught = soft.clipped(meant, chosen)
         same = ((theirs + soft.offsets[chosen] == ours) & (visible == meant)).all(dim=1)
-        return torch.where(same[:, None], deltas, self.offsets(visible, ours))  # to the last bit, where nothing differs
+        # To the last bit the teacher's, where nothing differs.
+        return torch.where(same[:, None], deltas, self.offsets(visible, ours)), taught
 
     def _weigh(self, supervision: Supervision, matches: list[Tensor], foreground: Tensor) -> Samples:
         counts = torch.tensor([len(match) for match in matches])
@@ -156,7 +162,10 @@ class FirstStage(Stage):
         soft = soft_samples(supervision, samples.images, torch.cat(anchors))
         if soft is not None and soft_teacher is not None:
             there = _in_teachers_encoding(encoding, soft_teacher.encoding, soft, samples.images, index)
-            self._ask_about_anchors(soft_teacher, soft, there, foreground, torch.cat(anchors), objectness, offsets)
+            taught = self._ask_about_anchors(
+                soft_teacher, soft, there, foreground, torch.cat(anchors), objectness, offsets
+            )
+            samples = replace(samples, box_weights=samples.box_weights * taught)
         self._tell(Scored(foreground, len(active)))
         rows = encoding.anchor_rows(samples.images, index)
         logits = encoding.objectness[rows].float()
@@ -176,19 +185,25 @@ class FirstStage(Stage):
         anchors: Tensor,
         objectness: Tensor,
         offsets: Tensor,
-    ) -> None:
+    ) -> Tensor:
         """Write the teacher's objectness (S,), and its offsets (F, 4) where a truth was matched, over the hard ones.
 
         The teacher's anchor may lie a little beside the student's (S, 4): torchvision spaces those of its coarsest
         level by the canvas, and images are moved by less than a cell. The offsets lead to the same box, as far as the
         student can see it.
+
+        Returns:
+            (S,) bool: all but those whose box the student sees too little of.
         """
         seen = there >= 0
         logits = teacher.encoding.objectness[there[seen]]
         objectness[seen] = (logits.float() / teacher.temperature).sigmoid()
         both = seen & foreground
         theirs, deltas = teacher.encoding.anchor_boxes[there[both]], teacher.encoding.deltas[there[both]].float()
-        offsets[seen[foreground]] = self._to_the_same(soft, both, theirs, deltas, anchors[both]).to(offsets)
+        taught = torch.ones_like(both)
+        wanted, taught[both] = self._to_the_same(soft, both, theirs, deltas, anchors[both])
+        offsets[seen[foreground]] = wanted.to(offsets)
+        return taught
 
 
 class SecondStage(Stage):
@@ -354,9 +369,12 @@ class SecondStage(Stage):
         offsets = wanted.new_zeros(len(label), 4)
         offsets[samples.foreground] = wanted
         deltas = _of_class(deltas, label[mask]).float()
-        offsets[mask] = self._to_the_same(soft, mask, inside, deltas, boxes[mask]).to(offsets)
+        taught = torch.ones_like(mask)
+        soft_offsets, taught[mask] = self._to_the_same(soft, mask, inside, deltas, boxes[mask])
+        offsets[mask] = soft_offsets.to(offsets)
         foreground = label != self.background
-        return replace(samples, foreground=foreground), label, offsets[foreground]
+        samples = replace(samples, foreground=foreground, box_weights=samples.box_weights * taught)
+        return samples, label, offsets[foreground]
 
 
 def indices_of(masks: list[Tensor]) -> list[Tensor]:
