@@ -9,7 +9,6 @@ from collections.abc import Callable
 from benchmarks.cells import cell_of, gain_of, text_of
 from benchmarks.curves import rows_of
 from benchmarks.runs import Run
-from lossmix_det.training.provenance import settings_of
 
 METRICS = ("AP50", "AP", "AP75")
 SHARE = 8  # of the rows of adaptation: the first and the last eighth are given
@@ -19,7 +18,6 @@ COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "precision in percent": ("pseudo/precision", lambda share: f"{100 * share:.0f}"),
     "recall in percent": ("pseudo/recall", lambda share: f"{100 * share:.0f}"),
 }
-SECONDS, FASTEST = "seconds per step", 10  # a tenth of the rows
 
 
 def adaptation_of(runs: list[Run], test_set: str) -> list[str]:
@@ -36,15 +34,13 @@ def adaptation_of(runs: list[Run], test_set: str) -> list[str]:
         if any(gain is not None for gain in gains[0]):
             cells = [cell_of(of_metric, error=True) for of_metric in gains]
             cells += [_change(finished, *column) for column in COLUMNS.values()]
-            cells.append(_seconds(finished))
             lines.append(f"| {text_of(method)} | " + " | ".join(cells) + " |")
     if not lines:
         return []
-    heads = ["method", *METRICS, *COLUMNS, SECONDS]
+    heads = ["method", *METRICS, *COLUMNS]
     return [
         f"What adaptation changed: scores on {test_set} minus those at the end of burn-in, mean ± standard error; "
-        f"pseudo-labels in the first → the last {100 / SHARE:g} % of its steps, means over seeds. Seconds per step: "
-        f"the {100 / FASTEST:g}th percentile over adaptation, because other work slows some steps; mean over seeds.",
+        f"pseudo-labels in the first → the last {100 / SHARE:g} % of its steps, means over seeds.",
         "",
         "| " + " | ".join(heads) + " |",
         "|---|" + "---:|" * (len(heads) - 1),
@@ -66,14 +62,3 @@ def _change(runs: list[Run], name: str, written: Callable[[float], str]) -> str:
         if all(parts):  # a precision without any pseudo-label is none
             ends.append((statistics.mean(parts[0]), statistics.mean(parts[1])))
     return " → ".join(written(statistics.mean(end)) for end in zip(*ends, strict=True)) or "–"
-
-
-def _seconds(runs: list[Run]) -> str:
-    """What a step of adaptation takes where nothing else slows it."""
-    found = []
-    for run in runs:
-        begins = settings_of(run.about() or {"config": {}}).get("adaptation.burn_in_steps", 0)
-        rows = [row for row in rows_of(run.folder / "speed.csv") if int(row["step"]) > begins]
-        values = sorted(float(row["seconds_per_step"]) for row in rows)
-        found += values[len(values) // FASTEST :][:1]
-    return f"{statistics.mean(found):.2f}" if found else "–"
