@@ -33,9 +33,8 @@ class Visible:
         scale = self._scale(boxes)
         cells = boxes.double() * scale
         clipped = around(self.mask.to(boxes.device), cells)
-        return torch.where(
-            clipped == cells, boxes, (clipped / scale).to(boxes)
-        )  # what is not cut stays to the last bit
+        # What is not cut stays to the last bit.
+        return torch.where(clipped == cells, boxes, (clipped / scale).to(boxes))
 
     def _scale(self, boxes: Tensor) -> Tensor:
         """(4,) cells to a pixel."""
