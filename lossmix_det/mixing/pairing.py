@@ -132,12 +132,12 @@ def _across(drawn: np.ndarray, images: Images, others: Images, partners: int) ->
         for partner, before in zip(column, taken, strict=True):
             before.add(partner)
         columns.append(column)
-    return np.array(columns).T
+    return np.array(columns, dtype=np.int64).reshape(partners, images.count).T
 
 
 def _dealt(drawn: list[int], taken: list[set[int]], sizes: Sequence[Size], other_sizes: Sequence[Size]) -> list[int]:
     """The partners that were drawn, one to each image: a new one, and of the image's own shape, wherever possible."""
-    cost = np.array([[float(other in before) for other in drawn] for before in taken])
+    cost = np.array([[float(other in before) for other in drawn] for before in taken]).reshape(len(taken), len(drawn))
     if sizes:
         wide, other_wide = (np.array([is_wide(size) for size in each]) for each in (sizes, other_sizes))
         cost = len(drawn) * cost + (wide[:, None] != other_wide[drawn])

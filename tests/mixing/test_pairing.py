@@ -50,3 +50,12 @@ def test_every_image_of_the_other_domain_is_a_partner_equally_often(source, targ
     )
     expected = 1500 * len(source) / len(target)
     assert np.abs(counts - expected).max() < 5 * np.sqrt(expected)
+
+
+@pytest.mark.parametrize(("sources", "targets"), [(0, 3), (3, 0), (1, 0)])
+def test_a_domain_may_be_absent(sources, targets):
+    pairing = AcrossDomains(sources, targets, PairsConfig(), both=True, sizes=[WIDE] * (sources + targets))
+    found = pairing.draw(np.random.default_rng(0), 2)
+    assert found.shape == (sources + targets, 2)
+    assert found.dtype == np.int64
+    assert set(found.ravel().tolist()) <= set(range(sources + targets))

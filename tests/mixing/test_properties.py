@@ -14,6 +14,7 @@ from torch.testing import assert_close
 from torchvision.ops import box_iou
 
 from lossmix_det.config import MixingConfig, PairsConfig, PuzzleConfig
+from lossmix_det.config.mixing import READS
 from lossmix_det.mixing import BURN_IN_RULES, MIXERS, RULES, WEIGHTINGS, AcrossDomains, Mix, Recipe, blend, mixed_sizes
 from lossmix_det.structures import ImageBatch, Instances, Supervision, smallest_canvas
 
@@ -34,14 +35,18 @@ def mixes(draw, mixer=None):
     pool = ImageBatch(torch.where(batch.valid(), batch.pixels, 0.0), sizes)
     truths = [_boxes(size, int(rng.integers(0, 4)), rng) for size in sizes]
     known = torch.from_numpy(rng.integers(0, 2, len(sizes))).float()
+    mixer = mixer or draw(st.sampled_from(sorted(MIXERS)))
+    some = {
+        "saliency": draw(st.sampled_from(["spectral", "boxes"])),
+        "puzzle": PuzzleConfig(t_eps=draw(st.sampled_from([1e-3, 0.8]))),
+        "stages": ["1"],
+    }
     config = MixingConfig(
-        mixer=mixer or draw(st.sampled_from(sorted(MIXERS))),
+        mixer=mixer,
         rule=draw(st.sampled_from(sorted(RULES))),
         weighting=draw(st.sampled_from(sorted(WEIGHTINGS))),
-        saliency=draw(st.sampled_from(["spectral", "boxes"])),
         probability=draw(st.sampled_from([0.5, 1.0])),
-        puzzle=PuzzleConfig(t_eps=draw(st.sampled_from([1e-3, 0.8]))),
-        stages=["1"],
+        **{key: value for key, value in some.items() if key in READS[mixer]},
     )
     return config, pool, Supervision(tuple(truths), known, known), seed
 
