@@ -39,7 +39,7 @@ from lossmix_det.engines.detectron2.mixing_points import mixing_points
 from lossmix_det.engines.detectron2.stages import NAMES, Detectron2RoI, Detectron2RPN, propose
 from lossmix_det.engines.feature_mixing import FeatureMix
 from lossmix_det.engines.two_stage.encoding import AnchorGrid, EncodedCanvas, TwoStageEncoding
-from lossmix_det.engines.two_stage.stages import Scored, Stage
+from lossmix_det.engines.two_stage.stage import Scored, Stage
 from lossmix_det.errors import UserError, not_one_of
 from lossmix_det.mixing import PIXELS, Recipe, mixed_sizes
 from lossmix_det.structures import ImageBatch, Supervision

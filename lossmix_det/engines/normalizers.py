@@ -13,7 +13,7 @@ from torch import Tensor
 Normalizer = Callable[[Tensor, float, int | None, float | None], Tensor]
 
 
-def by_samples(counts: Tensor, images: float, quota: int | None = None, average: float | None = None) -> Tensor:
+def by_samples(counts: Tensor, images: float, quota: int | None, average: float | None) -> Tensor:
     """One mean over the samples of the batch, as in stock.
 
     Images that teach nothing count as images with as many samples as one has on average. So a mixed image whose partner
@@ -27,7 +27,7 @@ def by_samples(counts: Tensor, images: float, quota: int | None = None, average:
     return (found + others * average).clamp(min=1).expand(len(counts))
 
 
-def by_images(counts: Tensor, images: float, quota: int | None = None, average: float | None = None) -> Tensor:
+def by_images(counts: Tensor, images: float, quota: int | None, average: float | None) -> Tensor:
     """The mean over images of the mean over the samples of each."""
     return counts.clamp(min=1) * images
 

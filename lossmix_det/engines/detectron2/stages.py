@@ -15,8 +15,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lossmix_det.engines.normalizers import NORMALIZERS
 from lossmix_det.engines.two_stage.encoding import EncodedCanvas, Scores
+from lossmix_det.engines.two_stage.first_stage import FirstStage
 from lossmix_det.engines.two_stage.sampling import RankedSampler
-from lossmix_det.engines.two_stage.stages import BACKGROUND, IGNORED, FirstStage, SecondStage
+from lossmix_det.engines.two_stage.second_stage import SecondStage
+from lossmix_det.engines.two_stage.stage import BACKGROUND, IGNORED
 from lossmix_det.errors import UserError
 
 # What Detectron2 calls the losses, by our names.

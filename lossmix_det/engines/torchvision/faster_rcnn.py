@@ -20,8 +20,10 @@ from lossmix_det.engines.norms import norm_of
 from lossmix_det.engines.torchvision.networks import TorchvisionDetector, anchors_of, build_network
 from lossmix_det.engines.two_stage.detector import TwoStageDetector
 from lossmix_det.engines.two_stage.encoding import AnchorGrid, EncodedCanvas, Scores, TwoStageEncoding
+from lossmix_det.engines.two_stage.first_stage import FirstStage
 from lossmix_det.engines.two_stage.sampling import RankedSampler
-from lossmix_det.engines.two_stage.stages import BACKGROUND, FirstStage, SecondStage, Stage
+from lossmix_det.engines.two_stage.second_stage import SecondStage
+from lossmix_det.engines.two_stage.stage import BACKGROUND, Stage
 from lossmix_det.structures import Instances
 
 BETA = 1 / 9  # torchvision's smooth-L1 threshold, in both stages

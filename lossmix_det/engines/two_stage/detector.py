@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from lossmix_det.engines.canvas_detector import CanvasDetector
 from lossmix_det.engines.contract import Features, SoftTeacher
 from lossmix_det.engines.two_stage.encoding import EncodedCanvas, TwoStageEncoding
-from lossmix_det.engines.two_stage.stages import FirstStage, SecondStage
+from lossmix_det.engines.two_stage.first_stage import FirstStage
+from lossmix_det.engines.two_stage.second_stage import SecondStage
 from lossmix_det.engines.weighing import check_truths
 from lossmix_det.structures import ImageBatch, Supervision
 

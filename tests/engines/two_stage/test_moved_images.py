@@ -82,7 +82,7 @@ def test_the_teachers_scores_are_those_of_the_place_in_its_own_image():
         return bce(logits, targets, reduction=reduction)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lossmix_det.engines.two_stage.stages.F.binary_cross_entropy_with_logits", spy)
+        patch.setattr("lossmix_det.engines.two_stage.first_stage.F.binary_cross_entropy_with_logits", spy)
         detector.rpn.losses(encoding, Supervision.full([truth]), SoftTeacher(detector, encoding))
     logits, targets = asked[0]
     index = (logits * len(numbers)).round().long()

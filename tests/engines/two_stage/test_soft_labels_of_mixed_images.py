@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from lossmix_det.config import MixingConfig, ModelConfig
 from lossmix_det.engines import SoftTeacher, build_detector
-from lossmix_det.engines.two_stage import stages
+from lossmix_det.engines.two_stage import second_stage
 from lossmix_det.engines.two_stage.samples import SoftSamples
 from lossmix_det.mixing import Mix, Recipe, blend
 from lossmix_det.structures import ImageBatch, Instances, Supervision
@@ -118,13 +118,13 @@ def test_what_the_hidden_part_is_taught_is_its_hard_truth(pair, monkeypatch):
     mixed = blend(pool, mix)
     own = recipe.supervise(truths, mix, mixed)[0]
     seen, encoding = teacher.encode(pool), student.encode(mixed)
-    targets, real = [], stages.F.cross_entropy
+    targets, real = [], second_stage.F.cross_entropy
 
     def spy(logits, wanted, reduction):
         targets.append(wanted)
         return real(logits, wanted, reduction=reduction)
 
-    monkeypatch.setattr(stages.F, "cross_entropy", spy)
+    monkeypatch.setattr(second_stage.F, "cross_entropy", spy)
     sampled = student.roi._sample(encoding, own)
     student.roi.losses(encoding, own, SoftTeacher(teacher, seen))
     hidden = torch.cat(sampled.boxes)[:, 0] >= SIDE / 2

@@ -10,8 +10,9 @@ from torch.testing import assert_close
 from lossmix_det.config import ModelConfig
 from lossmix_det.engines import SoftTeacher, build_detector
 from lossmix_det.engines.two_stage.encoding import AnchorGrid
+from lossmix_det.engines.two_stage.first_stage import _in_teachers_encoding
 from lossmix_det.engines.two_stage.samples import soft_samples
-from lossmix_det.engines.two_stage.stages import _in_teachers_encoding, _in_teachers_images
+from lossmix_det.engines.two_stage.second_stage import _in_teachers_images
 from lossmix_det.structures import ImageBatch, Instances, Supervision
 
 SETTINGS = {"slim": {}, "detectron2_fpn": {"engine": "detectron2", "detectron2_options": options("fpn")}}
