@@ -58,7 +58,13 @@ PEOPLE = Suite(
         (
             *("source_only", "mean_teacher", "mean_teacher_lossmix", "mean_teacher_soft", "mean_teacher_soft_lossmix"),
             *("mean_teacher_classmix", "mean_teacher_comixup", "mean_teacher_box_score", "mean_teacher_box_agreement"),
-            *("adaptive_teacher", "adaptive_teacher_lossmix", "adaptive_teacher_union", "oracle"),
+            *(
+                "adaptive_teacher",
+                "adaptive_teacher_lossmix",
+                "adaptive_teacher_union",
+                "adaptive_teacher_soft_lossmix",
+                "oracle",
+            ),
         ),
     ),
     baselines=("source_only", "mean_teacher"),

@@ -57,6 +57,7 @@ PEOPLE = {  # what may differ from mean_teacher
     "adaptive_teacher": {"alignment.parts"},
     "adaptive_teacher_lossmix": {"alignment.parts", "mixing.probability"},
     "adaptive_teacher_union": {"alignment.parts", "mixing.probability", "mixing.rule"},
+    "adaptive_teacher_soft_lossmix": {"alignment.parts", "mixing.probability", "pseudo_labels.kind"},
 }
 
 
