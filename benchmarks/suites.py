@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmarks.compare import DEFAULT_RUNS, compare
 from benchmarks.cost import measure_cost
+from benchmarks.method_cost import measure_methods
 from benchmarks.mixer_cost import measure_mixers
 from benchmarks.runs import Suite, methods_in, suite_in
 from benchmarks.speed import measure_speed
@@ -95,6 +96,7 @@ SUITES: dict[str, tuple[Callable[[argparse.Namespace, Path], None], Path]] = {
     "shapes": (partial(compare, SHAPES), Path("docs/results/shapes_adapt.md")),
     "shared": (partial(compare, SHARED), Path("docs/results/blood_adapt.md")),
     "people_art": (partial(compare, PEOPLE), Path("docs/results/people_art.md")),
+    "people_art_cost": (partial(measure_methods, PEOPLE), Path("docs/results/people_art_cost.md")),
     "pretrained": (partial(compare, PRETRAINED), Path("docs/results/pretrained.md")),
     "ablation": (partial(compare, ABLATION), Path("docs/results/ablation.md")),
     "ablation_shared": (partial(compare, ABLATION_SHARED), Path("docs/results/ablation_blood.md")),
@@ -120,7 +122,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time, each on its own GPU")
     parser.add_argument("--runs", type=Path, default=DEFAULT_RUNS, help="folder that the runs are kept in")
     parser.add_argument("--output", type=Path, default=None, help="page to write; default: in docs/results, or --runs")
-    parser.add_argument("--pairs", type=int, default=40, help="rounds of measurements; for cost, mixer_cost and speed")
+    parser.add_argument(
+        "--pairs", type=int, default=40, help="rounds of measurements; for the suites that measure steps"
+    )
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="only these; for speed")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="of images; for speed")
     parser.add_argument("--no-memory", action="store_true", help="leave out the memory of each step; for speed")

@@ -202,15 +202,32 @@ class Supervision:
 
 
 @dataclass(frozen=True)
+class Uncounted:
+    """Objects of one image that are neither found nor missed when pseudo-labels are measured, as in AP.
+
+    They stay on the CPU, where pseudo-labels are measured.
+
+    Args:
+        difficult: objects that are hard to see.
+        crowds: groups of objects under one box.
+    """
+
+    difficult: Instances
+    crowds: Instances
+
+
+@dataclass(frozen=True)
 class Views:
     """Weak and strong views of the same images; one geometry, hence one truth for both.
 
-    A view that the configuration does not ask for is absent. ``truths`` is absent for unlabelled images.
+    A view that the configuration does not ask for is absent. ``truths`` is absent for unlabelled images; ``uncounted``
+    is known of the target's images alone, whose truths are measured against.
     """
 
     weak: ImageBatch | None
     strong: ImageBatch | None
     truths: tuple[Instances, ...] | None
+    uncounted: tuple[Uncounted, ...] | None = None
 
     def to(self, device: torch.device | str) -> Views:
         """The same views on another device."""
@@ -223,7 +240,7 @@ class Views:
     def _map(self, function) -> Views:
         views = (None if view is None else function(view) for view in (self.weak, self.strong))
         truths = None if self.truths is None else tuple(map(function, self.truths))
-        return Views(*views, truths)
+        return Views(*views, truths, self.uncounted)
 
 
 @dataclass(frozen=True)

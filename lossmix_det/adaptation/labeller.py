@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lossmix_det.adaptation.guards import Guard
 from lossmix_det.adaptation.mirror import agreed, mirrored
-from lossmix_det.adaptation.pseudo_labels import build_thresholds, match_truths, select, to_cpu
+from lossmix_det.adaptation.pseudo_labels import build_thresholds, excused, match_truths, select, to_cpu
 from lossmix_det.config import Config, PseudoLabelConfig
 from lossmix_det.engines import Detector, Encoding, ScoresBoxes, SoftTeacher, require
 from lossmix_det.engines.contract import inference_mode_of
@@ -112,7 +112,8 @@ class Labeller:
 
         Args:
             teacher: in whatever mode.
-            target: its truths, if there are any, are only measured against.
+            target: its truths, if there are any, are only measured against; what it holds that does not count is
+                neither found nor missed.
             step: of the run, for the ramp.
 
         Returns:
@@ -127,7 +128,7 @@ class Labeller:
             self.thresholds.remember(seen["scores"])
         self.thresholds.advance(self._progress(step))
         kept = self._agreed(teacher, images, self.select(detections, images))
-        self._watch(detections, kept, target.truths)
+        self._watch(detections, kept, target)
         supervision = self.kind.supervision(kept).scaled(self.unsupervised_weight(step))
         return supervision, self.kind.soft_teacher(teacher, encoding)
 
@@ -159,6 +160,7 @@ class Labeller:
         if not self.counts:
             return {}
         images, labels, matched, truths = (self.counts[name] for name in ("images", "labels", "matched", "truths"))
+        judged = labels - self.counts["excused"]
         total = float(images.sum())
         row = {
             "pseudo/per_image": float(labels.sum()) / total,
@@ -167,13 +169,13 @@ class Labeller:
         measured = bool(self.counts["measured"])
         if measured:
             row |= {
-                "pseudo/precision": _share(matched.sum(), labels.sum()),
+                "pseudo/precision": _share(matched.sum(), judged.sum()),
                 "pseudo/recall": _share(matched.sum(), truths.sum()),
             }
         for index, name in enumerate(self.classes):
             row[f"pseudo/per_image/{name}"] = float(labels[index]) / total
             if measured:
-                row[f"pseudo/precision/{name}"] = _share(matched[index], labels[index])
+                row[f"pseudo/precision/{name}"] = _share(matched[index], judged[index])
                 row[f"pseudo/recall/{name}"] = _share(matched[index], truths[index])
         if self.thresholds.learns:
             least = self.thresholds.least().tolist()
@@ -208,7 +210,7 @@ class Labeller:
         pairs = zip(detections, images.sizes, strict=True)
         return [select(instances, least, size, self.labels) for instances, size in pairs]
 
-    def _watch(self, detections: list[Instances], kept: list[Instances], truths: tuple[Instances, ...] | None) -> None:
+    def _watch(self, detections: list[Instances], kept: list[Instances], target: Views) -> None:
         """Count what was found, and let the guard see it."""
         scores = torch.cat([instances.scores for instances in detections])
         labels = to_cpu(kept)
@@ -216,16 +218,21 @@ class Labeller:
             "found": scores.sum().reshape(1).cpu().double(),
             "images": torch.tensor([float(len(labels))]),
             "empty": torch.tensor([float(sum(not len(of_image) for of_image in labels))]),
-            "measured": torch.tensor([float(truths is not None)]),
+            "measured": torch.tensor([float(target.truths is not None)]),
             "labels": self._by_class(labels),
             "matched": torch.zeros(len(self.classes)),
             "truths": torch.zeros(len(self.classes)),
+            "excused": torch.zeros(len(self.classes)),
         }
-        if truths is not None:
-            truths = to_cpu(truths)
-            pairs = zip(labels, truths, strict=True)
-            matched = [of_image[match_truths(of_image, truth)] for of_image, truth in pairs]
+        if target.truths is not None:
+            truths = to_cpu(target.truths)
+            matches = [match_truths(*pair) for pair in zip(labels, truths, strict=True)]
+            matched = [of_image[match] for of_image, match in zip(labels, matches, strict=True)]
             step |= {"matched": self._by_class(matched), "truths": self._by_class(truths)}
+            if target.uncounted is not None:
+                wrong = [of_image[~match] for of_image, match in zip(labels, matches, strict=True)]
+                pairs = zip(wrong, target.uncounted, strict=True)
+                step["excused"] = self._by_class([of_image[excused(of_image, others)] for of_image, others in pairs])
         step = self._sum(step)
         self.counts = {name: self.counts.get(name, 0) + value for name, value in step.items()}
         per_image = float(step["found"]) / float(step["images"])

@@ -11,7 +11,7 @@ from torchvision.ops import box_iou, clip_boxes_to_image
 
 from lossmix_det.config import PseudoLabelConfig
 from lossmix_det.errors import UserError, nearest
-from lossmix_det.structures import Instances
+from lossmix_det.structures import Instances, Uncounted
 
 BINS = 200
 
@@ -181,6 +181,31 @@ def match_truths(labels: Instances, truth: Instances, iou: float = 0.5) -> Tenso
             overlaps[:, best] = 0
             matched[index] = True
     return matched
+
+
+def excused(labels: Instances, uncounted: Uncounted, share: float = 0.5) -> Tensor:
+    """(N,) bool: which pseudo-labels show an object of their class that does not count, so that they are no mistakes.
+
+    Of a difficult object IoU decides, of a crowd the share of the label that lies in it, as in COCO's evaluation.
+
+    Args:
+        labels, uncounted: on the CPU.
+        share: the least of either.
+    """
+    found = torch.zeros(len(labels), dtype=torch.bool)
+    if not len(labels):
+        return found
+    for objects, shares in ((uncounted.difficult, box_iou), (uncounted.crowds, _inside)):
+        if len(objects):
+            overlaps = shares(labels.boxes, objects.boxes)
+            found |= ((overlaps >= share) & (labels.classes[:, None] == objects.classes)).any(dim=1)
+    return found
+
+
+def _inside(boxes: Tensor, others: Tensor) -> Tensor:
+    """(N, M) the share of each box that lies in each of the others."""
+    low, high = torch.maximum(boxes[:, None, :2], others[:, :2]), torch.minimum(boxes[:, None, 2:], others[:, 2:])
+    return (high - low).clamp(min=0).prod(dim=-1) / (boxes[:, 2:] - boxes[:, :2]).prod(dim=-1, keepdim=True)
 
 
 def to_cpu(instances: Sequence[Instances]) -> list[Instances]:

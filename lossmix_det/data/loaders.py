@@ -23,7 +23,7 @@ from lossmix_det.data.packed import ImageRecord, Records
 from lossmix_det.data.records import ImageSet, Unreadable
 from lossmix_det.data.workers import loading
 from lossmix_det.errors import UserError, first_line
-from lossmix_det.structures import ImageBatch, Instances, Views, is_wide, smallest_canvas
+from lossmix_det.structures import ImageBatch, Instances, Uncounted, Views, is_wide, smallest_canvas
 
 log = logging.getLogger(__name__)
 
@@ -50,9 +50,10 @@ class Sample:
 
     Attributes:
         weak, strong: its views, (3, H, W) uint8 RGB; None if not asked for.
-        truth: the boxes to train on, in pixels of the views.
+        truth: the boxes to train on or to measure against, in pixels of the views.
         key, index: as in `Draw`.
         problems: the files that could not be read, which this image takes the place of.
+        uncounted: the boxes not to measure against; absent where the truth is trained on.
     """
 
     weak: torch.Tensor | None
@@ -61,6 +62,7 @@ class Sample:
     key: int
     index: int
     problems: tuple[Unreadable, ...] = ()
+    uncounted: Uncounted | None = None
 
 
 class TrainingImages(Dataset):
@@ -69,12 +71,14 @@ class TrainingImages(Dataset):
     Args:
         sets: their images in a row.
         config: views, augmentation and which boxes and images to leave out.
+        measured: the boxes are not trained on but measured against: those that count are the truth, whatever
+            ``config.keep_difficult`` is, and the others come beside it.
 
     Raises:
         UserError: no image has a box to learn.
     """
 
-    def __init__(self, sets: list[ImageSet], config: DataConfig) -> None:
+    def __init__(self, sets: list[ImageSet], config: DataConfig, *, measured: bool = False) -> None:
         self.records = Records.cat([image_set.records for image_set in sets])
         if config.drop_empty and any(image_set.labelled for image_set in sets):
             _list_empty(sets, config.keep_difficult)
@@ -82,7 +86,7 @@ class TrainingImages(Dataset):
         if not self.records:
             names = ", ".join(image_set.name for image_set in sets)
             raise UserError(f"no image of {names} has a box to learn; see data.keep_difficult and data.drop_empty")
-        self.config = config
+        self.config, self.measured = config, measured
         self.augment = Augment(config.augment, config.views)
 
     def __len__(self) -> int:
@@ -98,18 +102,26 @@ class TrainingImages(Dataset):
             except Exception as error:  # a decoder or an augmentation, which raise almost anything
                 problems.append(Unreadable(record.path, _reason(error)))
         weak, strong = (BLANK if name in self.config.views else None for name in ("weak", "strong"))
-        return Sample(weak, strong, Instances.empty(), draw.key, draw.index, tuple(problems))
+        uncounted = Uncounted(Instances.empty(), Instances.empty()) if self.measured else None
+        return Sample(weak, strong, Instances.empty(), draw.key, draw.index, tuple(problems), uncounted)
 
     def _sample(self, record: ImageRecord, draw: Draw, problems: tuple[Unreadable, ...]) -> Sample:
         image = read(record.path, self.config.high_bit_depth, exif=record.exif)
-        taught = teaches(record, self.config.keep_difficult)
-        masks = None if record.masks is None else unpacked(record.masks[taught])
-        views = self.augment(image, record.boxes[taught], draw.key, masks)
-        classes = torch.from_numpy(record.classes[taught][views.kept])
+        shown = (
+            np.arange(len(record.boxes)) if self.measured else teaches(record, self.config.keep_difficult).nonzero()[0]
+        )
+        masks = None if record.masks is None else unpacked(record.masks[shown])
+        views = self.augment(image, record.boxes[shown], draw.key, masks)
+        shown = shown[views.kept]
         masks = None if views.masks is None else torch.from_numpy(views.masks)
-        truth = Instances(torch.from_numpy(views.boxes), classes, masks=masks)
+        truth = Instances(torch.from_numpy(views.boxes), torch.from_numpy(record.classes[shown]), masks=masks)
+        uncounted = None
+        if self.measured:
+            crowd, difficult = (torch.from_numpy(marks[shown]) for marks in (record.crowd, record.difficult))
+            uncounted = Uncounted(truth[difficult & ~crowd], truth[crowd])
+            truth = truth[~(crowd | difficult)]
         weak, strong = (None if view is None else _channels_first(view) for view in (views.weak, views.strong))
-        return Sample(weak, strong, truth, draw.key, draw.index, problems)
+        return Sample(weak, strong, truth, draw.key, draw.index, problems, uncounted)
 
 
 class EvaluationImages(Dataset):
@@ -236,8 +248,8 @@ def training_loader(sets: list[ImageSet], config: DataConfig, **where: int) -> D
     return _endless(sets, replace(config, augment=config.augment.of_source()), **where)
 
 
-def _endless(sets: list[ImageSet], config: DataConfig, **where: int) -> DataLoader:
-    images = TrainingImages(sets, config)
+def _endless(sets: list[ImageSet], config: DataConfig, *, measured: bool = False, **where: int) -> DataLoader:
+    images = TrainingImages(sets, config, measured=measured)
     sizes = list(map(tuple, images.records.sizes.tolist()))
     sampler = StreamSampler(sizes, config.batch_size, group_by_shape=config.group_by_shape, **where)
     return DataLoader(images, batch_sampler=sampler, collate_fn=collate_views, **loading(config.workers))
@@ -257,7 +269,7 @@ def target_loader(
     size = config.target_batch_size or config.batch_size
     augment = config.augment.of_target()
     config = replace(config, views=["weak", "strong"], drop_empty=False, batch_size=size, augment=augment)
-    loader = _endless(sets, config, stream=1, **where)
+    loader = _endless(sets, config, measured=True, stream=1, **where)
     loader.batch_sampler.meets = None if source is None else source.batch_sampler
     return loader
 
@@ -288,7 +300,10 @@ def collate_views(samples: list[Sample]) -> tuple[Views, list[Unreadable]]:
         for views in ([sample.weak for sample in samples], [sample.strong for sample in samples])
     )
     problems = [problem for sample in samples for problem in sample.problems]
-    return Views(weak, strong, tuple(sample.truth for sample in samples)), problems
+    uncounted = None
+    if all(sample.uncounted is not None for sample in samples):
+        uncounted = tuple(sample.uncounted for sample in samples)
+    return Views(weak, strong, tuple(sample.truth for sample in samples), uncounted), problems
 
 
 def collate_images(samples: list[Sample]) -> tuple[ImageBatch, list[int], dict[int, Unreadable]]:

@@ -84,7 +84,7 @@ class Streams:
             self._note([problem for _, problems in loaded for problem in problems], unreadable)
             views = [view for view, _ in loaded]
             if self.target_sets and not self.target_labelled:
-                views[1] = replace(views[1], truths=None)
+                views[1] = replace(views[1], truths=None, uncounted=None)
             yield StepBatch(*views), time.perf_counter() - started
 
     def _note(self, problems: list[Unreadable], unreadable: set[Unreadable]) -> None:

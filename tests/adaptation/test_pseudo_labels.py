@@ -1,12 +1,14 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from adapting import found
+from adapting import SURE, adapting, batch, found
 
-from lossmix_det.adaptation.pseudo_labels import build_thresholds, match_truths, select
+from lossmix_det.adaptation.pseudo_labels import build_thresholds, excused, match_truths, select
 from lossmix_det.config import PseudoLabelConfig
 from lossmix_det.errors import UserError
-from lossmix_det.structures import Instances
+from lossmix_det.structures import Instances, Uncounted
 
 CLASSES = ["cat", "dog", "fox"]
 SIZE = (40, 60)
@@ -122,3 +124,39 @@ def test_a_truth_is_found_once_and_by_its_class_alone():
     assert match_truths(found((20, 20, 30, 24, 1, 0.9)), truth).tolist() == [False]
     assert match_truths(found(), truth).tolist() == []
     assert match_truths(labels, found()).tolist() == [False] * 4
+
+
+def test_what_shows_a_difficult_object_or_a_part_of_a_crowd_is_no_mistake():
+    labels = found(
+        (0, 0, 10, 10, 0, 0.9),  # the difficult object
+        (0, 0, 10, 4, 0, 0.9),  # a part of it alone
+        (40, 0, 50, 10, 0, 0.9),  # one of the crowd
+        (46, 0, 66, 10, 0, 0.9),  # beyond it for the greater part
+        (40, 0, 50, 10, 1, 0.9),  # of another class
+    )
+    uncounted = Uncounted(found((0, 0, 10, 10, 0, 1)), found((20, 0, 52, 32, 0, 1)))
+    assert excused(labels, uncounted).tolist() == [True, False, True, False, False]
+    assert excused(found(), uncounted).tolist() == []
+    assert excused(labels, Uncounted(found(), found())).tolist() == [False] * 5
+
+
+def test_precision_is_of_the_labels_that_count(tmp_path):
+    """All labels of the first image show what does not count; one of the second shows a truth, the others nothing."""
+    it, target = adapting(tmp_path, *SURE), batch().target
+    labeller, teacher = it.state.labeller, it.state.teacher.module
+    first, second = labeller.label(teacher, target, 0)[0].truths
+    labeller.row()
+    assert min(len(first), len(second)) >= 2
+    nothing = first[:0]
+    truths = (nothing, second[:1])
+
+    def row(uncounted) -> dict[str, float]:
+        labeller.label(teacher, replace(target, truths=truths, uncounted=uncounted), 0)
+        return labeller.row()
+
+    some = Uncounted(first[:1], first[1:]), Uncounted(nothing, nothing)
+    plain, excusing = row(None), row(some)
+    assert plain["pseudo/precision"] == pytest.approx(1 / (len(first) + len(second)))
+    assert excusing["pseudo/precision"] == pytest.approx(1 / len(second))
+    assert plain["pseudo/per_image"] == excusing["pseudo/per_image"]
+    assert plain["pseudo/recall"] == excusing["pseudo/recall"] == 1

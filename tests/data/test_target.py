@@ -78,10 +78,48 @@ def test_the_target_stream_gives_both_views_of_every_image_in_an_order_of_its_ow
     assert len(views.weak) == len(views.strong) == 2
     assert views.weak.sizes == views.strong.sizes
     assert not torch.equal(views.weak.pixels, views.strong.pixels)
-    assert sorted(len(truth) for truth in views.truths) == [0, 2]  # the one without a box is not left out
+    assert sorted(len(truth) for truth in views.truths) == [0, 1]  # the one without a box is not left out
     source, _ = next(iter(training_loader(sets, settings.data, seed=0)))
     assert not set(source.weak.keys) & set(views.weak.keys)
     again = iter(target_loader(sets, settings.data, seed=0))
     later = [next(again)[0].weak.keys for _ in range(3)][2]
     resumed, _ = next(iter(target_loader(sets, settings.data, seed=0, start=2)))
     assert resumed.weak.keys == later
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_what_does_not_count_comes_beside_the_truths_of_the_target(tmp_path, voc_folder, keep):
+    """The difficult dog; its box is mirrored along with the image."""
+    settings = config(root=str(voc_folder), split="train")
+    settings.data.batch_size, settings.data.keep_difficult = 2, keep
+    settings.data.augment.flip = 1.0
+    views, _ = next(iter(target_loader([load_target("drawings", settings, ["cat", "dog"])], settings.data, seed=0)))
+    number = next(index for index, truth in enumerate(views.truths) if len(truth))
+    truth, uncounted = views.truths[number], views.uncounted[number]
+    assert truth.classes.tolist() == [0]
+    assert uncounted.difficult.classes.tolist() == [1]
+    assert uncounted.difficult.boxes.tolist() == [[0, 5, 50, 40]]
+    assert len(uncounted.crowds) == 0
+    assert [len(other.difficult) for other in views.uncounted] == [number == 0, number == 1]
+
+
+def test_crowds_of_the_target_come_beside_its_truths(tmp_path):
+    write_image(tmp_path / "a.png")
+    boxes = {"image_id": 4, "area": 100, "category_id": 1}
+    annotations = [
+        {**boxes, "id": 1, "bbox": [1, 2, 10, 10], "iscrowd": 0},
+        {**boxes, "id": 2, "bbox": [20, 5, 30, 20], "iscrowd": 1},
+    ]
+    images = [{"id": 4, "file_name": "a.png", "width": 60, "height": 40}]
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "cat"}]}
+    (tmp_path / "test.json").write_text(json.dumps(content))
+    settings = config(format="coco", root=str(tmp_path), annotations="test.json")
+    settings.data.batch_size, settings.data.augment.flip = 1, 0.0
+    sets = [load_target("drawings", settings, ["cat"])]
+    views, _ = next(iter(target_loader(sets, settings.data, seed=0)))
+    assert views.truths[0].boxes.tolist() == [[1, 2, 11, 12]]
+    assert views.uncounted[0].crowds.boxes.tolist() == [[20, 5, 50, 25]]
+    assert len(views.uncounted[0].difficult) == 0
+    trained, _ = next(iter(training_loader(sets, settings.data, seed=0)))
+    assert trained.uncounted is None
+    assert len(trained.truths[0]) == 1
