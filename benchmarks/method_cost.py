@@ -119,8 +119,9 @@ def _head(suite: Suite, options: argparse.Namespace) -> list[str]:
         "",
         f"torch {torch.__version__}, {device}. A whole step of each method: what the teacher sees, mixing, forward, "
         "backward, clipping, optimizer, the teacher's update; loading is left out. Methods with a target are measured "
-        "in adaptation, the others in training. They take turns on the same photos, over as many batches as rounds, at "
-        f"most {BATCHES}; medians, and the 10th and 90th percentile of the ratio of each round. "
+        "in adaptation, the others in training, each on its own data: the same photos, but for the oracle. They take "
+        f"turns, over as many batches as rounds, at most {BATCHES}; medians, and the 10th and 90th percentile of the "
+        "ratio of each round. "
         f"{clock_text(torch.device('cuda' if gpu else 'cpu'))}",
         "",
     ]

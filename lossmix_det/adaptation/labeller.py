@@ -192,9 +192,10 @@ class Labeller:
             "counts": self.counts,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` gave."""
+    def load_state_dict(self, state: dict[str, Any], step: int) -> None:
+        """Continue from what `state_dict` gave before a step of the run."""
         self.thresholds.histogram = state["histogram"]
+        self.thresholds.advance(self._progress(step - 1))  # as when it labelled last
         self.guard.load_state_dict(state["guard"])
         self.factor, self.restores = state["factor"]
         self.counts = state["counts"]

@@ -186,7 +186,8 @@ def match_truths(labels: Instances, truth: Instances, iou: float = 0.5) -> Tenso
 def excused(labels: Instances, uncounted: Uncounted, share: float = 0.5) -> Tensor:
     """(N,) bool: which pseudo-labels show an object of their class that does not count, so that they are no mistakes.
 
-    Of a difficult object IoU decides, of a crowd the share of the label that lies in it, as in COCO's evaluation.
+    Of a difficult object IoU decides, as in VOC's evaluation; of a crowd the share of the label that lies in it, as in
+    COCO's.
 
     Args:
         labels, uncounted: on the CPU.

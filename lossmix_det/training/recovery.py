@@ -84,8 +84,13 @@ class Recovery:
         return self.state.adapting and self.reaction.restores
 
     def prepare(self) -> None:
-        """Save a healthy state to come back to, where the setting is newer than the run."""
-        if self.restorable and not self.checkpoints.healthy.is_file():
+        """Where the setting is newer than the run: save a healthy state to come back to, or come back if it is late."""
+        if not self.restorable:
+            return
+        if self.state.labeller.guard.collapsed and self.state.step < self.config.train.steps:
+            log.warning("step %d: the teacher had collapsed before it was to be restored", self.state.step)
+            self.restore()
+        elif not self.checkpoints.healthy.is_file():
             self.save()
 
     def save(self, *, is_best: bool = False, ends_burn_in: bool = False) -> Path | None:
@@ -146,7 +151,8 @@ class Recovery:
         if problem is None:
             return False
         log.warning("step %d: %s", state.step, problem)
-        self.reaction.react(self, problem)
+        if curable:
+            self.reaction.react(self, problem)
         return self.restorable and curable
 
     def restore(self) -> None:

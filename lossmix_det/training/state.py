@@ -219,7 +219,7 @@ class RunState:
             self.teacher.module.restore(content["ema"] or content["student"])
             self.teacher.n_averaged.fill_(max(content["ema_updates"], 1))
         if self.labeller is not None and content["labeller"]:
-            self.labeller.load_state_dict(content["labeller"])
+            self.labeller.load_state_dict(content["labeller"], content["step"])
         if self.alignment is not None and content["alignment"]:
             self.alignment.load_state_dict(content["alignment"])
         self._load_optimizer(content["optimizer"], content["step"])

@@ -150,8 +150,8 @@ def test_a_run_that_had_collapsed_before_it_was_to_restore_goes_back_to_the_end_
     assert it.state.labeller.guard.collapsed
     it.recovery.prepare()
     assert not (tmp_path / "checkpoints" / "healthy.pt").exists()
-    it.recovery.restore()
     assert it.state.step == 2
+    assert not it.state.labeller.guard.collapsed
     assert last_checkpoint(tmp_path)["step"] == 2
     (tmp_path / "checkpoints" / "burned_in.pt").unlink()
     with pytest.raises(UserError, match="the teacher has collapsed, and no checkpoint is from before; train again"):
@@ -180,6 +180,7 @@ def test_losses_that_are_not_finite_are_a_reason_to_go_back_too(tmp_path, caplog
     assert all(value.isfinite().all() for value in last_checkpoint(tmp_path)["student"].values())
 
 
-def test_a_starving_run_says_so(tmp_path, caplog):
-    trainer(tmp_path, *COLLAPSING, "pseudo_labels.min_size=1000").train()
+@pytest.mark.parametrize("action", ["warn", "stop"])
+def test_a_starving_run_says_so_and_goes_on_because_nothing_has_collapsed(tmp_path, caplog, action):
+    assert trainer(tmp_path, *COLLAPSING, "pseudo_labels.min_size=1000", f"train.on_collapse={action}").train()
     assert "no pseudo-label for 2 steps" in caplog.text

@@ -160,3 +160,12 @@ def test_precision_is_of_the_labels_that_count(tmp_path):
     assert excusing["pseudo/precision"] == pytest.approx(1 / len(second))
     assert plain["pseudo/per_image"] == excusing["pseudo/per_image"]
     assert plain["pseudo/recall"] == excusing["pseudo/recall"] == 1
+
+
+def test_the_rising_threshold_of_a_resumed_run_is_that_of_its_last_step(tmp_path):
+    words = ["pseudo_labels.threshold=rising", "pseudo_labels.score=0.9", "pseudo_labels.floor=0.5"]
+    it, other = (adapting(tmp_path / name, *words).state.labeller for name in ("a", "b"))
+    it.label(adapting(tmp_path / "c").state.teacher.module, batch().target, 3)  # the last of four steps
+    assert it.thresholds.least().min() > 0.8
+    other.load_state_dict(it.state_dict(), 4)
+    assert torch.equal(other.thresholds.least(), it.thresholds.least())
