@@ -170,8 +170,8 @@ def report_problems(sets: list[ImageSet], unreadable: set[Unreadable], folder: P
 def share_statistics(model: nn.Module, fabric: Fabric) -> None:
     """Give every process the running statistics that the first has in its BatchNorm; each has seen other images.
 
-    DDP does so for the student before each step. The first process alone saves, so that what the others have seen would
-    be lost on resuming.
+    DDP does so for the student when it learns, which is too late for a clean pass before that, and for the teacher that
+    follows it. The first process alone saves, so that what the others have seen would be lost on resuming.
     """
     if fabric.world_size > 1:
         for part in model.modules():

@@ -134,9 +134,9 @@ class Trainer:
                     self._hand_over()
                 started = time.perf_counter()
                 losses = self.learn(batch)
+                share_statistics(state.detector, self.fabric)
                 if state.teacher is not None:
                     state.teacher.update_parameters(state.detector)
-                    share_statistics(state.teacher, self.fabric)
                 state.step += 1
                 images = images_seen(batch, state.adapting)
                 self._record(losses, images, time.perf_counter() - started + waited, waited)

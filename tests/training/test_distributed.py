@@ -234,10 +234,14 @@ def test_two_processes_may_draw_different_mixers(tmp_path, squares):
     assert all(value.isfinite().all() for value in content["student"].values())
 
 
-def test_two_processes_resume_exactly_where_batchnorm_learns(tmp_path, squares):
-    """The teacher's running statistics are those of the first process, which alone saves them."""
+BY_GRADIENT = ["mixing.mixer=sage", "mixing.saliency=gradient", "mixing.probability=1.0", "data.test=[]"]
+
+
+@pytest.mark.parametrize("mixing", [["mixing.probability=0.0"], BY_GRADIENT], ids=["unmixed", "saliency by gradient"])
+def test_two_processes_resume_exactly_where_batchnorm_learns(tmp_path, squares, mixing):
+    """Running statistics are those of the first process, which alone saves them; saliency by gradient looks at them."""
     settings = [*squares, "model.norm=batch", "data.target=[mine]", "adaptation.burn_in_steps=2", "ema.decay=0.5"]
-    settings += ["pseudo_labels.score=0.1", "mixing.probability=0.0", "train.save_every=3", "train.keep_last=5"]
+    settings += ["pseudo_labels.score=0.1", *mixing, "train.save_every=3", "train.keep_last=5"]
     done = run(tmp_path / "whole", "--num-gpus", "2", *settings, "train.steps=6")
     assert done.returncode == 0, done.stderr
     later = tmp_path / "resumed" / "checkpoints"
