@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 from collections import defaultdict
-from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib
@@ -80,8 +79,12 @@ def save_figure(figure: Figure, path: Path) -> None:
     write_atomically(path, content.getvalue())
 
 
-def _colours(count: int) -> Iterable[tuple[float, ...]]:
-    return [plt.get_cmap("tab10")(index % 10) for index in range(count)]
+def _colours(count: int) -> list[tuple[float, ...]]:
+    """As many different ones; the fewer they are, the easier they are told apart."""
+    for name, size in (("tab10", 10), ("tab20", 20)):
+        if count <= size:
+            return [plt.get_cmap(name)(index) for index in range(count)]
+    return [plt.get_cmap("turbo")(index / (count - 1)) for index in range(count)]
 
 
 def _line(axis: Axes, method: str, points: Points, colour: tuple[float, ...]) -> None:

@@ -264,3 +264,8 @@ def test_what_adaptation_changed_is_told_by_method(tmp_path):
     assert "scores on shapes_clipart_test minus those at the end of burn-in" in lines[at - 2]
     chosen.methods = ["b"]
     assert "What adaptation changed" not in page(suite, planned(suite, chosen), "x")
+
+
+@pytest.mark.parametrize("count", [1, 2, 10, 11, 20, 21, 33])
+def test_no_two_methods_have_one_colour(count):
+    assert len({tuple(colour) for colour in curves._colours(count)}) == count
