@@ -29,6 +29,15 @@ SETTINGS = (
 OF_ADAPTATION = "adaptation."  # settings that a method without a target does not have
 
 
+def config_of(method: Method, words: list[str]) -> Config:
+    """The configuration of a method without burn-in; settings of adaptation are left out where there is no target."""
+    shared = [word for word in words if not word.startswith(OF_ADAPTATION)]
+    of_method = load_config(method.config, [*method.overrides, *shared])
+    if not of_method.data.target:
+        return of_method
+    return load_config(method.config, [*method.overrides, "adaptation.burn_in_steps=0", *words])
+
+
 class MethodBench:
     """One method at the beginning of its adaptation, or of its training if it has no target.
 
@@ -39,20 +48,13 @@ class MethodBench:
     """
 
     def __init__(self, method: Method, overrides: list[str], folder: Path) -> None:
-        config = self._config(method, [*SETTINGS, f"output_dir={folder / method.name}", *overrides])
+        config = config_of(method, [*SETTINGS, f"output_dir={folder / method.name}", *overrides])
         self.fabric = launch(config)
         self.trainer = Trainer(config, self.fabric)
         if config.data.target:
             self.trainer.state.begin_adaptation(self.fabric)
         drawn = self.trainer.streams.batches(0, lambda: False, set())
         self.batches = [batch.to(self.fabric.device) for batch, _ in islice(drawn, BATCHES)]
-
-    def _config(self, method: Method, words: list[str]) -> Config:
-        shared = [word for word in words if not word.startswith(OF_ADAPTATION)]
-        of_method = load_config(method.config, [*method.overrides, *shared])
-        if not of_method.data.target:
-            return of_method
-        return load_config(method.config, [*method.overrides, "adaptation.burn_in_steps=0", *words])
 
     def take(self, number: int) -> float:
         """Seconds of a whole step, the teacher's update included.

@@ -53,7 +53,12 @@ def check(call, capsys) -> None:
         return
     file = getattr(options, "config_file", None)
     assert file is None or Path(file).is_file() or file.startswith(YOURS), file
-    load_config(file if file and Path(file).is_file() else None, settings)
+    if getattr(options, "suite", None) == "people_art_cost":  # over the files of its methods
+        suites, cost = (import_module(f"benchmarks.{name}") for name in ("suites", "method_cost"))
+        names = suites.PEOPLE.names_of(options.methods or ["*"])
+        assert [cost.config_of(method, settings) for method in suites.PEOPLE.methods if method.name in names]
+    else:
+        load_config(file if file and Path(file).is_file() else None, settings)
 
 
 @pytest.mark.parametrize("name", NAMES)
