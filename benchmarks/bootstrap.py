@@ -18,10 +18,10 @@ import numpy as np
 
 from benchmarks.runs import Run
 from lossmix_det.config import load_config
+from lossmix_det.data.boxes import overlaps
 from lossmix_det.data.catalog import load_test_sets
 from lossmix_det.data.records import ImageSet
 from lossmix_det.errors import UserError
-from lossmix_det.evaluation.coco import overlaps
 from lossmix_det.report.run_folder import RunFolder, is_as_recorded, unreadable_of
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.timing import clock_text, command_of, ratio, seconds_of
+from benchmarks.timing import clock_text, command_of, device_name, ratio, seconds_of
 from lossmix_det.adaptation.teacher import averaged
 from lossmix_det.config import Config, MixingConfig, load_config
 from lossmix_det.data.catalog import load
@@ -91,7 +91,8 @@ def measure_cost(options: argparse.Namespace, default_output: Path) -> None:
     """
     rows = [_row(case, options) for case in CASES]
     loading = _loading(load_config(None, options.overrides), options.pairs)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    gpu = torch.cuda.is_available()
+    device = device_name(gpu)
     lines = [
         "# What it costs",
         "",
@@ -101,7 +102,7 @@ def measure_cost(options: argparse.Namespace, default_output: Path) -> None:
         "",
         f"torch {torch.__version__}, {device}. A LossMix step mixes every image (two truths each); plain and LossMix "
         "steps take turns on the same images; medians, with the 10th and 90th percentile of the ratio of each pair. "
-        f"{clock_text(torch.device('cuda' if torch.cuda.is_available() else 'cpu'))}",
+        f"{clock_text(torch.device('cuda' if gpu else 'cpu'))}",
         "",
         "| model | plain step | LossMix step | ratio | EMA update, share of a plain step |",
         "|---|---:|---:|---:|---:|",

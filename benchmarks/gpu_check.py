@@ -23,6 +23,7 @@ import torch
 
 from benchmarks.gpu_checks import UNTIMED, Scale, checks_of, last_line
 from benchmarks.steps import sizes_file
+from benchmarks.timing import device_name
 from lossmix_det.commands.options import run_tool
 from lossmix_det.errors import UserError
 from lossmix_det.files import write_atomically
@@ -147,7 +148,7 @@ def _in_a_process(name: str, options: argparse.Namespace, seconds: float) -> Row
 
 
 def _page(options: argparse.Namespace, rows: dict[str, Row]) -> list[str]:
-    device = torch.cuda.get_device_name() if options.device == "cuda" else f"{torch.get_num_threads()} CPU thread(s)"
+    device = device_name(options.device == "cuda")
     words = ["--device", options.device, "--short-side", options.short_side, "--rounds", options.rounds]
     words += ["--minutes", format(options.minutes, "g"), *(["--only", *options.only] if options.only else [])]
     return [

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.runs import Method, Suite
-from benchmarks.timing import clock_text, command_of, ratio, rounds_before, seconds_of
+from benchmarks.timing import clock_text, command_of, device_name, in_turns, ratio, seconds_of
 from lossmix_det.config import Config, load_config
 from lossmix_det.files import write_atomically
 from lossmix_det.training.launch import launch
@@ -72,19 +72,9 @@ class MethodBench:
 
 
 def measure(benches: dict[str, MethodBench], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each method, round by round; the methods take their steps in turns, in another order every round."""
-    names = list(benches)
-    device = benches[names[0]].fabric.device
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for number in rounds_before(rounds, device):
-        for name in names:
-            benches[name].take(number)
-    for number in range(rounds):
-        first = number % len(names)
-        for name in (*names[first:], *names[:first]):
-            seconds[name].append(benches[name].take(number))
-        log.info("methods: round %d of %d", number + 1, rounds)
-    return seconds
+    """Seconds of each method, which take their steps in turns."""
+    device = next(iter(benches.values())).fabric.device
+    return in_turns(lambda name, number: benches[name].take(number), list(benches), rounds, device, "methods")
 
 
 def measure_methods(suite: Suite, options: argparse.Namespace, default_output: Path) -> None:
@@ -110,7 +100,7 @@ def measure_methods(suite: Suite, options: argparse.Namespace, default_output: P
 
 def _head(suite: Suite, options: argparse.Namespace) -> list[str]:
     gpu = torch.cuda.is_available()
-    device = torch.cuda.get_device_name() if gpu else f"{torch.get_num_threads()} CPU thread(s)"
+    device = device_name(gpu)
     words = ["--methods", *options.methods] if options.methods else []
     return [
         f"# What a step costs: {suite.title}",

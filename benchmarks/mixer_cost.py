@@ -7,7 +7,7 @@ import logging
 import statistics
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from benchmarks.runs import matching
 from benchmarks.steps import SIZES, enlarged, longest_of, short_side_of, sizes_file
 from benchmarks.sweeps import OF_A_TEACHER
-from benchmarks.timing import clock_text, command_of, ratio, rounds_before, seconds_of
+from benchmarks.timing import clock_text, command_of, device_name, in_turns, ratio, seconds_of
 from lossmix_det.config import Config, MixingConfig, choices, load_config
 from lossmix_det.files import write_atomically
 from lossmix_det.mixing.mixers import MIXERS
@@ -54,8 +54,8 @@ TEXTS = {
 class Measured:
     """Seconds of a row, round by round."""
 
-    mixing: list[float] = field(default_factory=list)
-    step: list[float] = field(default_factory=list)
+    mixing: list[float]
+    step: list[float]
 
 
 def rows_of(names: Iterable[str], mixing: MixingConfig) -> dict[str, MixingConfig]:
@@ -148,20 +148,9 @@ class Bench:
 
 
 def measure(bench: Bench, rounds: int) -> dict[str, Measured]:
-    """Take the steps of all rows in turns, in another order every round."""
-    names = list(bench.phases)
-    measured = {name: Measured() for name in names}
-    for number in rounds_before(rounds, bench.fabric.device):
-        for name in names:
-            bench.take(name, number)
-    for number in range(rounds):
-        first = number % len(names)
-        for name in (*names[first:], *names[:first]):
-            mixing, whole = bench.take(name, number)
-            measured[name].mixing.append(mixing)
-            measured[name].step.append(whole)
-        log.info("mixers: round %d of %d", number + 1, rounds)
-    return measured
+    """Take the steps of all rows in turns."""
+    taken = in_turns(bench.take, list(bench.phases), rounds, bench.fabric.device, "mixers")
+    return {name: Measured(*map(list, zip(*pairs, strict=True))) for name, pairs in taken.items()}
 
 
 def measure_mixers(options: argparse.Namespace, default_output: Path) -> None:
@@ -190,7 +179,7 @@ def measure_mixers(options: argparse.Namespace, default_output: Path) -> None:
 def _head(options: argparse.Namespace, short_side: int) -> list[str]:
     """The page up to its first table."""
     gpu = torch.cuda.is_available()
-    device = torch.cuda.get_device_name() if gpu else f"{torch.get_num_threads()} CPU thread(s)"
+    device = device_name(gpu)
     words = ["--short-side", str(options.short_side)] if options.short_side else []
     words += ["--methods", *options.methods] if options.methods else []
     return [

@@ -26,7 +26,7 @@ from benchmarks.steps import (
     short_side_of,
     sizes_file,
 )
-from benchmarks.timing import clock_text, command_of, ratio, rounds_before
+from benchmarks.timing import clock_text, command_of, device_name, in_turns, ratio
 from lossmix_det.files import write_atomically
 
 log = logging.getLogger(__name__)
@@ -51,20 +51,16 @@ def measure(setup: Setup, rounds: int, memory_too: bool = True) -> Measured:
         rounds: how often each step is measured.
         memory_too: measure the memory of each step as well, which takes two more steps of each.
     """
-    names = list(STEPS)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(setup, folder)
         pixels = pixels_per_pixel(bench)
-        before = rounds_before(rounds, bench.fabric.device)
-        for bench.done in before:
-            for step in STEPS.values():
-                bench.seconds(step)
-        for bench.done in range(rounds):
-            first = bench.done % len(names)
-            for name in (*names[first:], *names[:first]):
-                seconds[name].append(bench.seconds(STEPS[name]))
-            log.info("%s, %s sizes: round %d of %d", setup.network, setup.sizes, bench.done + 1, rounds)
+
+        def take(name: str, number: int) -> float:
+            bench.done = number
+            return bench.seconds(STEPS[name])
+
+        what = f"{setup.network}, {setup.sizes} sizes"
+        seconds = in_turns(take, list(STEPS), rounds, bench.fabric.device, what)
         memory = MEMORY[bench.fabric.device.type](bench, setup) if memory_too else {}
     return Measured(seconds, memory, pixels)
 
@@ -143,7 +139,7 @@ def _words(options: argparse.Namespace) -> list[str]:
 def _head(options: argparse.Namespace, short_side: int, detectron2_version: str) -> list[str]:
     """The page up to the rows of its table."""
     gpu = torch.cuda.is_available()
-    device = torch.cuda.get_device_name() if gpu else f"{torch.get_num_threads()} CPU thread(s)"
+    device = device_name(gpu)
     height, width = frame_of(short_side)
     return [
         "# What a whole adaptation step costs",

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import shlex
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 # By kind of device: wait until it has done its work.
 FINISH: dict[str, Callable[[], None]] = {"cpu": lambda: None, "cuda": torch.cuda.synchronize}
@@ -63,6 +68,35 @@ def rounds_before(rounds: int, device: torch.device) -> range:
         device: that they run on.
     """
     return range(rounds if device.type == "cuda" else min(rounds, 1))
+
+
+def in_turns(
+    take: Callable[[str, int], T], names: Sequence[str], rounds: int, device: torch.device, what: str
+) -> dict[str, list[T]]:
+    """What is measured of each name, round by round; they take turns, in another order every round.
+
+    Args:
+        take: measures one of the names, given the number of the round.
+        names: of what is compared.
+        rounds: that are measured, after those of `rounds_before`.
+        device: that they run on.
+        what: they are, for the log.
+    """
+    for number in rounds_before(rounds, device):
+        for name in names:
+            take(name, number)
+    measured: dict[str, list[T]] = {name: [] for name in names}
+    for number in range(rounds):
+        first = number % len(names)
+        for name in (*names[first:], *names[:first]):
+            measured[name].append(take(name, number))
+        log.info("%s: round %d of %d", what, number + 1, rounds)
+    return measured
+
+
+def device_name(gpu: bool) -> str:
+    """The GPU, or how many threads of the CPU there are, for a page."""
+    return torch.cuda.get_device_name() if gpu else f"{torch.get_num_threads()} CPU thread(s)"
 
 
 def clock_text(device: torch.device) -> str:

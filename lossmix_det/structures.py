@@ -208,12 +208,12 @@ class Uncounted:
     They stay on the CPU, where pseudo-labels are measured.
 
     Args:
-        difficult: objects that are hard to see.
-        crowds: groups of objects under one box.
+        objects: N objects that are hard to see, or groups of objects under one box.
+        crowd: (N,) bool, which are groups.
     """
 
-    difficult: Instances
-    crowds: Instances
+    objects: Instances
+    crowd: Tensor
 
 
 @dataclass(frozen=True)
@@ -228,6 +228,10 @@ class Views:
     strong: ImageBatch | None
     truths: tuple[Instances, ...] | None
     uncounted: tuple[Uncounted, ...] | None = None
+
+    def unlabelled(self) -> Views:
+        """The same views without what is known of their objects."""
+        return Views(self.weak, self.strong, None)
 
     def to(self, device: torch.device | str) -> Views:
         """The same views on another device."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision.ops import box_iou, clip_boxes_to_image
 
 from lossmix_det.config import PseudoLabelConfig
+from lossmix_det.data.boxes import overlaps
 from lossmix_det.errors import UserError, nearest
 from lossmix_det.structures import Instances, Uncounted
 
@@ -173,12 +174,12 @@ def match_truths(labels: Instances, truth: Instances, iou: float = 0.5) -> Tenso
     matched = torch.zeros(len(labels), dtype=torch.bool)
     if not len(labels) or not len(truth):
         return matched
-    overlaps = box_iou(labels.boxes, truth.boxes)
-    overlaps[labels.classes[:, None] != truth.classes] = 0
-    for index, row in enumerate(overlaps):
+    shared = box_iou(labels.boxes, truth.boxes)
+    shared[labels.classes[:, None] != truth.classes] = 0
+    for index, row in enumerate(shared):
         best = int(row.argmax())
         if row[best] >= iou:
-            overlaps[:, best] = 0
+            shared[:, best] = 0
             matched[index] = True
     return matched
 
@@ -186,27 +187,14 @@ def match_truths(labels: Instances, truth: Instances, iou: float = 0.5) -> Tenso
 def excused(labels: Instances, uncounted: Uncounted, share: float = 0.5) -> Tensor:
     """(N,) bool: which pseudo-labels show an object of their class that does not count, so that they are no mistakes.
 
-    Of a difficult object IoU decides, as in VOC's evaluation; of a crowd the share of the label that lies in it, as in
-    COCO's.
-
     Args:
         labels, uncounted: on the CPU.
-        share: the least of either.
+        share: the least overlap, which of a crowd is the share of the label that lies in it.
     """
-    found = torch.zeros(len(labels), dtype=torch.bool)
-    if not len(labels):
-        return found
-    for objects, shares in ((uncounted.difficult, box_iou), (uncounted.crowds, _inside)):
-        if len(objects):
-            overlaps = shares(labels.boxes, objects.boxes)
-            found |= ((overlaps >= share) & (labels.classes[:, None] == objects.classes)).any(dim=1)
-    return found
-
-
-def _inside(boxes: Tensor, others: Tensor) -> Tensor:
-    """(N, M) the share of each box that lies in each of the others."""
-    low, high = torch.maximum(boxes[:, None, :2], others[:, :2]), torch.minimum(boxes[:, None, 2:], others[:, 2:])
-    return (high - low).clamp(min=0).prod(dim=-1) / (boxes[:, 2:] - boxes[:, :2]).prod(dim=-1, keepdim=True)
+    objects = uncounted.objects
+    shared = overlaps(labels.boxes.numpy(), objects.boxes.numpy(), uncounted.crowd.numpy())
+    same = labels.classes[:, None] == objects.classes
+    return ((torch.from_numpy(shared) >= share) & same).any(dim=1)
 
 
 def to_cpu(instances: Sequence[Instances]) -> list[Instances]:

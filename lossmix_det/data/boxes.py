@@ -1,9 +1,12 @@
-"""Upright boxes around what is none. Boxes are ``xyxy``."""
+"""Upright boxes around what is none, and what boxes have in common. Boxes are ``xyxy``."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+
+import numpy as np
+from faster_coco_eval import mask
 
 Box = tuple[float, float, float, float]
 
@@ -36,3 +39,14 @@ def around_rotated(cx: float, cy: float, width: float, height: float, degrees: f
     cos, sin = abs(math.cos(math.radians(degrees))), abs(math.sin(math.radians(degrees)))
     half_width, half_height = (width * cos + height * sin) / 2, (width * sin + height * cos) / 2
     return cx - half_width, cy - half_height, cx + half_width, cy + half_height
+
+
+def overlaps(boxes: np.ndarray, truths: np.ndarray, crowd: np.ndarray) -> np.ndarray:
+    """(D, T) intersection over union as COCO computes it: of a crowd over the detection alone.
+
+    Args:
+        boxes, truths: (D, 4) and (T, 4) ``xyxy``.
+        crowd: (T,) bool.
+    """
+    sized = (np.hstack([of[:, :2], of[:, 2:] - of[:, :2]]) for of in (boxes.astype(float), truths.astype(float)))
+    return np.reshape(mask.iou(*sized, crowd.tolist()), (len(boxes), len(truths)))

@@ -102,14 +102,12 @@ class TrainingImages(Dataset):
             except Exception as error:  # a decoder or an augmentation, which raise almost anything
                 problems.append(Unreadable(record.path, _reason(error)))
         weak, strong = (BLANK if name in self.config.views else None for name in ("weak", "strong"))
-        uncounted = Uncounted(Instances.empty(), Instances.empty()) if self.measured else None
+        uncounted = Uncounted(Instances.empty(), torch.zeros(0, dtype=torch.bool)) if self.measured else None
         return Sample(weak, strong, Instances.empty(), draw.key, draw.index, tuple(problems), uncounted)
 
     def _sample(self, record: ImageRecord, draw: Draw, problems: tuple[Unreadable, ...]) -> Sample:
         image = read(record.path, self.config.high_bit_depth, exif=record.exif)
-        shown = (
-            np.arange(len(record.boxes)) if self.measured else teaches(record, self.config.keep_difficult).nonzero()[0]
-        )
+        shown = np.flatnonzero(teaches(record, self.config.keep_difficult) | self.measured)
         masks = None if record.masks is None else unpacked(record.masks[shown])
         views = self.augment(image, record.boxes[shown], draw.key, masks)
         shown = shown[views.kept]
@@ -117,9 +115,9 @@ class TrainingImages(Dataset):
         truth = Instances(torch.from_numpy(views.boxes), torch.from_numpy(record.classes[shown]), masks=masks)
         uncounted = None
         if self.measured:
-            crowd, difficult = (torch.from_numpy(marks[shown]) for marks in (record.crowd, record.difficult))
-            uncounted = Uncounted(truth[difficult & ~crowd], truth[crowd])
-            truth = truth[~(crowd | difficult)]
+            crowd = torch.from_numpy(record.crowd[shown])
+            counted = torch.from_numpy(teaches(record, keep_difficult=False)[shown])
+            uncounted, truth = Uncounted(truth[~counted], crowd[~counted]), truth[counted]
         weak, strong = (None if view is None else _channels_first(view) for view in (views.weak, views.strong))
         return Sample(weak, strong, truth, draw.key, draw.index, problems, uncounted)
 

@@ -5,23 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from faster_coco_eval import COCO, COCOeval_faster, mask
+from faster_coco_eval import COCO, COCOeval_faster
 
 from lossmix_det.data.records import ImageSet
 
 COCO_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 COCO_LIMIT = 100  # detections of an image and class that count in COCO's own evaluation
-
-
-def overlaps(boxes: np.ndarray, truths: np.ndarray, crowd: np.ndarray) -> np.ndarray:
-    """(D, T) intersection over union as COCO computes it: of a crowd over the detection alone.
-
-    Args:
-        boxes, truths: (D, 4) and (T, 4) ``xyxy``.
-        crowd: (T,) bool.
-    """
-    sized = (np.hstack([of[:, :2], of[:, 2:] - of[:, :2]]) for of in (boxes.astype(float), truths.astype(float)))
-    return np.reshape(mask.iou(*sized, crowd.tolist()), (len(boxes), len(truths)))
 
 
 class _IgnoringDifficult(COCOeval_faster):

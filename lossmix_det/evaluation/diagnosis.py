@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from lossmix_det.data.boxes import overlaps
 from lossmix_det.data.packed import ImageRecord
 from lossmix_det.data.records import ImageSet
-from lossmix_det.evaluation.coco import overlaps
 from lossmix_det.evaluation.detect import ranked_by_class
 from lossmix_det.evaluation.voc import Ranked
 

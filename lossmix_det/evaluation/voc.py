@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lossmix_det.evaluation.coco import overlaps
+from lossmix_det.data.boxes import overlaps
 
 VOC_METRICS = ("VOC_AP50", "VOC07_AP50")  # area under the curve; mean of 11 points
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 from lightning_fabric import Fabric
 
@@ -84,7 +83,7 @@ class Streams:
             self._note([problem for _, problems in loaded for problem in problems], unreadable)
             views = [view for view, _ in loaded]
             if self.target_sets and not self.target_labelled:
-                views[1] = replace(views[1], truths=None, uncounted=None)
+                views[1] = views[1].unlabelled()
             yield StepBatch(*views), time.perf_counter() - started
 
     def _note(self, problems: list[Unreadable], unreadable: set[Unreadable]) -> None:

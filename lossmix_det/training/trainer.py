@@ -200,7 +200,7 @@ class Trainer:
         if state.adapting:
             labelled = state.labeller.label(state.teacher.module, batch.target, state.step)
             pseudo_labels, soft_teacher = labelled
-        unlabelled = batch.target and replace(batch.target, truths=None, uncounted=None)
+        unlabelled = batch.target and batch.target.unlabelled()
         phase, train, mixing = self.phases.at(state.step), self.config.train, self.config.mixing
         self.clean_pass = CleanPass(state, self.fabric, mixing.clean_share, train.accumulate, soft_teacher)
         clean_pass = self.clean_pass if phase.recipe.needs_gradient else None

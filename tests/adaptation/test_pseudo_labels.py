@@ -134,10 +134,10 @@ def test_what_shows_a_difficult_object_or_a_part_of_a_crowd_is_no_mistake():
         (46, 0, 66, 10, 0, 0.9),  # beyond it for the greater part
         (40, 0, 50, 10, 1, 0.9),  # of another class
     )
-    uncounted = Uncounted(found((0, 0, 10, 10, 0, 1)), found((20, 0, 52, 32, 0, 1)))
+    uncounted = Uncounted(found((0, 0, 10, 10, 0, 1), (20, 0, 52, 32, 0, 1)), torch.tensor([False, True]))
     assert excused(labels, uncounted).tolist() == [True, False, True, False, False]
     assert excused(found(), uncounted).tolist() == []
-    assert excused(labels, Uncounted(found(), found())).tolist() == [False] * 5
+    assert excused(labels, Uncounted(found(), torch.zeros(0, dtype=torch.bool))).tolist() == [False] * 5
 
 
 def test_precision_is_of_the_labels_that_count(tmp_path):
@@ -154,7 +154,8 @@ def test_precision_is_of_the_labels_that_count(tmp_path):
         labeller.label(teacher, replace(target, truths=truths, uncounted=uncounted), 0)
         return labeller.row()
 
-    some = Uncounted(first[:1], first[1:]), Uncounted(nothing, nothing)
+    crowd = torch.arange(len(first)) > 0
+    some = Uncounted(first, crowd), Uncounted(nothing, crowd[:0])
     plain, excusing = row(None), row(some)
     assert plain["pseudo/precision"] == pytest.approx(1 / (len(first) + len(second)))
     assert excusing["pseudo/precision"] == pytest.approx(1 / len(second))

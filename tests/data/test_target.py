@@ -97,10 +97,10 @@ def test_what_does_not_count_comes_beside_the_truths_of_the_target(tmp_path, voc
     number = next(index for index, truth in enumerate(views.truths) if len(truth))
     truth, uncounted = views.truths[number], views.uncounted[number]
     assert truth.classes.tolist() == [0]
-    assert uncounted.difficult.classes.tolist() == [1]
-    assert uncounted.difficult.boxes.tolist() == [[0, 5, 50, 40]]
-    assert len(uncounted.crowds) == 0
-    assert [len(other.difficult) for other in views.uncounted] == [number == 0, number == 1]
+    assert uncounted.objects.classes.tolist() == [1]
+    assert uncounted.objects.boxes.tolist() == [[0, 5, 50, 40]]
+    assert uncounted.crowd.tolist() == [False]
+    assert [len(other.objects) for other in views.uncounted] == [number == 0, number == 1]
 
 
 def test_crowds_of_the_target_come_beside_its_truths(tmp_path):
@@ -118,8 +118,8 @@ def test_crowds_of_the_target_come_beside_its_truths(tmp_path):
     sets = [load_target("drawings", settings, ["cat"])]
     views, _ = next(iter(target_loader(sets, settings.data, seed=0)))
     assert views.truths[0].boxes.tolist() == [[1, 2, 11, 12]]
-    assert views.uncounted[0].crowds.boxes.tolist() == [[20, 5, 50, 25]]
-    assert len(views.uncounted[0].difficult) == 0
+    assert views.uncounted[0].objects.boxes.tolist() == [[20, 5, 50, 25]]
+    assert views.uncounted[0].crowd.tolist() == [True]
     trained, _ = next(iter(training_loader(sets, settings.data, seed=0)))
     assert trained.uncounted is None
     assert len(trained.truths[0]) == 1
